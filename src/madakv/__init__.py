@@ -1,0 +1,44 @@
+"""madakv: evict a multimodal LLM's KV cache while it reads the prompt, per attention head and per modality."""
+
+from importlib.metadata import version
+
+from madakv.api import evict
+from madakv.errors import (
+    ConfigurationError,
+    InputError,
+    MadaKVError,
+    MissingExtraError,
+    NestedEvictionError,
+    UnsupportedModelError,
+    UnsupportedOptionError,
+)
+from madakv.eviction import allocate
+from madakv.methods import Full, MadaKV, Method, list_methods
+from madakv.modality import Modality, known_families, register_family
+from madakv.plan import KeepPlan
+from madakv.run import Kept, Run
+
+__version__ = version("madakv")
+
+__all__ = [
+    "ConfigurationError",
+    "Full",
+    "InputError",
+    "KeepPlan",
+    "Kept",
+    "MadaKV",
+    "MadaKVError",
+    "Method",
+    "MissingExtraError",
+    "Modality",
+    "NestedEvictionError",
+    "Run",
+    "UnsupportedModelError",
+    "UnsupportedOptionError",
+    "__version__",
+    "allocate",
+    "evict",
+    "known_families",
+    "list_methods",
+    "register_family",
+]

@@ -1,0 +1,42 @@
+"""`madakv.evict`: the library's front door."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from madakv.hf.attach import attached
+from madakv.methods import Method, resolve
+from madakv.run import Run
+
+
+@contextmanager
+def evict(
+    model: Any, method: str | Method = "madakv", *, budget: float | int | None = None, **options: Any
+) -> Iterator[Run]:
+    """Evict the KV cache of every prompt that `model` reads inside the block.
+
+    Works with `model.generate()`, with pipelines around the model, and with plain forward loops that hand
+    `past_key_values` on. The model is restored on exit, after an exception too.
+
+    Args:
+        model: a transformers model in eval mode, text-only or of a known multimodal family.
+        method: a name from `madakv.list_methods()` or a method object such as `madakv.MadaKV(theta=0.9)`.
+        budget: share of the prompt's KV entries that stays, a float in (0, 1]; or an int, entries per head and
+            layer on average. None: the method's own.
+        options: further fields of the method.
+
+    Yields:
+        A `Run`, whose `last` tells what the most recent prompt's eviction kept.
+
+    Raises:
+        ConfigurationError: unknown method or option, or a bad value.
+        UnsupportedModelError: see `madakv.register_family` for unknown multimodal families.
+        UnsupportedOptionError: training mode; or, inside the block, a generation option that cannot be combined
+            with eviction.
+        NestedEvictionError: the model is already inside such a block.
+    """
+    run = Run(resolve(method, budget=budget, **options))
+    with attached(model, run):
+        yield run

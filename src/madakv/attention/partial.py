@@ -1,0 +1,115 @@
+"""Attention over a part of the keys, in a form that parts can be put together from.
+
+A part is its own softmax-weighted mean of values and the log of its softmax denominator; parts combine as
+their means weighted by their denominators, which is the attention over all keys at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Partial:
+    """Attention of R query rows over some keys.
+
+    Attributes:
+        out: [..., R, Dv] fp32, zero where no key was visible.
+        lse: [..., R] fp32, log of the sum of exponentiated logits, -inf where no key was visible.
+    """
+
+    out: Tensor
+    lse: Tensor
+
+
+def partial_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaling: float,
+    mask: Tensor | None = None,
+    softcap: float | None = None,
+) -> Partial:
+    """Attention over one rectangle of keys; on a CPU in one fused pass over the keys and values.
+
+    Args:
+        query: [X, H, R, Dk].
+        key: [X, H, t, Dk], t at least 1; a stride of 0 over X or H is fine.
+        value: [X, H, t, Dv].
+        scaling: factor on the logits.
+        mask: broadcastable to [X, H, R, t], bool (true = visible) or additive float; None = all visible.
+        softcap: see `LayerView`.
+    """
+    fused = query.device.type == "cpu" and softcap is None and key.shape[-1] == value.shape[-1]
+    return (
+        _fused_cpu(query, key, value, scaling, mask)
+        if fused
+        else _matmul(query, key, value, scaling, mask, softcap)
+    )
+
+
+def merge(parts: list[Partial]) -> Partial:
+    """The attention over the keys of all parts together."""
+    if len(parts) == 1:
+        return parts[0]
+    lse = torch.stack([part.lse for part in parts])
+    total = torch.logsumexp(lse, dim=0)
+    weight = torch.exp(lse - total.masked_fill(total == float("-inf"), 0.0))
+    out = torch.stack([part.out for part in parts])
+    return Partial(out=(out * weight[..., None]).sum(0), lse=total)
+
+
+def merge_scattered(out: Tensor, lse: Tensor, owner: Tensor, owners: int) -> Partial:
+    """Merge many parts of many owners at once.
+
+    Args:
+        out: [S, R, Dv] fp32, part s belongs to `owner[s]`.
+        lse: [S, R] fp32.
+        owner: [S] int64 in [0, owners].
+        owners: number of owners; the id `owners` itself marks a part that belongs to nobody.
+
+    Returns:
+        Partial with out [owners, R, Dv] and lse [owners, R].
+    """
+    R = lse.shape[1]
+    top = lse.new_full((owners + 1, R), float("-inf"))
+    top = top.scatter_reduce(0, owner[:, None].expand(-1, R), lse, "amax")
+    weight = torch.exp(lse - top.masked_fill(top == float("-inf"), 0.0)[owner])
+    den = lse.new_zeros(owners + 1, R).index_add(0, owner, weight)[:owners]
+    num = out.new_zeros(owners + 1, R, out.shape[-1]).index_add(0, owner, out * weight[..., None])[:owners]
+    return Partial(out=num / den.clamp_min(1e-38)[..., None], lse=top[:owners] + den.log())
+
+
+def _fused_cpu(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None) -> Partial:
+    # The kernel behind scaled_dot_product_attention; the public function drops the denominator.
+    if mask is not None:
+        mask = mask.expand(*query.shape[:3], key.shape[2])
+        if mask.dtype == torch.bool:
+            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, float("-inf"))
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        query, key, value, 0.0, False, attn_mask=mask, scale=scaling
+    )
+    lse = lse.view(query.shape[:3])
+    if mask is not None:
+        # It reports a denominator of one for a row that sees nothing.
+        lse = lse.masked_fill((mask == float("-inf")).all(-1), float("-inf"))
+    return Partial(out=out.float(), lse=lse)
+
+
+def _matmul(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None, softcap: float | None
+) -> Partial:
+    logits = query.float() @ key.float().transpose(-1, -2) * scaling
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    if mask is not None:
+        logits = (
+            logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask.float()
+        )
+    lse = torch.logsumexp(logits, dim=-1)
+    weight = torch.exp(logits - lse.masked_fill(lse == float("-inf"), 0.0)[..., None])
+    return Partial(out=weight @ value.float(), lse=lse)

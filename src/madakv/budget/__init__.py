@@ -1,0 +1,15 @@
+"""How many entries each layer, head and modality may keep, and which ones they are."""
+
+from madakv.budget.apportion import apportion
+from madakv.budget.ledger import Ledger, prompt_entries
+from madakv.budget.mpa import Demand, demand, preference, top_of_each_modality
+
+__all__ = [
+    "Demand",
+    "Ledger",
+    "apportion",
+    "demand",
+    "preference",
+    "prompt_entries",
+    "top_of_each_modality",
+]

@@ -1,0 +1,96 @@
+"""Modality preference adaptation: each head's budget is split by what that head attends to.
+
+Source: MadaKV, equations for w_m, phi_m and k_m. Everything here is per batch row and KV head, and nothing
+knows how many modalities there are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from madakv.modality import Modality
+
+KINDS = len(Modality) - 1
+"""Number of modality ids that a token can have, padding aside; the size M of every per-modality axis."""
+
+
+@dataclass(frozen=True, eq=False)
+class Demand:
+    """What the heads of one layer attend to.
+
+    Attributes:
+        weight: [B, H, M] fp64, w_m: psi summed over the candidates of modality m.
+        tokens: [B, H, M] int64, n_m: how many candidates there are.
+        wanted: [B, H, M] int64, k_m: the fewest candidates whose psi sums to theta * w_m.
+    """
+
+    weight: Tensor
+    tokens: Tensor
+    wanted: Tensor
+
+
+def preference(psi: Tensor, modality: Tensor, candidates: Tensor) -> tuple[Tensor, Tensor]:
+    """w_m and n_m of every head.
+
+    Args:
+        psi: [B, H, N] float.
+        modality: [B, N] of `Modality` values.
+        candidates: [B, H, N] bool, the tokens that compete (padding and protected tokens do not).
+
+    Returns:
+        [B, H, M] fp64 weights and [B, H, M] int64 counts.
+    """
+    member = _one_hot(modality)[:, None] & candidates[..., None]
+    weight = torch.where(member, psi.to(torch.float64)[..., None], 0.0).sum(2)
+    return weight, member.sum(2)
+
+
+def demand(psi: Tensor, modality: Tensor, candidates: Tensor, theta: float) -> Demand:
+    """w_m, n_m and k_m of every head.
+
+    Args:
+        psi, modality, candidates: as `preference`.
+        theta: the share of w_m, in (0, 1], that the demanded tokens must hold.
+    """
+    weight, tokens = preference(psi, modality, candidates)
+    order = torch.where(candidates, psi.to(torch.float64), -1.0).argsort(dim=-1, descending=True, stable=True)
+    psi_sorted = psi.to(torch.float64).gather(-1, order)
+    competes = candidates.gather(-1, order)
+    kind = modality[:, None].expand_as(order).gather(-1, order)
+    wanted = torch.zeros_like(tokens)
+    for m in range(KINDS):
+        member = competes & (kind == m)
+        held = torch.where(member, psi_sorted, 0.0).cumsum(-1)
+        short = member & (held < theta * weight[..., m, None])
+        wanted[..., m] = short.sum(-1) + (weight[..., m] > 0)
+    return Demand(weight=weight, tokens=tokens, wanted=torch.minimum(wanted, tokens))
+
+
+def top_of_each_modality(score: Tensor, modality: Tensor, candidates: Tensor, count: Tensor) -> Tensor:
+    """Keep, per head, the `count[..., m]` best-scored candidates of each modality m; ties to the earlier.
+
+    Args:
+        score: [B, H, N] float.
+        modality: [B, N] of `Modality` values.
+        candidates: [B, H, N] bool.
+        count: [B, H, M] int64.
+
+    Returns:
+        [B, H, N] bool.
+    """
+    order = score.masked_fill(~candidates, float("-inf")).argsort(dim=-1, descending=True, stable=True)
+    competes = candidates.gather(-1, order)
+    kind = modality[:, None].expand_as(order).gather(-1, order)
+    chosen = torch.zeros_like(candidates)
+    for m in range(KINDS):
+        member = competes & (kind == m)
+        chosen |= member & (member.cumsum(-1) <= count[..., m, None])
+    return torch.zeros_like(chosen).scatter(-1, order, chosen)
+
+
+def _one_hot(modality: Tensor) -> Tensor:
+    """[B, N] -> [B, N, M] bool, all false at padding."""
+    return modality[..., None] == torch.arange(KINDS, device=modality.device)

@@ -1,0 +1,122 @@
+"""Kept prompt entries of one layer: every row and head with its own length, packed without a gap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from madakv.cache.tiles import TileSchedule
+from madakv.plan import KeepPlan
+
+_LEAST_TILE = 8
+_MOST_TILE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class RaggedEntries:
+    """Keys and values of T entries, heads one after another in row-major [B, H] order.
+
+    Immutable: what is generated later goes to a `Tail`, so that nothing here is ever copied to grow.
+
+    Attributes:
+        keys: [T, Dk], owning exactly its memory. If heads are uneven, T is rounded up to whole tiles, and the
+            few entries behind the last head are zero.
+        values: [T, Dv].
+        counts: [B, H] int64, entries of each row and head.
+        lengths: the counts as plain ints, row-major, so that no step has to ask the device.
+        tile: entries that attention reads as one block where heads are uneven.
+    """
+
+    keys: Tensor
+    values: Tensor
+    counts: Tensor
+    lengths: tuple[int, ...]
+    tile: int
+
+    @classmethod
+    def gather(cls, keys: Tensor, values: Tensor, plan: KeepPlan) -> RaggedEntries:
+        """Copy the planned entries out of a layer's full keys and values, which are then free to go.
+
+        Args:
+            keys: [B, H, N, Dk].
+            values: [B, H, N, Dv].
+            plan: the entries to keep.
+        """
+        B, H, N, _ = keys.shape
+        head = torch.arange(B * H, device=keys.device).repeat_interleave(plan.counts.flatten())
+        source = (head // H, head % H, plan.positions)
+        return cls._pack(keys, values, source, plan.counts)
+
+    @classmethod
+    def _pack(cls, keys: Tensor, values: Tensor, source: tuple[Tensor, ...], counts: Tensor) -> RaggedEntries:
+        """Copy `keys[source]` and `values[source]`, which lie in the order of the heads, into fresh memory."""
+        lengths = tuple(counts.flatten().tolist())
+        tile = _tile_size(lengths)
+        size = -(-sum(lengths) // tile) * tile
+        return cls(
+            keys=_packed(keys, source, size),
+            values=_packed(values, source, size),
+            counts=counts,
+            lengths=lengths,
+            tile=tile,
+        )
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """[B, H] int64: where each head's entries begin."""
+        flat = self.counts.flatten()
+        return (flat.cumsum(0) - flat).view_as(self.counts)
+
+    @cached_property
+    def tiles(self) -> TileSchedule:
+        """Which heads own which tile of the memory; asked for only where heads are uneven."""
+        return TileSchedule.of(self.lengths, self.tile, self.keys.device)
+
+    @property
+    def even(self) -> bool:
+        """Whether all rows and heads hold equally many entries, so that the memory is a plain [B, H, t, D]."""
+        return len(set(self.lengths)) == 1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the storages behind keys and values, whatever part of them is in use."""
+        return self.keys.untyped_storage().nbytes() + self.values.untyped_storage().nbytes()
+
+    def select_rows(self, rows: Tensor) -> RaggedEntries:
+        """The entries of the given rows, in that order and repeated as asked; a copy.
+
+        Args:
+            rows: [B'] int64 row indices.
+        """
+        counts = self.counts[rows]
+        flat = counts.flatten()
+        shift = self.starts[rows].flatten() - (flat.cumsum(0) - flat)
+        source = torch.arange(int(flat.sum()), device=flat.device) + shift.repeat_interleave(flat)
+        return self._pack(self.keys, self.values, (source,), counts)
+
+    def to(self, device: torch.device | str) -> RaggedEntries:
+        """The same entries on another device."""
+        return replace(
+            self, keys=self.keys.to(device), values=self.values.to(device), counts=self.counts.to(device)
+        )
+
+
+def _packed(tensor: Tensor, source: tuple[Tensor, ...], size: int) -> Tensor:
+    used = source[0].shape[0]
+    if used == size:
+        return tensor[source]
+    packed = tensor.new_empty(size, tensor.shape[-1])
+    packed[:used] = tensor[source]
+    packed[used:] = 0
+    return packed
+
+
+def _tile_size(lengths: tuple[int, ...]) -> int:
+    """Entries per tile: one head's length if all are equal, else a power of two that few heads share."""
+    if len(set(lengths)) == 1:
+        return max(1, lengths[0])
+    typical = sum(lengths) // len(lengths)
+    return max(_LEAST_TILE, min(_MOST_TILE, 1 << max(0, typical.bit_length() - 2)))

@@ -1,0 +1,1 @@
+"""Tasks and scores that show what eviction costs."""

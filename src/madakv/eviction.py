@@ -1,0 +1,86 @@
+"""One prompt's eviction in progress: from a layer's view to its keep-plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from madakv.errors import InputError
+from madakv.methods import Allocator, Method, resolve
+from madakv.plan import KeepPlan
+from madakv.scoring import LayerView
+
+
+class PromptEviction:
+    """Scores and plans the layers of one prompt in order, each right after its attention has run.
+
+    Args:
+        method: how to score and decide.
+        modality: [B, N] of `Modality` values.
+        layers: how many layers will be evicted.
+
+    Attributes:
+        plans: the plans decided so far.
+    """
+
+    def __init__(self, method: Method, modality: Tensor, layers: int) -> None:
+        self.method = method
+        self.modality = modality
+        self.layers = layers
+        self.plans: list[KeepPlan] = []
+        self._allocator: Allocator | None = None
+
+    def plan(self, view: LayerView) -> KeepPlan:
+        """The plan of the next layer, on the device of the prompt's modality map."""
+        if self._allocator is None:
+            heads = view.key.shape[1]
+            self._allocator = self.method.allocator(self.modality, heads=heads, layers=self.layers)
+        plan = self._allocator.decide(self.method.score(view).to(self.modality.device))
+        self.plans.append(plan)
+        return plan
+
+
+def allocate(
+    psi: Sequence[Tensor],
+    modality: Tensor,
+    method: str | Method,
+    *,
+    budget: float | int | None = None,
+    **options: Any,
+) -> list[KeepPlan]:
+    """Decide what every layer keeps, from scores alone: the same decision that `madakv.evict` executes.
+
+    Args:
+        psi: one [B, H, N] float tensor per layer, in the order of the layers.
+        modality: [B, N] integer, 0 text, 1 image, 2 video, 3 audio, -1 padding.
+        method: a name from `madakv.list_methods()` or a method object.
+        budget: overrides the method's budget.
+        options: further fields of the method.
+
+    Returns:
+        One `KeepPlan` per layer.
+
+    Raises:
+        ConfigurationError: see `madakv.evict`.
+        InputError: shapes that do not fit together, or scores that are not finite and non-negative.
+    """
+    chosen = resolve(method, budget=budget, **options)
+    if not psi:
+        raise InputError("psi must hold one tensor per layer; got none")
+    if modality.dim() != 2:
+        raise InputError(f"modality must be [B, N]; got shape {tuple(modality.shape)}")
+    B, N = modality.shape
+    H = psi[0].shape[1] if psi[0].dim() == 3 else 0
+    for layer, scores in enumerate(psi):
+        if scores.shape != (B, H, N):
+            raise InputError(
+                f"psi[{layer}] has shape {tuple(scores.shape)}; modality is {(B, N)} and psi[0] "
+                f"{tuple(psi[0].shape)}, so [B, H, N] = {(B, H, N)} is needed"
+            )
+        if not bool((torch.isfinite(scores) & (scores >= 0)).all()):
+            raise InputError(f"psi[{layer}] holds values that are negative or not finite")
+    allocator = chosen.allocator(modality.to(torch.int64), heads=H, layers=len(psi))
+    return [allocator.decide(scores) for scores in psi]

@@ -1,0 +1,1 @@
+"""The only place that knows transformers: caches, attention functions, hooks and generation options."""

@@ -1,0 +1,168 @@
+"""Put a model under eviction for the length of a `with` block, and restore it exactly."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from madakv.errors import (
+    ConfigurationError,
+    NestedEvictionError,
+    UnsupportedModelError,
+    UnsupportedOptionError,
+)
+from madakv.hf.attention import IMPLEMENTATION, register
+from madakv.hf.cache import RaggedCache
+from madakv.hf.options import check_cache, check_generation_options, without_cache_implementation
+from madakv.modality import family_of, prompt_modality
+from madakv.run import Kept, Run
+
+
+@contextmanager
+def attached(model: Any, run: Run) -> Iterator[None]:
+    """Evict every prompt that `model` reads inside the block; see `madakv.evict`."""
+    _check_model(model)
+    RaggedCache(model.config, run.method)
+    register()
+    configs = _attention_configs(model)
+    before = [config._attn_implementation for config in configs]
+    if IMPLEMENTATION in before:
+        raise NestedEvictionError(
+            "this model is already inside `madakv.evict`; leave that block before entering another"
+        )
+    hooks = []
+    try:
+        for config in configs:
+            config._attn_implementation_internal = IMPLEMENTATION
+        hooks.append(model.register_forward_pre_hook(_Prepare(model, run.method), with_kwargs=True))
+        hooks.append(model.register_forward_hook(_Record(run), with_kwargs=True))
+        if callable(getattr(model, "generate", None)):
+            model.generate = _guarded(model, model.generate, run.method)
+            model.generate_batch = _refuse_generate_batch
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for name in ("generate", "generate_batch"):
+            model.__dict__.pop(name, None)
+        for config, implementation in zip(configs, before, strict=True):
+            config._attn_implementation_internal = implementation
+
+
+class _Prepare:
+    """Before each forward pass: see to it that there is a cache, and tell it of a new prompt."""
+
+    def __init__(self, model: PreTrainedModel, method: Any) -> None:
+        self._config = model.config
+        self._method = method
+        self._signature = inspect.signature(type(model).forward)
+
+    def __call__(
+        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if module.training:
+            raise UnsupportedOptionError("the model is in training mode; call model.eval() before evicting")
+        if args:
+            names = list(self._signature.parameters)[1:]
+            kwargs = dict(zip(names, args, strict=False)) | kwargs
+        if kwargs.get("output_attentions"):
+            raise UnsupportedOptionError("output_attentions=True cannot be combined with eviction")
+        if kwargs.get("use_cache") is False:
+            raise UnsupportedOptionError("use_cache=False leaves nothing to evict; drop it, or leave `madakv.evict`")
+        check_cache(kwargs.get("past_key_values"))
+        if kwargs.get("past_key_values") is None:
+            kwargs["past_key_values"] = RaggedCache(self._config, self._method)
+            kwargs["use_cache"] = True
+        cache = kwargs["past_key_values"]
+        if cache.awaits_prompt:
+            modality = prompt_modality(
+                self._config,
+                kwargs.get("input_ids"),
+                attention_mask=kwargs.get("attention_mask"),
+                mm_token_type_ids=kwargs.get("mm_token_type_ids"),
+            )
+            cache.begin_prompt(modality)
+        return (), kwargs
+
+
+class _Record:
+    """After the prefill: make sure that every layer was evicted, and note what was kept."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._noted: int | None = None
+
+    def __call__(
+        self, module: torch.nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any
+    ) -> None:
+        cache: RaggedCache = kwargs["past_key_values"]
+        if cache.recorded:
+            return
+        untouched = [i for i in cache.evicted_layers if cache.layers[i].awaits_prompt]
+        if untouched:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} ran layers {untouched} without madakv's attention: they do not go through "
+                "transformers' AttentionInterface"
+            )
+        cache.recorded = True
+        self._run.last = Kept(
+            method=repr(cache.method),
+            layers=cache.evicted_layers,
+            plans=tuple(plan.to("cpu") for plan in cache.plans),
+            modality=cache.modality.to("cpu"),
+            kv_bytes=cache.nbytes,
+            kv_bytes_full=cache.full_nbytes,
+            other_bytes=cache.other_nbytes,
+        )
+
+
+def _guarded(model: PreTrainedModel, generate: Callable[..., Any], method: Any) -> Callable[..., Any]:
+    """`generate` with madakv's cache, refusing what cannot be combined with it."""
+
+    @functools.wraps(generate)
+    def guarded(inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
+        named = list(inspect.signature(generate).parameters)[2:]
+        kwargs = dict(zip(named, args, strict=False)) | kwargs
+        default = model.generation_config
+        check_generation_options(kwargs, generation_config, default)
+        check_cache(kwargs.get("past_key_values"))
+        if kwargs.get("past_key_values") is None:
+            kwargs["past_key_values"] = RaggedCache(model.config, method)
+        kwargs.pop("cache_implementation", None)
+        generation_config = without_cache_implementation(generation_config, default)
+        return generate(inputs, generation_config=generation_config, **kwargs)
+
+    return guarded
+
+
+def _refuse_generate_batch(*_: Any, **__: Any) -> None:
+    raise UnsupportedOptionError("generate_batch (continuous batching) cannot be combined with eviction")
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, PreTrainedModel):
+        raise ConfigurationError(
+            f"evict needs a transformers PreTrainedModel; got {type(model).__name__}. Of a wrapper (PEFT, "
+            "torch.compile), pass the model inside"
+        )
+    if model.training:
+        raise UnsupportedOptionError("the model is in training mode; call model.eval() before evicting")
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder; only decoders are evicted")
+    family_of(model.config)
+
+
+def _attention_configs(model: PreTrainedModel) -> list[Any]:
+    """The config objects that the decoder's attention modules and masks consult, each once."""
+    found = {id(config): config for config in [model.config.get_text_config(decoder=True)]}
+    for module in model.get_decoder().modules():
+        config = getattr(module, "config", None)
+        if config is not None and hasattr(config, "_attn_implementation"):
+            found[id(config)] = config
+    return list(found.values())

@@ -1,0 +1,91 @@
+"""The attention and mask functions that transformers calls while a model is inside `madakv.evict`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from madakv.attention import prompt_attention
+from madakv.errors import UnsupportedOptionError
+from madakv.hf.cache import layer_behind
+from madakv.scoring import LayerView
+
+IMPLEMENTATION = "madakv"
+"""The name under which both functions are registered."""
+
+
+def attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attend; if the keys are an evicted layer's prompt, evict it right after.
+
+    Args:
+        query: [B, Hq, n, Dk].
+        key, value: [B, H, n, D], the new tokens alone if they come from a `RaggedLayer`.
+        attention_mask: [B or 1, 1, n, T] or None, from `mask`.
+        softcap, s_aux: logit cap and attention sinks of models that have them.
+
+    Returns:
+        [B, n, Hq, Dv], and None in place of attention weights.
+    """
+    if kwargs.get("output_attentions"):
+        raise UnsupportedOptionError("output_attentions=True cannot be combined with eviction: no N x N is computed")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    layer = layer_behind(key)
+    if layer is not None and kwargs.get("position_bias") is not None:
+        raise UnsupportedOptionError(f"{type(module).__name__} adds a position_bias, which eviction does not support")
+    if layer is not None and not layer.awaits_prompt:
+        out = layer.attend(query, scaling=scaling, mask=attention_mask, softcap=softcap, sinks=s_aux)
+        return out.transpose(1, 2).contiguous(), None
+    if softcap is None and s_aux is None:
+        out, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    else:
+        out = prompt_attention(
+            query, key, value, scaling=scaling, mask=attention_mask, softcap=softcap, sinks=s_aux,
+            causal=bool(getattr(module, "is_causal", True)),
+        ).transpose(1, 2)  # fmt: skip
+    if layer is not None:
+        view = LayerView(
+            query=query, key=key, value=value, modality=layer.modality.to(key.device), scaling=scaling, mask=attention_mask,
+            softcap=softcap, sinks=s_aux,
+        )  # fmt: skip
+        layer.evict(view)
+    return out, None
+
+
+def mask(**arguments: Any) -> Tensor | None:
+    """Build masks as for sdpa; after the prompt always explicitly, so that nothing has to ask the device.
+
+    After the prompt the width that `RaggedLayer.get_mask_sizes` gives is that of the tail, so the mask holds
+    exactly what can still be hidden: later tokens, and padding among the new ones.
+    """
+    if not _is_start(arguments.get("q_offset", 0)):
+        arguments["allow_is_causal_skip"] = False
+    built: Tensor | None = sdpa_mask(**arguments)
+    return built
+
+
+def _is_start(offset: int | Tensor) -> bool:
+    return isinstance(offset, int) and offset == 0
+
+
+def register() -> None:
+    """Make both functions known to transformers; registering one without the other would lose all padding."""
+    AttentionInterface.register(IMPLEMENTATION, attention)
+    AttentionMaskInterface.register(IMPLEMENTATION, mask)

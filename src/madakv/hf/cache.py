@@ -1,0 +1,233 @@
+"""A transformers `Cache` whose full-attention layers keep an uneven share of the prompt per head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer
+
+from madakv.attention import ragged_attention
+from madakv.cache import RaggedEntries, Tail
+from madakv.errors import UnsupportedModelError, UnsupportedOptionError
+from madakv.eviction import PromptEviction
+from madakv.methods import Method
+from madakv.plan import KeepPlan
+from madakv.scoring import LayerView
+
+_LAYER_TAG = "_madakv_layer"
+
+
+def layer_behind(key: Tensor) -> RaggedLayer | None:
+    """The cache layer that handed out these keys; None if they come from somewhere else."""
+    return getattr(key, _LAYER_TAG, None)
+
+
+class _PromptSlot:
+    """Where a cache and its layers meet: the prompt's eviction, once it is announced.
+
+    Layers hold this and not their cache, so that no reference cycle keeps freed caches in memory.
+    """
+
+    def __init__(self) -> None:
+        self.eviction: PromptEviction | None = None
+
+    @property
+    def filled(self) -> PromptEviction:
+        if self.eviction is None:
+            raise RuntimeError("the prompt is unknown: this cache was filled outside of `madakv.evict`")
+        return self.eviction
+
+
+class RaggedLayer(CacheLayerMixin):  # type: ignore[misc]
+    """One layer: the kept entries of the prompt, and a tail of all that came after it.
+
+    In the prefill, `update` stores nothing: it hands the keys on to the attention function, which runs and then
+    calls `evict`, so that this layer never owns more than what it keeps.
+    """
+
+    is_sliding = False
+    is_compileable = False
+    is_croppable = False
+    supports_early_init = False
+
+    def __init__(self, slot: _PromptSlot) -> None:
+        super().__init__()
+        self._slot = slot
+        self.entries: RaggedEntries | None = None
+        self.tail = Tail()
+        self.prompt_length = 0
+        self.full_nbytes = 0
+
+    @property
+    def awaits_prompt(self) -> bool:
+        """Whether nothing has been evicted yet, so that the next tokens are the prompt."""
+        return self.entries is None
+
+    @property
+    def modality(self) -> Tensor:
+        """[B, N] of the prompt."""
+        return self._slot.filled.modality
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """Take in new tokens; returns the new ones alone, tagged so that attention finds this layer.
+
+        Args:
+            key_states: [B, H, n, Dk].
+            value_states: [B, H, n, Dv].
+        """
+        if self.entries is None:
+            self.prompt_length = key_states.shape[2]
+        else:
+            self.tail.append(key_states, value_states, self._mean_entries)
+        setattr(key_states, _LAYER_TAG, self)
+        return key_states, value_states
+
+    def evict(self, view: LayerView) -> None:
+        """Score the prompt, decide, and keep only what the plan says."""
+        plan = self._slot.filled.plan(view)
+        self.entries = RaggedEntries.gather(view.key, view.value, plan.to(view.key.device))
+        self.full_nbytes = sum(x.numel() * x.element_size() for x in (view.key, view.value))
+        self._mean_entries = sum(self.entries.lengths) // len(self.entries.lengths)
+        self.is_initialized = True
+
+    def attend(self, query: Tensor, **options: Any) -> Tensor:
+        """Attention of the newest tokens over this layer; see `ragged_attention`."""
+        if self.entries is None:
+            raise RuntimeError("attend was called before the prompt was evicted")
+        return ragged_attention(query, self.entries, self.tail, **options)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of live storage."""
+        return (self.entries.nbytes if self.entries is not None else 0) + self.tail.nbytes
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing to prepare: memory is taken when it is known how much is kept."""
+
+    def get_seq_length(self) -> int:
+        """LOGICAL length: all tokens seen, evicted ones included; transformers derives positions from it."""
+        return self.prompt_length + self.tail.length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Width and offset of the mask: after the prompt it covers the tail alone, kept entries are all seen."""
+        if self.entries is None:
+            return query_length, 0
+        return self.tail.length + query_length, self.prompt_length
+
+    def get_max_length(self) -> int:
+        """No maximum."""
+        return -1
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Follow beam search."""
+        self.batch_select_indices(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the given batch rows, in that order."""
+        if self.entries is not None:
+            rows = indices.to(self.entries.counts.device)
+            self.entries = self.entries.select_rows(rows)
+            self.tail.select_rows(rows)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every batch row."""
+        if self.entries is not None:
+            rows = torch.arange(self.entries.counts.shape[0], device=self.entries.counts.device)
+            self.batch_select_indices(rows.repeat_interleave(repeats))
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refused: evicted entries cannot come back."""
+        raise UnsupportedOptionError(
+            f"crop({tokens_to_remove}) on an evicted cache: assisted decoding and prompt lookup cannot be combined "
+            "with eviction"
+        )
+
+    def reset(self) -> None:
+        """Forget everything; the next tokens are a new prompt."""
+        self._slot.eviction = None
+        self.entries, self.tail, self.prompt_length, self.is_initialized = None, Tail(), 0, False
+
+
+class RaggedCache(Cache):  # type: ignore[misc]
+    """The cache of one generation under eviction.
+
+    Full-attention layers are `RaggedLayer`s; sliding-window and linear-attention layers have small states of
+    their own and stay what transformers makes them.
+
+    Args:
+        config: the model's config; its text part decides the layers.
+        method: how to evict.
+
+    Raises:
+        UnsupportedModelError: no layer could be evicted, or layers share each other's entries.
+    """
+
+    def __init__(self, config: Any, method: Method) -> None:
+        text_config = config.get_text_config(decoder=True)
+        if getattr(text_config, "num_kv_shared_layers", None):
+            raise UnsupportedModelError(
+                f"{text_config.model_type!r} lets layers share KV entries (num_kv_shared_layers = "
+                f"{text_config.num_kv_shared_layers}); evicting them per layer is not supported"
+            )
+        self._slot = _PromptSlot()
+        layers = [
+            RaggedLayer(self._slot) if type(layer) is DynamicLayer else layer
+            for layer in DynamicCache(config=text_config).layers
+        ]
+        super().__init__(layers=layers)
+        self.method = method
+        self.recorded = False
+        self.evicted_layers = tuple(i for i, layer in enumerate(layers) if isinstance(layer, RaggedLayer))
+        if not self.evicted_layers:
+            kinds = sorted({type(layer).__name__ for layer in layers})
+            raise UnsupportedModelError(
+                f"{text_config.model_type!r} has no full-attention layer to evict (its cache layers: {kinds})"
+            )
+
+    @property
+    def awaits_prompt(self) -> bool:
+        """Whether the next forward pass is the prefill; a one-token prompt is one too."""
+        return self._slot.eviction is None
+
+    def begin_prompt(self, modality: Tensor) -> None:
+        """Announce the prompt that the next forward pass reads.
+
+        Args:
+            modality: [B, N] of `Modality` values.
+        """
+        self._slot.eviction = PromptEviction(self.method, modality, len(self.evicted_layers))
+
+    @property
+    def modality(self) -> Tensor:
+        """[B, N] of the prompt."""
+        return self._slot.filled.modality
+
+    @property
+    def plans(self) -> list[KeepPlan]:
+        """Plans of the evicted layers, in order."""
+        return self._slot.filled.plans
+
+    @property
+    def ragged_layers(self) -> list[RaggedLayer]:
+        """The layers that are evicted."""
+        return [layer for layer in self.layers if isinstance(layer, RaggedLayer)]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of live storage of the evicted layers, tails included."""
+        return sum(layer.nbytes for layer in self.ragged_layers)
+
+    @property
+    def full_nbytes(self) -> int:
+        """Bytes that the evicted layers would store for the same prompt in a full cache."""
+        return sum(layer.full_nbytes for layer in self.ragged_layers)
+
+    @property
+    def other_nbytes(self) -> int:
+        """Bytes of the layers that are left as they are (sliding windows)."""
+        others = [layer for layer in self.layers if not isinstance(layer, RaggedLayer)]
+        tensors = [getattr(layer, name, None) for layer in others for name in ("keys", "values")]
+        return sum(x.untyped_storage().nbytes() for x in tensors if isinstance(x, Tensor))

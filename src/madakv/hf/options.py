@@ -1,0 +1,81 @@
+"""Which generation options can be combined with eviction; the others are refused by name, never ignored."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from madakv.errors import UnsupportedOptionError
+from madakv.hf.cache import RaggedCache
+
+_REFUSED = {
+    "assistant_model": "assisted decoding takes tokens back, but evicted entries cannot come back",
+    "assistant_early_exit": "assisted decoding takes tokens back, but evicted entries cannot come back",
+    "prompt_lookup_num_tokens": "prompt lookup takes tokens back, but evicted entries cannot come back",
+    "penalty_alpha": "contrastive search takes tokens back, but evicted entries cannot come back",
+    "dola_layers": "DoLa decoding is not tested with eviction",
+    "custom_generate": "a custom generation loop may bring a cache of its own",
+    "prefill_chunk_size": "chunked prefill is not supported; the prompt is read in one pass",
+    "guidance_scale": "classifier-free guidance reads a second prompt with a cache of its own",
+    "negative_prompt_ids": "classifier-free guidance reads a second prompt with a cache of its own",
+    "output_attentions": "no N x N attention is ever computed",
+}
+
+_NEUTRAL = {"guidance_scale": 1, "penalty_alpha": 0, "prefill_chunk_size": 0, "output_attentions": False}
+
+
+def check_generation_options(options: dict[str, Any], given: Any, default: Any) -> None:
+    """Refuse what eviction cannot honour.
+
+    Args:
+        options: keyword arguments of the `generate` call.
+        given: the `generation_config` argument of the call, or None.
+        default: the model's own generation config.
+
+    Raises:
+        UnsupportedOptionError: the message starts with the option and its value.
+    """
+    for name, why in _REFUSED.items():
+        value = _effective(name, options, given, default)
+        if value is not None and value != _NEUTRAL.get(name):
+            raise UnsupportedOptionError(f"{name}={_short(value)} cannot be combined with eviction: {why}")
+    if _effective("use_cache", options, given, default) is False:
+        raise UnsupportedOptionError("use_cache=False leaves nothing to evict; drop it, or leave `madakv.evict`")
+    wanted = options.get("cache_implementation") or getattr(given, "cache_implementation", None)
+    if wanted not in (None, "dynamic"):
+        raise UnsupportedOptionError(
+            f"cache_implementation={wanted!r} cannot be combined with eviction, which brings its own cache"
+        )
+
+
+def check_cache(cache: Any) -> None:
+    """Refuse caches that are not madakv's own."""
+    if cache is not None and not isinstance(cache, RaggedCache):
+        raise UnsupportedOptionError(
+            f"past_key_values={type(cache).__name__} cannot be evicted; pass none and madakv makes the cache, or "
+            "pass the cache of an earlier call inside `madakv.evict`"
+        )
+
+
+def without_cache_implementation(given: Any, default: Any) -> Any:
+    """The generation config to use when the model's default names a cache of its own; None = as given."""
+    config = given if given is not None else default
+    if getattr(config, "cache_implementation", None) is None and getattr(default, "cache_implementation", None) is None:
+        return given
+    config = copy.deepcopy(config)
+    config.cache_implementation = None
+    return config
+
+
+def _effective(name: str, options: dict[str, Any], given: Any, default: Any) -> Any:
+    if name in options:
+        return options[name]
+    for config in (given, default):
+        if getattr(config, name, None) is not None:
+            return getattr(config, name)
+    return None
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else type(value).__name__

@@ -1,0 +1,157 @@
+"""MadaKV (ACL 2025, arXiv 2506.15724): modality preference adaptation and hierarchical compensation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool1d
+
+from madakv.budget import Ledger, apportion, demand, preference, prompt_entries, top_of_each_modality
+from madakv.budget.ledger import per_head
+from madakv.errors import ConfigurationError
+from madakv.methods.base import Allocator, Method
+from madakv.modality import Modality
+from madakv.plan import KeepPlan
+from madakv.scoring import GroupReduction, LayerView, ProxyRule, proxy_attention, proxy_mask
+from madakv.scoring.proxies import newest
+
+Compensation = Literal["none", "capped", "demand", "signal"]
+"""What a layer keeps when its demand and its allotment differ; see `MadaKV.compensation`."""
+
+_RESERVE = 0.5
+"""Share of the average allotment that `demand` and `signal` must leave to every later layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadaKV(Method):
+    """Each head keeps, of each modality, the tokens its proxies attend to most.
+
+    A layer's allotment is shared evenly by its heads. Of a head's share the proxies come first, the newest that
+    fit in half of it; the rest is split between modalities in proportion to the attention they get (MPA), and
+    what a modality cannot use goes to the others. What a layer spares or overdraws is spread over the layers
+    after it (HCC). Over the whole prompt at most `round(budget * N) * H * L` entries stay.
+
+    Attributes:
+        budget: see `Method`.
+        theta: share of a modality's attention that defines a head's demand for it (paper: theta).
+        compensation: how HCC reads "demand against allotment". `"none"`: every layer keeps an even allotment
+            (MPA alone). `"capped"`: keep the smaller of demand and allotment, hand the saving on.
+            `"demand"`: keep the demand as long as half an average allotment is left for every later layer.
+            `"signal"`: keep the allotment and let demand only steer the next layer's.
+        proxies: whose queries score, see `ProxyRule`.
+        max_proxies: at most so many proxies, the newest.
+        groups: how the query heads that share a KV head agree on a score.
+        text_pooling: width of the max-pool over neighbouring text tokens' scores, 1 = none; spans that are
+            copied need their neighbours, patches do not. Ours; the paper has no pooling.
+    """
+
+    name: ClassVar[str] = "madakv"
+    theta: float = 0.9
+    compensation: Compensation = "none"
+    proxies: ProxyRule = "question"
+    max_proxies: int = 32
+    groups: GroupReduction = "mean"
+    text_pooling: int = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.theta <= 1:
+            raise ConfigurationError(f"theta must be in (0, 1]; got {self.theta!r}")
+        for field, allowed in (("compensation", get_args(Compensation)), ("groups", get_args(GroupReduction))):
+            if getattr(self, field) not in allowed:
+                raise ConfigurationError(f"{field} must be one of {allowed}; got {getattr(self, field)!r}")
+        if self.proxies != "question" and not (isinstance(self.proxies, int) and self.proxies > 0):
+            raise ConfigurationError(f"proxies must be 'question' or a positive int; got {self.proxies!r}")
+        if self.max_proxies < 1:
+            raise ConfigurationError(f"max_proxies must be at least 1; got {self.max_proxies!r}")
+        if self.text_pooling < 1 or self.text_pooling % 2 == 0:
+            raise ConfigurationError(f"text_pooling must be odd and at least 1; got {self.text_pooling!r}")
+
+    def score(self, view: LayerView) -> Tensor:
+        """psi from the proxies' attention."""
+        return proxy_attention(view, self.proxy_mask(view.modality), self.groups)
+
+    def proxy_mask(self, modality: Tensor) -> Tensor:
+        """[B, N] bool: the proxies of each row."""
+        return proxy_mask(modality, self.proxies, self.max_proxies)
+
+    def allocator(self, modality: Tensor, *, heads: int, layers: int) -> Allocator:
+        """MPA within layers, HCC across them."""
+        return _MadaAllocator(self, modality, heads, layers)
+
+
+class _MadaAllocator(Allocator):
+    def __init__(self, method: MadaKV, modality: Tensor, heads: int, layers: int) -> None:
+        self.method = method
+        self.modality = modality
+        self.protectable = method.proxy_mask(modality)
+        self.valid = (modality != Modality.PADDING)[:, None].expand(-1, heads, -1)
+        tokens = self.valid[:, 0].sum(-1)
+        average = prompt_entries(method.budget, tokens)
+        self.reserve = (average * heads * _RESERVE).to(torch.int64)
+        self.ledger = Ledger(average, tokens, heads, layers)
+        self.steered: Tensor | None = None
+
+    def decide(self, psi: Tensor) -> KeepPlan:
+        ledger = self.ledger
+        allotment = self._allotment()
+        share = per_head(allotment, ledger.heads)
+        protected = newest(self.protectable[:, None].expand_as(self.valid), (share // 2)[..., None])
+        candidates = self.valid & ~protected
+        split = self._split(psi, candidates, share - protected.sum(-1), allotment)
+        best = top_of_each_modality(self._ranking(psi), self.modality, candidates, split)
+        keep = protected | best
+        ledger.spend(keep.sum((1, 2)))
+        return KeepPlan.from_mask(keep)
+
+    def _allotment(self) -> Tensor:
+        """[B] int64: entries of this layer over all its heads."""
+        ledger = self.ledger
+        if self.method.compensation != "signal" or self.steered is None:
+            return ledger.even()
+        if ledger.layers_left == 1:
+            return ledger.most(self.reserve)
+        steered = torch.minimum(self.steered, ledger.most(self.reserve))
+        return torch.where(ledger.ample, ledger.even(), torch.maximum(steered, self.reserve))
+
+    def _split(self, psi: Tensor, candidates: Tensor, free: Tensor, allotment: Tensor) -> Tensor:
+        """[B, H, M] int64: how many candidates of each modality each head keeps.
+
+        Args:
+            free: [B, H], each head's share without its protected tokens.
+            allotment: [B], the layer's allotment, protected tokens included.
+        """
+        method, ledger = self.method, self.ledger
+        if method.compensation == "none":
+            weight, tokens = preference(psi, self.modality, candidates)
+            return apportion(free, weight, tokens)
+        asked = demand(psi, self.modality, candidates, method.theta)
+        split = apportion(free, asked.weight, asked.tokens)
+        protected = allotment - free.sum(-1)
+        surplus = protected + asked.wanted.sum((1, 2)) - allotment
+        if method.compensation == "signal":
+            later = max(1, ledger.layers_left - 1)
+            self.steered = allotment - torch.div(surplus, later, rounding_mode="floor")
+            return split
+        # The last layer has nobody to hand a saving to, and an ample budget needs none.
+        settled = ledger.ample | torch.tensor(ledger.layers_left == 1, device=psi.device)
+        if method.compensation == "capped":
+            kept = torch.minimum(split, asked.wanted)
+        else:
+            room = (ledger.most(self.reserve) - protected).clamp_min(0)
+            per_head_wanted = asked.wanted.sum(-1)
+            granted = apportion(room, per_head_wanted.to(torch.float64), per_head_wanted)
+            kept = apportion(granted, asked.wanted.to(torch.float64), asked.wanted)
+        return torch.where(settled[:, None, None], split, kept)
+
+    def _ranking(self, psi: Tensor) -> Tensor:
+        """[B, H, N]: psi, for text tokens pooled over text neighbours."""
+        width = self.method.text_pooling
+        if width == 1:
+            return psi
+        text = (self.modality == Modality.TEXT)[:, None].expand_as(psi)
+        pooled = max_pool1d(psi.masked_fill(~text, float("-inf")), width, stride=1, padding=width // 2)
+        return torch.where(text, pooled, psi)

@@ -1,0 +1,49 @@
+"""Methods by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any
+
+from madakv.errors import ConfigurationError
+from madakv.methods.base import Method
+from madakv.methods.full import Full
+from madakv.methods.madakv import MadaKV
+
+_METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Full, MadaKV)}
+
+
+def list_methods() -> list[str]:
+    """Names that `madakv.evict` and `madakv.allocate` accept, sorted."""
+    return sorted(_METHODS)
+
+
+def resolve(method: str | Method, **options: Any) -> Method:
+    """A method object from a name or an object.
+
+    Args:
+        method: a name from `list_methods()`, or a method object.
+        options: fields of the method, such as `budget`; None counts as not given.
+
+    Raises:
+        ConfigurationError: unknown name (the nearest is suggested), unknown option, bad value.
+    """
+    options = {name: value for name, value in options.items() if value is not None}
+    if isinstance(method, Method):
+        cls: type[Method] = type(method)
+    elif isinstance(method, str):
+        if method not in _METHODS:
+            near = difflib.get_close_matches(method, _METHODS, n=1, cutoff=0.4)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigurationError(f"unknown method {method!r}; {hint}known: {', '.join(list_methods())}")
+        cls = _METHODS[method]
+    else:
+        raise ConfigurationError(f"method must be a name or a method object; got {method!r}")
+    fields = [field.name for field in dataclasses.fields(cls)]
+    for name in options:
+        if name not in fields:
+            raise ConfigurationError(f"{cls.name!r} has no option {name!r}; its options: {', '.join(fields)}")
+    if isinstance(method, Method):
+        return dataclasses.replace(method, **options)
+    return cls(**options)

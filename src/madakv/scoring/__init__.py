@@ -1,0 +1,14 @@
+"""How much each prompt token matters to a head: psi and the choice of whose queries measure it."""
+
+from madakv.scoring.attention import GroupReduction, proxy_attention, proxy_attention_reference
+from madakv.scoring.proxies import ProxyRule, proxy_mask
+from madakv.scoring.view import LayerView
+
+__all__ = [
+    "GroupReduction",
+    "LayerView",
+    "ProxyRule",
+    "proxy_attention",
+    "proxy_attention_reference",
+    "proxy_mask",
+]

@@ -1,0 +1,32 @@
+"""What a method may look at when one layer has just run its attention over the prompt."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class LayerView:
+    """One layer's prefill, exactly as its attention function received it.
+
+    Attributes:
+        query: [B, Hq, N, Dk], after RoPE and any query norm.
+        key: [B, H, N, Dk], after RoPE and any key norm; never repeated over groups.
+        value: [B, H, N, Dv].
+        modality: [B, N] int64 of `Modality` values, -1 at padding.
+        mask: [B or 1, 1 or Hq, N, N], bool (true = visible) or additive float; None = plain causal.
+        scaling: factor on the logits.
+        softcap: logits become `softcap * tanh(logits / softcap)` before masking; None = no cap.
+        sinks: [Hq] logits of a virtual key that takes attention and has no value; None = none.
+    """
+
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    modality: Tensor
+    scaling: float
+    mask: Tensor | None = None
+    softcap: float | None = None
+    sinks: Tensor | None = None
