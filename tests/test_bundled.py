@@ -103,8 +103,7 @@ def test_padding_is_on_the_left(loaded: Loaded) -> None:
 
 def correct_answers(loaded: Loaded, document: Document) -> dict[str, bool]:
     return {
-        question.kind: answer(loaded, document.images, f"{document.text} {question.prompt}")
-        == question.answer
+        question.kind: answer(loaded, document.images, f"{document.text} {question.prompt}") == question.answer
         for question in document.questions
     }
 
@@ -136,9 +135,7 @@ def test_a_padded_batch_gives_what_single_rows_give(
     )
     produced = model.generate(**inputs)[:, inputs["input_ids"].shape[1] :]
     together = processor.batch_decode(produced, skip_special_tokens=True)
-    alone = [
-        answer(loaded, document.images, prompt) for document, prompt in zip(documents, prompts, strict=True)
-    ]
+    alone = [answer(loaded, document.images, prompt) for document, prompt in zip(documents, prompts, strict=True)]
     assert together == alone
 
 

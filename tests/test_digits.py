@@ -34,9 +34,7 @@ def read_colour(picture: NDArray[np.uint8]) -> str:
     brightest = np.argsort(picture.sum(-1).reshape(-1))[-20:]
     paint = picture.reshape(-1, 3)[brightest].mean(0)
     paint = paint / np.linalg.norm(paint)
-    return max(
-        COLOURS, key=lambda name: float(paint @ np.array(COLOURS[name]) / np.linalg.norm(COLOURS[name]))
-    )
+    return max(COLOURS, key=lambda name: float(paint @ np.array(COLOURS[name]) / np.linalg.norm(COLOURS[name])))
 
 
 def answer_from_evidence(document: Document, prompt: str) -> str:

@@ -46,9 +46,7 @@ def partial_attention(
     """
     fused = query.device.type == "cpu" and softcap is None and key.shape[-1] == value.shape[-1]
     return (
-        _fused_cpu(query, key, value, scaling, mask)
-        if fused
-        else _matmul(query, key, value, scaling, mask, softcap)
+        _fused_cpu(query, key, value, scaling, mask) if fused else _matmul(query, key, value, scaling, mask, softcap)
     )
 
 
@@ -107,9 +105,7 @@ def _matmul(
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
     if mask is not None:
-        logits = (
-            logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask.float()
-        )
+        logits = logits.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else logits + mask.float()
     lse = torch.logsumexp(logits, dim=-1)
     weight = torch.exp(logits - lse.masked_fill(lse == float("-inf"), 0.0)[..., None])
     return Partial(out=weight @ value.float(), lse=lse)

@@ -73,7 +73,5 @@ def _prompt_part(rows: Tensor, entries: RaggedEntries, scaling: float, softcap: 
     value = entries.values.view(tiles, 1, entries.tile, -1).expand(-1, slots, -1, -1)
     query = rows.reshape(B * H, R, D)[schedule.query]
     part = partial_attention(query, key, value, scaling=scaling, mask=schedule.visible, softcap=softcap)
-    merged = merge_scattered(
-        part.out.flatten(0, 1), part.lse.flatten(0, 1), schedule.owner.flatten(), B * H
-    )
+    merged = merge_scattered(part.out.flatten(0, 1), part.lse.flatten(0, 1), schedule.owner.flatten(), B * H)
     return Partial(out=merged.out.view(B, H, R, -1), lse=merged.lse.view(B, H, R))

@@ -45,7 +45,7 @@ class RaggedEntries:
             values: [B, H, N, Dv].
             plan: the entries to keep.
         """
-        B, H, N, _ = keys.shape
+        B, H = keys.shape[:2]
         head = torch.arange(B * H, device=keys.device).repeat_interleave(plan.counts.flatten())
         source = (head // H, head % H, plan.positions)
         return cls._pack(keys, values, source, plan.counts)
@@ -99,9 +99,7 @@ class RaggedEntries:
 
     def to(self, device: torch.device | str) -> RaggedEntries:
         """The same entries on another device."""
-        return replace(
-            self, keys=self.keys.to(device), values=self.values.to(device), counts=self.counts.to(device)
-        )
+        return replace(self, keys=self.keys.to(device), values=self.values.to(device), counts=self.counts.to(device))
 
 
 def _packed(tensor: Tensor, source: tuple[Tensor, ...], size: int) -> Tensor:

@@ -237,8 +237,8 @@ def render(rng: np.random.Generator, glyphs: Floats, paint: Floats, *, distort: 
     corner = rng.integers(0, IMAGE_SIZE - _GLYPH * _SCALE + 1, size=(n, 2)).astype(np.float32)
     centre = corner + np.float32((_GLYPH * _SCALE - 1) / 2)
     grid = np.arange(IMAGE_SIZE, dtype=np.float32)
-    y = (grid[None, :, None] - centre[:, 0, None, None]) / _SCALE
-    x = (grid[None, None, :] - centre[:, 1, None, None]) / _SCALE
+    y: Floats = (grid[None, :, None] - centre[:, 0, None, None]) / _SCALE
+    x: Floats = (grid[None, None, :] - centre[:, 1, None, None]) / _SCALE
     if distort:
         glyphs, y, x = _distort(rng, glyphs, y, x)
     ink = _sample(glyphs, y + middle, x + middle)
@@ -292,7 +292,7 @@ def digit_pool(split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The real digits of a split: glyphs [n, 8, 8] (0 to 1) and labels [n]; no digit is in both splits."""
     _require_extra()
     import numpy as np
-    from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
     data = load_digits()
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(data.target))
@@ -309,6 +309,6 @@ def _known(split: str) -> str:
 def _require_extra() -> None:
     try:
         import numpy  # noqa: F401
-        import sklearn.datasets  # type: ignore[import-untyped]  # noqa: F401
+        import sklearn.datasets  # type: ignore[import-untyped] # noqa: F401
     except ImportError as error:
         raise MissingExtraError("handwritten digits need scikit-learn: pip install 'madakv[eval]'") from error

@@ -19,7 +19,7 @@ from madakv.errors import (
 )
 from madakv.hf.attention import IMPLEMENTATION, register
 from madakv.hf.cache import RaggedCache
-from madakv.hf.options import check_cache, check_generation_options, without_cache_implementation
+from madakv.hf.options import check_cache, check_generation_options, own_cache_implementation
 from madakv.modality import family_of, prompt_modality
 from madakv.run import Kept, Run
 
@@ -98,17 +98,14 @@ class _Record:
         self._run = run
         self._noted: int | None = None
 
-    def __call__(
-        self, module: torch.nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any
-    ) -> None:
+    def __call__(self, module: torch.nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
         cache: RaggedCache = kwargs["past_key_values"]
         if cache.recorded:
             return
-        untouched = [i for i in cache.evicted_layers if cache.layers[i].awaits_prompt]
-        if untouched:
+        if cache.unread_layers:
             raise UnsupportedModelError(
-                f"{type(module).__name__} ran layers {untouched} without madakv's attention: they do not go through "
-                "transformers' AttentionInterface"
+                f"{type(module).__name__} ran layers {cache.unread_layers} without madakv's attention: "
+                "they do not go through transformers' AttentionInterface"
             )
         cache.recorded = True
         self._run.last = Kept(
@@ -135,8 +132,8 @@ def _guarded(model: PreTrainedModel, generate: Callable[..., Any], method: Any) 
         if kwargs.get("past_key_values") is None:
             kwargs["past_key_values"] = RaggedCache(model.config, method)
         kwargs.pop("cache_implementation", None)
-        generation_config = without_cache_implementation(generation_config, default)
-        return generate(inputs, generation_config=generation_config, **kwargs)
+        with own_cache_implementation(default):
+            return generate(inputs, generation_config=generation_config, **kwargs)
 
     return guarded
 

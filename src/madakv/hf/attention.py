@@ -56,15 +56,21 @@ def attention(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     else:
+        causal = bool(getattr(module, "is_causal", True))
         out = prompt_attention(
-            query, key, value, scaling=scaling, mask=attention_mask, softcap=softcap, sinks=s_aux,
-            causal=bool(getattr(module, "is_causal", True)),
-        ).transpose(1, 2)  # fmt: skip
+            query, key, value, scaling=scaling, mask=attention_mask, softcap=softcap, sinks=s_aux, causal=causal
+        ).transpose(1, 2)
     if layer is not None:
         view = LayerView(
-            query=query, key=key, value=value, modality=layer.modality.to(key.device), scaling=scaling, mask=attention_mask,
-            softcap=softcap, sinks=s_aux,
-        )  # fmt: skip
+            query=query,
+            key=key,
+            value=value,
+            modality=layer.modality.to(key.device),
+            scaling=scaling,
+            mask=attention_mask,
+            softcap=softcap,
+            sinks=s_aux,
+        )
         layer.evict(view)
     return out, None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class _PromptSlot:
         return self.eviction
 
 
-class RaggedLayer(CacheLayerMixin):  # type: ignore[misc]
+class RaggedLayer(CacheLayerMixin):
     """One layer: the kept entries of the prompt, and a tail of all that came after it.
 
     In the prefill, `update` stores nothing: it hands the keys on to the attention function, which runs and then
@@ -54,12 +54,13 @@ class RaggedLayer(CacheLayerMixin):  # type: ignore[misc]
     supports_early_init = False
 
     def __init__(self, slot: _PromptSlot) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._slot = slot
         self.entries: RaggedEntries | None = None
         self.tail = Tail()
         self.prompt_length = 0
         self.full_nbytes = 0
+        self._mean_entries = 0
 
     @property
     def awaits_prompt(self) -> bool:
@@ -71,6 +72,7 @@ class RaggedLayer(CacheLayerMixin):  # type: ignore[misc]
         """[B, N] of the prompt."""
         return self._slot.filled.modality
 
+    @torch.no_grad()
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Take in new tokens; returns the new ones alone, tagged so that attention finds this layer.
 
@@ -85,8 +87,12 @@ class RaggedLayer(CacheLayerMixin):  # type: ignore[misc]
         setattr(key_states, _LAYER_TAG, self)
         return key_states, value_states
 
+    @torch.no_grad()
     def evict(self, view: LayerView) -> None:
-        """Score the prompt, decide, and keep only what the plan says."""
+        """Score the prompt, decide, and keep only what the plan says.
+
+        Without gradients: an autograd graph behind the kept entries would keep the evicted ones alive.
+        """
         plan = self._slot.filled.plan(view)
         self.entries = RaggedEntries.gather(view.key, view.value, plan.to(view.key.device))
         self.full_nbytes = sum(x.numel() * x.element_size() for x in (view.key, view.value))
@@ -151,7 +157,7 @@ class RaggedLayer(CacheLayerMixin):  # type: ignore[misc]
         self.entries, self.tail, self.prompt_length, self.is_initialized = None, Tail(), 0, False
 
 
-class RaggedCache(Cache):  # type: ignore[misc]
+class RaggedCache(Cache):
     """The cache of one generation under eviction.
 
     Full-attention layers are `RaggedLayer`s; sliding-window and linear-attention layers have small states of
@@ -209,6 +215,11 @@ class RaggedCache(Cache):  # type: ignore[misc]
     def plans(self) -> list[KeepPlan]:
         """Plans of the evicted layers, in order."""
         return self._slot.filled.plans
+
+    @property
+    def unread_layers(self) -> list[int]:
+        """Model indices of the layers that should have been evicted and have not been."""
+        return [i for i in self.evicted_layers if cast(RaggedLayer, self.layers[i]).awaits_prompt]
 
     @property
     def ragged_layers(self) -> list[RaggedLayer]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from madakv.errors import UnsupportedOptionError
@@ -57,14 +58,21 @@ def check_cache(cache: Any) -> None:
         )
 
 
-def without_cache_implementation(given: Any, default: Any) -> Any:
-    """The generation config to use when the model's default names a cache of its own; None = as given."""
-    config = given if given is not None else default
-    if getattr(config, "cache_implementation", None) is None and getattr(default, "cache_implementation", None) is None:
-        return given
-    config = copy.deepcopy(config)
+@contextmanager
+def own_cache_implementation(config: Any) -> Iterator[None]:
+    """Silence the cache that a model's default generation config names; ours takes its place.
+
+    transformers merges the default into whatever config a call brings, so it can only be silenced at the source.
+    """
+    named = getattr(config, "cache_implementation", None)
+    if named is None:
+        yield
+        return
     config.cache_implementation = None
-    return config
+    try:
+        yield
+    finally:
+        config.cache_implementation = named
 
 
 def _effective(name: str, options: dict[str, Any], given: Any, default: Any) -> Any:

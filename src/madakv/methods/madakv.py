@@ -60,7 +60,10 @@ class MadaKV(Method):
         super().__post_init__()
         if not 0 < self.theta <= 1:
             raise ConfigurationError(f"theta must be in (0, 1]; got {self.theta!r}")
-        for field, allowed in (("compensation", get_args(Compensation)), ("groups", get_args(GroupReduction))):
+        for field, allowed in (
+            ("compensation", get_args(Compensation)),
+            ("groups", get_args(GroupReduction)),
+        ):
             if getattr(self, field) not in allowed:
                 raise ConfigurationError(f"{field} must be one of {allowed}; got {getattr(self, field)!r}")
         if self.proxies != "question" and not (isinstance(self.proxies, int) and self.proxies > 0):

@@ -1,0 +1,205 @@
+"""MadaKV's allocation once more, slowly: loops over rows, layers, heads and tokens, Python floats only.
+
+`madakv.allocate` decides the same for all rows and heads at once; tests hold the two together. Nothing here is
+shared with that code, so that a mistake in one shows as a difference between both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from madakv.methods.madakv import MadaKV
+
+PADDING = -1
+TEXT = 0
+MODALITIES = range(4)
+
+
+@dataclass(frozen=True)
+class _Head:
+    """What one head sees of one layer's allotment, before compensation.
+
+    Attributes:
+        protected: tokens kept whatever their score, sorted.
+        ranked: per modality, the candidates from the highest ranking score down.
+        share: per modality, how many of them the allotment pays for.
+        demand: per modality, how many of them hold theta of its weight.
+    """
+
+    protected: list[int]
+    ranked: list[list[int]]
+    share: list[int]
+    demand: list[int]
+
+    def keep(self, counts: Sequence[int]) -> list[int]:
+        """The sorted token indices that stay when `counts[m]` candidates of each modality m do."""
+        kept = list(self.protected)
+        for candidates, count in zip(self.ranked, counts, strict=True):
+            kept += candidates[:count]
+        return sorted(kept)
+
+
+def allocate_reference(psi: Sequence[Tensor], modality: Tensor, method: MadaKV) -> list[list[list[list[int]]]]:
+    """Decide which prompt entries stay, one row, layer and head at a time.
+
+    Args:
+        psi: per layer, [B, H, N] float scores.
+        modality: [B, N] of `Modality` values, -1 for padding.
+        method: its scores play no part, its budget and its options do.
+
+    Returns:
+        The sorted kept token indices, indexed by layer, row and head.
+    """
+    scores: list[list[list[list[float]]]] = [layer.tolist() for layer in psi]
+    rows = [_allocate_row([layer[b] for layer in scores], kinds, method) for b, kinds in enumerate(modality.tolist())]
+    return [[row[number] for row in rows] for number in range(len(scores))]
+
+
+def _allocate_row(
+    psi: Sequence[Sequence[Sequence[float]]], kinds: Sequence[int], method: MadaKV
+) -> list[list[list[int]]]:
+    """All layers of one row: the kept indices per layer and head."""
+    L, H, N = len(psi), len(psi[0]), sum(kind != PADDING for kind in kinds)
+    average = round(method.budget * N) if isinstance(method.budget, float) else min(method.budget, N)
+    proxies = proxies_reference(kinds, method.proxies, method.max_proxies)
+    pot = average * H * L
+    reserve = average * H // 2
+    steered = 0
+    plan = []
+    for number, layer in enumerate(psi, start=1):
+        left = L - number + 1
+        even = min(pot // left, N * H)
+        most = min(max(pot - reserve * (left - 1), even), N * H)
+        ample = pot >= N * H * left
+        last = left == 1
+
+        allotment = even
+        if method.compensation == "signal" and number > 1:
+            if last:
+                allotment = most
+            elif not ample:
+                allotment = max(min(steered, most), reserve)
+
+        heads = []
+        for h, scores in enumerate(layer):
+            entries = allotment // H + (1 if h < allotment % H else 0)
+            heads.append(_consider(scores, kinds, proxies, entries, method))
+
+        protected = sum(len(head.protected) for head in heads)
+        demanded = sum(sum(head.demand) for head in heads)
+        if method.compensation in ("none", "signal") or ample or last:
+            counts = [head.share for head in heads]
+        elif method.compensation == "capped":
+            counts = [[min(pair) for pair in zip(head.demand, head.share, strict=True)] for head in heads]
+        else:
+            wanted = [sum(head.demand) for head in heads]
+            granted = apportion_reference(max(most - protected, 0), wanted, wanted)
+            counts = [
+                apportion_reference(entries, head.demand, head.demand)
+                for entries, head in zip(granted, heads, strict=True)
+            ]
+
+        kept = [head.keep(count) for head, count in zip(heads, counts, strict=True)]
+        plan.append(kept)
+        pot -= sum(len(indices) for indices in kept)
+        surplus = protected + demanded - allotment
+        steered = allotment - surplus // max(1, left - 1)
+    return plan
+
+
+def _consider(
+    psi: Sequence[float], kinds: Sequence[int], proxies: Sequence[int], entries: int, method: MadaKV
+) -> _Head:
+    """Rank one head's candidates and split its entries among the modalities."""
+    protect = min(entries // 2, len(proxies))
+    protected = list(proxies[len(proxies) - protect :])
+    ranked: list[list[int]] = []
+    weight: list[float] = []
+    demand: list[int] = []
+    for modality in MODALITIES:
+        candidates = [i for i, kind in enumerate(kinds) if kind == modality and i not in protected]
+        ranked.append(sorted(candidates, key=lambda i: (-_ranking_score(psi, kinds, i, method.text_pooling), i)))
+        values = sorted((psi[i] for i in candidates), reverse=True)
+        weight.append(_plain_sum(values))
+        demand.append(_fewest(values, method.theta * weight[-1]))
+    share = apportion_reference(entries - protect, weight, [len(candidates) for candidates in ranked])
+    return _Head(protected=protected, ranked=ranked, share=share, demand=demand)
+
+
+def _plain_sum(values: Sequence[float]) -> float:
+    """Add up from left to right, rounding at each step (the built-in `sum` compensates)."""
+    total = 0.0
+    for value in values:
+        total += value
+    return total
+
+
+def _fewest(values: Sequence[float], target: float) -> int:
+    """How many of `values`, from the first on, sum to at least `target`; 0 for a target of 0."""
+    total = 0.0
+    for count, value in enumerate(values):
+        if total >= target:
+            return count
+        total += value
+    return len(values)
+
+
+def _ranking_score(psi: Sequence[float], kinds: Sequence[int], i: int, text_pooling: int) -> float:
+    """The score that orders candidate i: psi, for text the maximum over the text tokens around it."""
+    if kinds[i] != TEXT:
+        return psi[i]
+    reach = text_pooling // 2
+    window = range(max(i - reach, 0), min(i + reach + 1, len(kinds)))
+    return max(psi[j] for j in window if kinds[j] == TEXT)
+
+
+def proxies_reference(kinds: Sequence[int], rule: str | int, at_most: int) -> list[int]:
+    """The tokens of one row whose queries score all others, sorted."""
+    valid = [i for i, kind in enumerate(kinds) if kind != PADDING]
+    if not isinstance(rule, str):
+        return valid[max(len(valid) - rule, 0) :]
+    question: list[int] = []
+    for i in valid:
+        question = [*question, i] if kinds[i] == TEXT else []
+    chosen = question or valid
+    return chosen[max(len(chosen) - at_most, 0) :]
+
+
+def apportion_reference(total: int, weights: Sequence[float], caps: Sequence[int]) -> list[int]:
+    """Split `total` in proportion to `weights` by largest remainder, no part above its cap.
+
+    Parts that reach their cap leave the rest to the others; where no weight is left, room decides.
+    """
+    parts = [0] * len(caps)
+    rest = min(total, sum(caps))
+    active = [m for m, cap in enumerate(caps) if cap > 0]
+    while rest > 0:
+        mass = [float(weights[m]) for m in active]
+        if not any(mass):
+            mass = [float(caps[m]) for m in active]
+        whole = _plain_sum(mass)
+        exact = {m: rest * (part / whole) for m, part in zip(active, mass, strict=True)}
+        full = [m for m in active if exact[m] >= caps[m]]
+        if full:
+            for m in full:
+                parts[m] = caps[m]
+                rest -= caps[m]
+            active = [m for m in active if m not in full]
+            continue
+        remainder = {}
+        for m in active:
+            parts[m] = int(exact[m])
+            remainder[m] = exact[m] - parts[m]
+            rest -= parts[m]
+        for _ in range(rest):
+            largest = max(remainder.values())
+            m = min(m for m, fraction in remainder.items() if fraction >= largest - 1e-9)
+            parts[m] += 1
+            del remainder[m]
+        rest = 0
+    return parts

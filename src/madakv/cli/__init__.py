@@ -1,0 +1,5 @@
+"""The `madakv` command."""
+
+from madakv.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,75 @@
+"""Commands and their options; what they do lives elsewhere, and is imported only when it is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from madakv.cli.errors import one_line_errors
+
+app = typer.Typer(
+    help="Evict a multimodal LLM's KV cache while it reads the prompt, per attention head and per modality.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+ModelOption = Annotated[
+    str | None, typer.Option(help="Hub id or folder; without it, the small model that comes with the package.")
+]
+DeviceOption = Annotated[str | None, typer.Option(help="cuda or cpu; by default a GPU if there is one.")]
+DtypeOption = Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")]
+
+
+@app.command()
+def generate(
+    model: ModelOption = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A picture; repeat for more.")] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="Text, <image> marks an image's place. Without it, a built-in document of many images."),
+    ] = None,
+    method: Annotated[str, typer.Option(help="See `madakv methods`.")] = "madakv",
+    budget: Annotated[
+        str | None,
+        typer.Option(help="Share of the prompt that stays, such as 0.2; or entries per head, such as 512."),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 64,
+    compare: Annotated[bool, typer.Option("--compare", help="Run the full cache too, side by side.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+) -> None:
+    """Answer a prompt with an evicted cache."""
+    with one_line_errors():
+        from madakv.cli.generate import run_generate
+
+        run_generate(
+            model=model,
+            images=image or [],
+            prompt=prompt,
+            method=method,
+            budget=budget,
+            max_new_tokens=max_new_tokens,
+            compare=compare,
+            as_json=as_json,
+            device=device,
+            dtype=dtype,
+        )
+
+
+@app.command()
+def methods() -> None:
+    """List the eviction methods and their options."""
+    with one_line_errors():
+        from madakv.methods import list_methods, resolve
+
+        for name in list_methods():
+            typer.echo(f"{name:14} {resolve(name)!r}")
+
+
+def main() -> None:
+    """Entry point of the `madakv` command."""
+    app()

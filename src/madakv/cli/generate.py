@@ -1,0 +1,159 @@
+"""`madakv generate`: one prompt, answered with an evicted cache and, if asked, with the full one beside it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from transformers.utils import logging as transformers_logging
+
+from madakv import bundled
+from madakv.answering import Answer, answer
+from madakv.errors import ConfigurationError, InputError
+from madakv.loading import load
+from madakv.methods import resolve
+from madakv.prompts import model_inputs, open_images
+from madakv.run import Kept
+
+
+def run_generate(
+    *,
+    model: str | None,
+    images: list[Path],
+    prompt: str | None,
+    method: str,
+    budget: str | None,
+    max_new_tokens: int,
+    compare: bool,
+    as_json: bool,
+    device: str | None,
+    dtype: str,
+) -> None:
+    """Run the command; see `madakv generate --help`."""
+    quiet_transformers()
+    chosen = resolve(method, budget=parse_budget(budget))
+    pictures = open_images(images)
+    expected = None
+    if prompt is None:
+        if images:
+            raise InputError("images were given without --prompt; say what to do with them")
+        sample = bundled.sample()
+        question = sample.questions[0]
+        prompt, pictures, expected = f"{sample.text} {question.prompt}", list(sample.images), question.answer
+    loaded, processor = load(model, device=device, dtype=dtype)
+    inputs = model_inputs(processor, prompt, pictures).to(loaded.device)
+    full = None
+    if compare:
+        # Whoever runs first would pay for warming up.
+        answer(loaded, processor, inputs, None, max_new_tokens=2)
+        full = answer(loaded, processor, inputs, None, max_new_tokens=max_new_tokens)
+    evicted = answer(loaded, processor, inputs, chosen, max_new_tokens=max_new_tokens)
+    if evicted.kept is None:
+        raise RuntimeError("generation ended without a prefill")
+    if as_json:
+        print(json.dumps(as_object(evicted, evicted.kept, full), ensure_ascii=False))
+    else:
+        show(Console(), evicted, evicted.kept, full, expected=None if model else expected)
+
+
+def quiet_transformers() -> None:
+    """No progress bars and no warnings from transformers between a user and the answer."""
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+
+
+def parse_budget(text: str | None) -> float | int | None:
+    """A budget as typed: with a point or at most 1 it is a share, else entries per head.
+
+    Raises:
+        ConfigurationError: not a number.
+    """
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        raise ConfigurationError(
+            f"--budget must be a share of the prompt in (0, 1], such as 0.2, or a whole number; got {text!r}"
+        ) from None
+    return int(text) if text.strip().isdecimal() and value > 1 else value
+
+
+def as_object(evicted: Answer, kept: Kept, full: Answer | None) -> dict[str, Any]:
+    """The object that `--json` prints."""
+    return {
+        "answer": evicted.text,
+        "answer_full": full.text if full else None,
+        "prompt_tokens": kept.prompt_tokens,
+        "kept": {name: round(count, 2) for name, count in kept.kept.items()},
+        "kept_share": kept.kept_share,
+        "kv_bytes": kept.kv_bytes,
+        "kv_bytes_full": kept.kv_bytes_full,
+        "prefill_s": evicted.prefill_s,
+        "decode_ms": evicted.decode_ms,
+        "prefill_s_full": full.prefill_s if full else None,
+        "decode_ms_full": full.decode_ms if full else None,
+        "method": kept.method,
+    }
+
+
+def show(console: Console, evicted: Answer, kept: Kept, full: Answer | None, *, expected: str | None) -> None:
+    """Print the answer for people; side by side with the full cache's if there is one."""
+    tokens = ", ".join(f"{count:,} {name}" for name, count in kept.prompt_tokens.items())
+    console.print(f"prompt  {sum(kept.prompt_tokens.values()):,} tokens ({tokens})")
+    console.print(f"method  {kept.method}", highlight=False)
+    if expected is not None:
+        console.print(f"expect  [bold]{expected}[/bold]", highlight=False)
+    table = Table(show_edge=False, pad_edge=False)
+    table.add_column("")
+    if full:
+        table.add_column("full cache", justify="right")
+    table.add_column("evicted", justify="right", style="bold")
+    if full:
+        table.add_column("ratio", justify="right")
+    for name, whole, now, ratio in _rows(evicted, kept, full):
+        table.add_row(name, *([whole] if full else []), now, *([ratio] if full else []))
+    console.print(table)
+
+
+def _rows(evicted: Answer, kept: Kept, full: Answer | None) -> list[tuple[str, str, str, str]]:
+    rows = [("answer", full.text if full else "", evicted.text, _same(evicted, full))]
+    rows.append(
+        ("KV cache", _size(kept.kv_bytes_full), _size(kept.kv_bytes), f"{kept.kv_bytes / kept.kv_bytes_full:.1%}")
+    )
+    for name, count in kept.prompt_tokens.items():
+        share = kept.kept[name] / count if count else 0.0
+        rows.append((f"{name} kept per head", f"{count:,}", f"{kept.kept[name]:,.1f}", f"{share:.1%}"))
+    whole = full.prefill_s if full else None
+    rows.append(("prefill", _seconds(whole), _seconds(evicted.prefill_s), _times(whole, evicted.prefill_s)))
+    whole = full.decode_ms if full else None
+    rows.append(("decode per token", _millis(whole), _millis(evicted.decode_ms), _times(whole, evicted.decode_ms)))
+    return rows
+
+
+def _same(evicted: Answer, full: Answer | None) -> str:
+    return "" if full is None else "same" if full.text == evicted.text else "differs"
+
+
+def _size(count: int) -> str:
+    value = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if value < 1024:
+            return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
+        value /= 1024
+    return f"{value:,.2f} GiB"
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f} s"
+
+
+def _millis(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f} ms"
+
+
+def _times(whole: float | None, now: float | None) -> str:
+    return "" if not whole or not now else f"{whole / now:.2f}x"

@@ -1,0 +1,156 @@
+"""Ragged attention against the plain-loop reference."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from madakv.attention import prompt_attention, ragged_attention, ragged_attention_reference
+from madakv.attention.partial import Partial, merge, merge_scattered, partial_attention
+from madakv.cache import RaggedEntries, Tail
+from madakv.cache.tiles import TileSchedule
+from madakv.plan import KeepPlan
+from tests.tolerance import TOLERANCE, assert_same
+
+LENGTHS = {
+    "even": [[7, 7], [7, 7]],
+    "uneven": [[1, 63], [17, 5]],
+    "some empty": [[0, 9], [31, 0]],
+    "all empty": [[0, 0], [0, 0]],
+    "ten to one": [[300, 30], [120, 65]],
+    "ones": [[1, 1], [1, 2]],
+}
+
+
+def make_entries(
+    lengths: list[list[int]], D: int, Dv: int | None = None, dtype: torch.dtype = torch.float32
+) -> RaggedEntries:
+    """Entries gathered from a random prompt by a random plan with the given counts."""
+    B, H, N = len(lengths), len(lengths[0]), max(map(max, lengths)) + 3
+    keys = torch.randn(B, H, N, D).to(dtype)
+    values = torch.randn(B, H, N, Dv or D).to(dtype)
+    positions = [torch.randperm(N)[:n].sort().values for row in lengths for n in row]
+    return RaggedEntries.gather(keys, values, KeepPlan(torch.cat(positions), torch.tensor(lengths)))
+
+
+def make_tail(B: int, H: int, n: int, D: int, Dv: int | None = None, dtype: torch.dtype = torch.float32) -> Tail:
+    tail = Tail()
+    tail.append(torch.randn(B, H, n, D).to(dtype), torch.randn(B, H, n, Dv or D).to(dtype), prompt_length=10)
+    return tail
+
+
+def causal(Q: int, T: int) -> Tensor:
+    return (torch.arange(T) <= torch.arange(Q)[:, None] + (T - Q))[None, None]
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+@pytest.mark.parametrize(("G", "D", "Q"), [(1, 64, 1), (7, 60, 1), (4, 16, 5), (2, 128, 3)])
+def test_matches_the_reference(name: str, G: int, D: int, Q: int) -> None:
+    lengths = LENGTHS[name]
+    entries, tail = make_entries(lengths, D), make_tail(2, 2, Q + 4, D)
+    query = torch.randn(2, 2 * G, Q, D)
+    options = {"scaling": 0.3, "mask": causal(Q, tail.length)}
+    want = ragged_attention_reference(query, entries, tail, **options)
+    assert_same(ragged_attention(query, entries, tail, **options), want)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", ["even", "uneven"])
+def test_matches_in_every_dtype(dtype: torch.dtype, name: str) -> None:
+    entries, tail = make_entries(LENGTHS[name], 64, dtype=dtype), make_tail(2, 2, 3, 64, dtype=dtype)
+    query = torch.randn(2, 4, 1, 64).to(dtype)
+    got = ragged_attention(query, entries, tail, scaling=0.125)
+    assert got.dtype == dtype
+    assert_same(got, ragged_attention_reference(query, entries, tail, scaling=0.125), TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("name", LENGTHS)
+def test_softcap_sinks_and_uneven_head_dims(name: str) -> None:
+    entries, tail = make_entries(LENGTHS[name], 24, Dv=40), make_tail(2, 2, 6, 24, Dv=40)
+    query, sinks = torch.randn(2, 6, 2, 24), 3 + torch.randn(6)
+    options = {"scaling": 0.5, "mask": causal(2, 6), "softcap": 2.0, "sinks": sinks}
+    want = ragged_attention_reference(query, entries, tail, **options)
+    assert_same(ragged_attention(query, entries, tail, **options), want)
+    without = ragged_attention_reference(query, entries, tail, **{**options, "sinks": None})
+    assert (want - without).abs().max() > 0.01, "sinks must matter for this test to say anything"
+
+
+def test_a_row_whose_tail_is_padding_sees_only_its_prompt() -> None:
+    entries, tail = make_entries(LENGTHS["uneven"], 16), make_tail(2, 2, 4, 16)
+    query = torch.randn(2, 2, 1, 16)
+    mask = torch.tensor([[True] * 4, [False, False, True, True]])[:, None, None]
+    want = ragged_attention_reference(query, entries, tail, scaling=1.0, mask=mask)
+    assert_same(ragged_attention(query, entries, tail, scaling=1.0, mask=mask), want)
+    additive = torch.zeros(mask.shape).masked_fill(~mask, float("-inf"))
+    assert_same(ragged_attention(query, entries, tail, scaling=1.0, mask=additive), want)
+    hidden = ragged_attention(query, entries, tail, scaling=1.0, mask=torch.zeros_like(mask))
+    prompt_only = ragged_attention_reference(query, entries, tail, scaling=1.0, mask=torch.zeros_like(mask))
+    assert_same(hidden, prompt_only)
+
+
+def test_memory_behind_the_last_entry_is_never_read() -> None:
+    entries, tail = make_entries(LENGTHS["uneven"], 16), make_tail(2, 2, 3, 16)
+    query = torch.randn(2, 2, 1, 16)
+    want = ragged_attention(query, entries, tail, scaling=1.0)
+    used = sum(entries.lengths)
+    assert used < entries.keys.shape[0], "this case must have spare memory"
+    entries.keys[used:] = 1e4
+    assert torch.equal(ragged_attention(query, entries, tail, scaling=1.0), want)
+    assert torch.isfinite(want).all(), "the tail's spare capacity is NaN here and must not be read"
+
+
+def test_tiles_cover_every_entry_once() -> None:
+    for lengths in ([3, 0, 9, 1], [64, 1, 1, 1, 65], [5], [0, 0, 4]):
+        schedule = TileSchedule.of(tuple(lengths), 8, torch.device("cpu"))
+        seen = torch.zeros(len(lengths) + 1, dtype=torch.int64)
+        seen.index_add_(0, schedule.owner.flatten(), schedule.visible.sum((-1, -2)).flatten())
+        assert seen[:-1].tolist() == lengths
+        assert int(seen[-1]) == 0
+        assert int(schedule.visible.sum(1).max()) == 1
+
+
+def test_parts_merge_to_the_whole() -> None:
+    query, key, value = torch.randn(2, 3, 4, 8), torch.randn(2, 3, 20, 8), torch.randn(2, 3, 20, 8)
+    whole = partial_attention(query, key, value, scaling=0.4)
+    cuts = [0, 1, 7, 20]
+    parts = [
+        partial_attention(query, key[:, :, a:b], value[:, :, a:b], scaling=0.4) for a, b in itertools.pairwise(cuts)
+    ]
+    nothing = Partial(torch.zeros_like(parts[0].out), torch.full_like(parts[0].lse, float("-inf")))
+    merged = merge([*parts, nothing])
+    assert_same(merged.out, whole.out)
+    assert_same(merged.lse, whole.lse)
+    assert merge([nothing, nothing]).out.abs().max() == 0
+
+
+def test_scattered_parts_merge_per_owner() -> None:
+    parts = [
+        partial_attention(torch.randn(1, 1, 2, 8), k := torch.randn(1, 1, 5, 8), k, scaling=1.0) for _ in range(4)
+    ]
+    owner = torch.tensor([1, 3, 1, 4])
+    out = torch.stack([part.out[0, 0] for part in parts])
+    lse = torch.stack([part.lse[0, 0] for part in parts])
+    got = merge_scattered(out, lse, owner, 4)
+    assert_same(got.out[1], merge([parts[0], parts[2]]).out[0, 0])
+    assert_same(got.out[3], parts[1].out[0, 0])
+    assert got.out[0].abs().max() == 0
+    assert got.lse[0].tolist() == [float("-inf")] * 2
+
+
+@pytest.mark.parametrize("chunk", [1 << 24, 64])
+@pytest.mark.parametrize("masked", [False, True])
+def test_prompt_attention_with_softcap_and_sinks(chunk: int, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("madakv.attention.prompt._SCRATCH_ELEMENTS", chunk)
+    query, key, value = torch.randn(2, 4, 9, 16), torch.randn(2, 2, 9, 16), torch.randn(2, 2, 9, 12)
+    sinks = torch.randn(4)
+    mask = causal(9, 9).expand(2, 1, 9, 9).clone()
+    if masked:
+        mask[1, :, 3:, 1] = False
+    got = prompt_attention(query, key, value, scaling=0.4, mask=mask if masked else None, softcap=3.0, sinks=sinks)
+    logits = query.double() @ key.repeat_interleave(2, 1).double().mT * 0.4
+    logits = (torch.tanh(logits / 3.0) * 3.0).masked_fill(~mask, float("-inf"))
+    logits = torch.cat([logits, sinks.double().view(1, 4, 1, 1).expand(2, 4, 9, 1)], -1)
+    assert_same(got, logits.softmax(-1)[..., :-1] @ value.repeat_interleave(2, 1).double())

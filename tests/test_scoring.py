@@ -1,0 +1,102 @@
+"""psi against the plain-loop reference, for every feature of real attention functions."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from madakv.scoring import LayerView, proxy_attention, proxy_attention_reference, proxy_mask
+from tests.tolerance import assert_same
+
+MODALITY = torch.tensor([[-1, -1, 0, 1, 1, 1, 0, 0, 1, 1, 0, 0, 0], [0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0, 0]])
+
+
+def make_view(G: int = 3, **options: object) -> LayerView:
+    B, N = MODALITY.shape
+    return LayerView(
+        query=torch.randn(B, 2 * G, N, 8),
+        key=torch.randn(B, 2, N, 8),
+        value=torch.randn(B, 2, N, 8),
+        modality=MODALITY,
+        scaling=0.7,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+def causal_and_padded() -> torch.Tensor:
+    N = MODALITY.shape[1]
+    return torch.ones(N, N).tril().bool()[None, None] & (MODALITY >= 0)[:, None, None]
+
+
+CASES: dict[str, dict[str, object]] = {
+    "plain": {},
+    "bool mask": {"mask": causal_and_padded()},
+    "additive mask": {"mask": torch.zeros(2, 1, 13, 13).masked_fill(~causal_and_padded(), float("-inf"))},
+    "mask per head": {"mask": causal_and_padded().expand(2, 6, 13, 13) & (torch.rand(2, 6, 13, 13) < 0.8)},
+    "softcap": {"softcap": 1.5},
+    "sinks": {"sinks": torch.linspace(-1, 2, 6)},
+    "all": {"mask": causal_and_padded(), "softcap": 2.0, "sinks": torch.linspace(-1, 2, 6)},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("groups", ["mean", "max"])
+def test_psi_matches_the_reference(case: str, groups: str) -> None:
+    view = make_view(**CASES[case])
+    proxies = proxy_mask(MODALITY)
+    want = proxy_attention_reference(view, proxies, groups)  # type: ignore[arg-type]
+    got = proxy_attention(view, proxies, groups)  # type: ignore[arg-type]
+    assert got.dtype == torch.float32
+    assert_same(got, want)
+    assert (got[0, :, :2] == 0).all(), "padding scores nothing"
+
+
+@pytest.mark.parametrize("case", ["plain", "mask per head", "sinks"])
+def test_scoring_in_chunks_of_heads_changes_nothing(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = make_view(**CASES[case])
+    whole = proxy_attention(view, proxy_mask(MODALITY))
+    monkeypatch.setattr("madakv.scoring.attention._SCRATCH_ELEMENTS", 1)
+    assert torch.equal(proxy_attention(view, proxy_mask(MODALITY)), whole)
+
+
+def test_each_proxy_hands_out_one_unit_of_attention() -> None:
+    psi = proxy_attention(make_view(), proxy_mask(MODALITY))
+    assert_same(psi.sum(-1), proxy_mask(MODALITY).sum(-1)[:, None].expand(2, 2).double())
+
+
+def test_rows_are_scored_alone() -> None:
+    view = make_view()
+    both = proxy_attention(view, proxy_mask(MODALITY))
+    for b in range(2):
+        alone = LayerView(
+            view.query[b : b + 1], view.key[b : b + 1], view.value[b : b + 1], MODALITY[b : b + 1], view.scaling
+        )
+        assert_same(proxy_attention(alone, proxy_mask(MODALITY[b : b + 1])), both[b : b + 1])
+
+
+def test_half_precision_inputs_are_scored_in_fp32() -> None:
+    view = make_view()
+    low = LayerView(view.query.bfloat16(), view.key.bfloat16(), view.value.bfloat16(), MODALITY, view.scaling)
+    assert_same(proxy_attention(low, proxy_mask(MODALITY)), proxy_attention_reference(low, proxy_mask(MODALITY)))
+
+
+def test_only_the_proxies_rows_are_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No tensor of N x N appears: the largest allocation is that of P x N."""
+    N, P = 512, 8
+    view = LayerView(
+        torch.randn(1, 2, N, 4), torch.randn(1, 2, N, 4), torch.randn(1, 2, N, 4), torch.zeros(1, N).long(), 1.0
+    )
+    largest = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal largest
+            out = func(*args, **(kwargs or {}))
+            for tensor in out if isinstance(out, tuple | list) else [out]:
+                if isinstance(tensor, torch.Tensor):
+                    largest = max(largest, tensor.numel())
+            return out
+
+    with Watch():
+        proxy_attention(view, proxy_mask(view.modality, P))
+    assert largest <= 2 * P * N
