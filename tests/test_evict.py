@@ -392,6 +392,14 @@ def test_degenerate_prompts(images: int, text: int) -> None:
         assert sum(run.last.prompt_tokens.values()) == inputs["input_ids"].shape[1]
 
 
+def test_embeddings_in_place_of_ids() -> None:
+    model, (tokens, _) = tiny.llama(), tiny.ids(30)
+    embeds = model.get_input_embeddings()(tokens)
+    with madakv.evict(model, budget=0.3):
+        want = tiny.greedy(model, {"input_ids": tokens})
+        assert torch.equal(model.generate(inputs_embeds=embeds, max_new_tokens=16, do_sample=False), want)
+
+
 def test_right_padding_and_holes_are_never_kept() -> None:
     model, (tokens, _) = tiny.llama(), tiny.ids(30)
     mask = torch.ones_like(tokens)

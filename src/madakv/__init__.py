@@ -1,7 +1,5 @@
 """madakv: evict a multimodal LLM's KV cache while it reads the prompt, per attention head and per modality."""
 
-from importlib.metadata import version
-
 from madakv.api import evict
 from madakv.errors import (
     ConfigurationError,
@@ -18,7 +16,7 @@ from madakv.modality import Modality, known_families, register_family
 from madakv.plan import KeepPlan
 from madakv.run import Kept, Run
 
-__version__ = version("madakv")
+__version__ = "0.1.0"
 
 __all__ = [
     "ConfigurationError",

@@ -41,6 +41,7 @@ class Family:
 
 _IMAGE = Family(image="image_token_id")
 _IMAGE_VIDEO = Family(image="image_token_id", video="video_token_id")
+_AUDIO = Family(audio="audio_token_id")
 
 _FAMILIES: dict[str, Family] = {
     "llava": _IMAGE,
@@ -54,7 +55,8 @@ _FAMILIES: dict[str, Family] = {
     "idefics3": _IMAGE,
     "gemma3": _IMAGE,
     "mistral3": _IMAGE,
-    "qwen2_audio": Family(audio="audio_token_id"),
+    "qwen2_audio": _AUDIO,
+    "voxtral": _AUDIO,
 }
 
 _MULTIMODAL_MARKS = ("vision_config", "audio_config", "image_token_id", "video_token_id", "audio_token_id")
@@ -111,6 +113,7 @@ def prompt_modality(
     *,
     attention_mask: Tensor | None = None,
     mm_token_type_ids: Tensor | None = None,
+    inputs_embeds: Tensor | None = None,
 ) -> Tensor:
     """Modality of every prompt token.
 
@@ -119,6 +122,7 @@ def prompt_modality(
         input_ids: [B, N] token ids; may be None if `mm_token_type_ids` is given.
         attention_mask: [B, N], 0 at padding; None if there is no padding. A 4D mask is not read.
         mm_token_type_ids: [B, N] from the processor; trusted before the config where present.
+        inputs_embeds: [B, N, D], read for its shape alone: without ids, only a text-only model's modality is known.
 
     Returns:
         [B, N] int64 of `Modality` values.
@@ -133,6 +137,8 @@ def prompt_modality(
         modality = torch.zeros_like(input_ids, dtype=torch.int64)
         for kind, name in family_of(config).items():
             modality.masked_fill_(input_ids == getattr(config, name), int(kind))
+    elif inputs_embeds is not None and not family_of(config).items():
+        modality = torch.zeros(inputs_embeds.shape[:2], dtype=torch.int64, device=inputs_embeds.device)
     else:
         raise InputError(
             "the modality of the prompt is unknown: pass input_ids, or mm_token_type_ids beside inputs_embeds"

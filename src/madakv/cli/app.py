@@ -60,6 +60,37 @@ def generate(
         )
 
 
+@app.command(name="eval")
+def evaluate(
+    out: Annotated[Path, typer.Option(help="Folder of results; goes on where an earlier run stopped.")],
+    suite: Annotated[str, typer.Option(help="Which documents and questions.")] = "digits",
+    model: ModelOption = None,
+    methods: Annotated[str, typer.Option(help="Names, separated by commas.")] = "full,madakv",
+    budgets: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "0.5,0.2,0.1,0.05",
+    samples: Annotated[int, typer.Option(min=1, help="Documents; each has one question of every kind.")] = 200,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first document.")] = 0,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 32,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+) -> None:
+    """Measure accuracy under eviction; prints a Markdown table and writes every answer."""
+    with one_line_errors():
+        from madakv.cli.evaluate import run_eval
+
+        run_eval(
+            suite_name=suite,
+            model=model,
+            methods=methods,
+            budgets=budgets,
+            samples=samples,
+            seed=seed,
+            max_new_tokens=max_new_tokens,
+            out=out,
+            device=device,
+            dtype=dtype,
+        )
+
+
 @app.command()
 def methods() -> None:
     """List the eviction methods and their options."""

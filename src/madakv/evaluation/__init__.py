@@ -1,1 +1,1 @@
-"""Tasks and scores that show what eviction costs."""
+"""Accuracy under eviction: documents with questions, a runner that survives, and its tables."""

@@ -86,6 +86,7 @@ class _Prepare:
                 kwargs.get("input_ids"),
                 attention_mask=kwargs.get("attention_mask"),
                 mm_token_type_ids=kwargs.get("mm_token_type_ids"),
+                inputs_embeds=kwargs.get("inputs_embeds"),
             )
             cache.begin_prompt(modality)
         return (), kwargs

@@ -1,0 +1,65 @@
+"""The names that others script against."""
+
+from __future__ import annotations
+
+import inspect
+
+import madakv
+from madakv import errors
+
+
+def test_exported_names() -> None:
+    assert sorted(madakv.__all__) == [
+        "ConfigurationError",
+        "Full",
+        "InputError",
+        "KeepPlan",
+        "Kept",
+        "MadaKV",
+        "MadaKVError",
+        "Method",
+        "MissingExtraError",
+        "Modality",
+        "NestedEvictionError",
+        "Run",
+        "UnsupportedModelError",
+        "UnsupportedOptionError",
+        "__version__",
+        "allocate",
+        "evict",
+        "known_families",
+        "list_methods",
+        "register_family",
+    ]
+    for name in madakv.__all__:
+        assert getattr(madakv, name) is not None
+
+
+def test_signatures() -> None:
+    assert list(inspect.signature(madakv.evict).parameters) == ["model", "method", "budget", "options"]
+    assert list(inspect.signature(madakv.allocate).parameters) == ["psi", "modality", "method", "budget", "options"]
+
+
+def test_every_error_is_a_madakv_error_and_exported() -> None:
+    for name, kind in inspect.getmembers(errors, inspect.isclass):
+        if kind.__module__ == errors.__name__:
+            assert issubclass(kind, madakv.MadaKVError)
+            assert name in madakv.__all__
+
+
+def test_a_methods_repr_rebuilds_it() -> None:
+    method = madakv.MadaKV(budget=0.1, theta=0.8, proxies=16)
+    assert eval(repr(method), {"MadaKV": madakv.MadaKV}) == method
+
+
+def test_importing_changes_nothing_in_transformers() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import transformers, madakv\n"
+        "from transformers import AttentionInterface, AttentionMaskInterface\n"
+        "assert 'madakv' not in AttentionInterface._global_mapping\n"
+        "assert 'madakv' not in AttentionMaskInterface._global_mapping\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
