@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 
 import pytest
@@ -120,10 +121,11 @@ def test_parts_merge_to_the_whole() -> None:
         partial_attention(query, key[:, :, a:b], value[:, :, a:b], scaling=0.4) for a, b in itertools.pairwise(cuts)
     ]
     nothing = Partial(torch.zeros_like(parts[0].out), torch.full_like(parts[0].lse, float("-inf")))
-    merged = merge([*parts, nothing])
+    merged = functools.reduce(merge, [*parts, nothing])
     assert_same(merged.out, whole.out)
     assert_same(merged.lse, whole.lse)
-    assert merge([nothing, nothing]).out.abs().max() == 0
+    assert merge(nothing, nothing).out.abs().max() == 0
+    assert merge(nothing, nothing).lse.max() == float("-inf")
 
 
 def test_scattered_parts_merge_per_owner() -> None:
@@ -134,7 +136,7 @@ def test_scattered_parts_merge_per_owner() -> None:
     out = torch.stack([part.out[0, 0] for part in parts])
     lse = torch.stack([part.lse[0, 0] for part in parts])
     got = merge_scattered(out, lse, owner, 4)
-    assert_same(got.out[1], merge([parts[0], parts[2]]).out[0, 0])
+    assert_same(got.out[1], merge(parts[0], parts[2]).out[0, 0])
     assert_same(got.out[3], parts[1].out[0, 0])
     assert got.out[0].abs().max() == 0
     assert got.lse[0].tolist() == [float("-inf")] * 2

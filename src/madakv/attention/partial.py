@@ -50,15 +50,11 @@ def partial_attention(
     )
 
 
-def merge(parts: list[Partial]) -> Partial:
-    """The attention over the keys of all parts together."""
-    if len(parts) == 1:
-        return parts[0]
-    lse = torch.stack([part.lse for part in parts])
-    total = torch.logsumexp(lse, dim=0)
-    weight = torch.exp(lse - total.masked_fill(total == float("-inf"), 0.0))
-    out = torch.stack([part.out for part in parts])
-    return Partial(out=(out * weight[..., None]).sum(0), lse=total)
+def merge(a: Partial, b: Partial) -> Partial:
+    """The attention over the keys of both parts together."""
+    # Where neither part sees a key the share is undefined, and both means are zero.
+    share = torch.sigmoid(a.lse - b.lse).nan_to_num(0.0)
+    return Partial(out=torch.lerp(b.out, a.out, share[..., None]), lse=torch.logaddexp(a.lse, b.lse))
 
 
 def merge_scattered(out: Tensor, lse: Tensor, owner: Tensor, owners: int) -> Partial:

@@ -42,13 +42,13 @@ def ragged_attention(
     H = entries.counts.shape[1]
     G = Hq // H
     rows = query.reshape(B, H, G * Q, -1)
-    parts = [_tail_part(rows, tail, mask, G, Q, scaling, softcap)]
+    part = _tail_part(rows, tail, mask, G, Q, scaling, softcap)
     if any(entries.lengths):
-        parts.append(_prompt_part(rows, entries, scaling, softcap))
+        part = merge(part, _prompt_part(rows, entries, scaling, softcap))
     if sinks is not None:
         lse = sinks.float().view(1, H, G, 1).expand(B, H, G, Q).reshape(B, H, G * Q)
-        parts.append(Partial(out=torch.zeros_like(parts[0].out), lse=lse))
-    return merge(parts).out.to(query.dtype).view(B, Hq, Q, -1)
+        part = merge(part, Partial(out=torch.zeros_like(part.out), lse=lse))
+    return part.out.to(query.dtype).view(B, Hq, Q, -1)
 
 
 def _tail_part(

@@ -76,19 +76,20 @@ def attention(
 
 
 def mask(**arguments: Any) -> Tensor | None:
-    """Build masks as for sdpa; after the prompt always explicitly, so that nothing has to ask the device.
+    """Build masks as for sdpa.
 
     After the prompt the width that `RaggedLayer.get_mask_sizes` gives is that of the tail, so the mask holds
     exactly what can still be hidden: later tokens, and padding among the new ones.
     """
-    if not _is_start(arguments.get("q_offset", 0)):
+    offset = arguments.get("q_offset", 0)
+    after_prompt = not isinstance(offset, int) or offset > 0
+    on_cpu = torch.device(arguments.get("device", "cpu")).type == "cpu"
+    if after_prompt and (arguments["q_length"] > 1 or not on_cpu):
+        # sdpa would leave out a mask that hides nothing: causal masks mean something else on a tail, and looking
+        # whether there is padding makes the host wait for the device at every step.
         arguments["allow_is_causal_skip"] = False
     built: Tensor | None = sdpa_mask(**arguments)
     return built
-
-
-def _is_start(offset: int | Tensor) -> bool:
-    return isinstance(offset, int) and offset == 0
 
 
 def register() -> None:
