@@ -68,6 +68,16 @@ def test_matches_in_every_dtype(dtype: torch.dtype, name: str) -> None:
     assert_same(got, ragged_attention_reference(query, entries, tail, scaling=0.125), TOLERANCE[dtype])
 
 
+def test_entries_of_another_dtype_than_the_query() -> None:
+    """Under autocast keys can be stored in fp32 and values, like later queries, in bf16."""
+    entries, tail = make_entries(LENGTHS["uneven"], 64), make_tail(2, 2, 3, 64)
+    query = torch.randn(2, 4, 1, 64)
+    want = ragged_attention_reference(query.bfloat16(), entries, tail, scaling=0.125)
+    assert_same(ragged_attention(query.bfloat16(), entries, tail, scaling=0.125), want, TOLERANCE[torch.bfloat16])
+    want = ragged_attention_reference(query.double(), entries, tail, scaling=0.125)
+    assert_same(ragged_attention(query.double(), entries, tail, scaling=0.125), want)
+
+
 @pytest.mark.parametrize("name", LENGTHS)
 def test_softcap_sinks_and_uneven_head_dims(name: str) -> None:
     entries, tail = make_entries(LENGTHS[name], 24, Dv=40), make_tail(2, 2, 6, 24, Dv=40)
@@ -77,6 +87,13 @@ def test_softcap_sinks_and_uneven_head_dims(name: str) -> None:
     assert_same(ragged_attention(query, entries, tail, **options), want)
     without = ragged_attention_reference(query, entries, tail, **{**options, "sinks": None})
     assert (want - without).abs().max() > 0.01, "sinks must matter for this test to say anything"
+
+
+def test_queries_of_any_layout_are_read_right() -> None:
+    entries, tail = make_entries(LENGTHS["uneven"], 16), make_tail(2, 2, 3, 16)
+    query = torch.randn(2, 2, 16, 5).transpose(2, 3)
+    want = ragged_attention_reference(query, entries, tail, scaling=0.2)
+    assert_same(ragged_attention(query, entries, tail, scaling=0.2), want)
 
 
 def test_a_row_whose_tail_is_padding_sees_only_its_prompt() -> None:
@@ -105,12 +122,16 @@ def test_memory_behind_the_last_entry_is_never_read() -> None:
 
 def test_tiles_cover_every_entry_once() -> None:
     for lengths in ([3, 0, 9, 1], [64, 1, 1, 1, 65], [5], [0, 0, 4]):
-        schedule = TileSchedule.of(tuple(lengths), 8, torch.device("cpu"))
-        seen = torch.zeros(len(lengths) + 1, dtype=torch.int64)
-        seen.index_add_(0, schedule.owner.flatten(), schedule.visible.sum((-1, -2)).flatten())
-        assert seen[:-1].tolist() == lengths
-        assert int(seen[-1]) == 0
-        assert int(schedule.visible.sum(1).max()) == 1
+        schedule = TileSchedule.of(tuple(lengths), 8, like=torch.empty(0))
+        visible = (schedule.mask == 0).flatten(1)
+        seen = torch.zeros(len(lengths), dtype=torch.int64)
+        seen.index_add_(0, schedule.owner, visible.sum(1))
+        assert seen.tolist() == lengths
+        tiles = -(-sum(lengths) // 8)
+        assert len(schedule.owner) - tiles == len(schedule.extra_tile) < max(1, sum(n > 0 for n in lengths))
+        readers = torch.zeros(tiles, 8, dtype=torch.int64)
+        readers.index_add_(0, torch.cat([torch.arange(tiles), schedule.extra_tile]), visible.long())
+        assert int(readers.max()) == 1
 
 
 def test_parts_merge_to_the_whole() -> None:
@@ -132,7 +153,7 @@ def test_scattered_parts_merge_per_owner() -> None:
     parts = [
         partial_attention(torch.randn(1, 1, 2, 8), k := torch.randn(1, 1, 5, 8), k, scaling=1.0) for _ in range(4)
     ]
-    owner = torch.tensor([1, 3, 1, 4])
+    owner = torch.tensor([1, 3, 1, 2])
     out = torch.stack([part.out[0, 0] for part in parts])
     lse = torch.stack([part.lse[0, 0] for part in parts])
     got = merge_scattered(out, lse, owner, 4)

@@ -411,3 +411,113 @@ def test_right_padding_and_holes_are_never_kept() -> None:
     for plan in run.last.plans:
         assert not set(plan.positions.tolist()) & {12, 13, 14, 27, 28, 29}
         assert plan.counts.tolist() == [[12, 12]]
+
+
+def test_a_decode_step_neither_copies_the_cache_nor_asks_the_device() -> None:
+    """Traps 13, 20, 21 and 23: no copy and no repeat of the entries, no .item(), no loop over heads."""
+    model, (tokens, mask) = tiny.llama(), tiny.ids(600, 500)
+    whole = torch.nn.functional.pad(mask, (0, 2), value=1)
+    calls: list[str] = []
+    made = 0
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            nonlocal made
+            out = func(*args, **(kwargs or {}))
+            calls.append(str(func))
+            known = {x.untyped_storage().data_ptr() for x in args if isinstance(x, Tensor)}
+            if isinstance(out, Tensor) and out.untyped_storage().data_ptr() not in known:
+                made = max(made, out.untyped_storage().nbytes())
+            return out
+
+    for options in ({}, UNEVEN):
+        with madakv.evict(model, budget=0.5, **options):
+            cache = model(tokens, attention_mask=mask).past_key_values
+            step = tokens[:, :1]
+            model(step, attention_mask=whole[:, :-1], past_key_values=cache)
+            layer = cache.layers[1]
+            query, sinks = torch.randn(2, 8, 1, 8), torch.randn(8)
+            layer.attend(query, scaling=1.0, sinks=sinks)
+            calls.clear()
+            made = 0
+            with Watch():
+                layer.attend(query, scaling=1.0, mask=torch.ones(2, 1, 1, 1, dtype=torch.bool), sinks=sinks)
+        kept = layer.entries.keys.untyped_storage().nbytes()
+        assert made < 0.6 * kept, f"a step made a tensor of {made} bytes beside keys of {kept}"
+        assert not [call for call in calls if "_local_scalar_dense" in call or "nonzero" in call]
+        assert len(calls) < 100
+
+
+def test_rows_can_be_repeated() -> None:
+    model, (tokens, mask) = tiny.llama(), tiny.ids(40, 28)
+    step = torch.randint(5, 97, (2, 1))
+    whole = torch.nn.functional.pad(mask, (0, 1), value=1)
+    with madakv.evict(model, budget=0.3, **UNEVEN):
+        want = model(step, attention_mask=whole, past_key_values=model(tokens, attention_mask=mask).past_key_values)
+        cache = model(tokens, attention_mask=mask).past_key_values
+        cache.batch_repeat_interleave(3)
+        got = model(step.repeat_interleave(3, 0), attention_mask=whole.repeat_interleave(3, 0), past_key_values=cache)
+        assert cache.modality.shape == (6, 40)
+    assert_same(got.logits, want.logits.repeat_interleave(3, 0), 1e-4)
+
+
+def test_a_reset_cache_reads_a_new_prompt() -> None:
+    model, (first, _), (second, _) = tiny.llama(), tiny.ids(40), tiny.ids(20)
+    with madakv.evict(model, budget=0.3) as run:
+        want = model(second).logits
+        cache = model(first).past_key_values
+        cache.reset()
+        assert cache.nbytes == 0
+        assert torch.equal(model(second, past_key_values=cache).logits, want)
+        assert cache.get_seq_length() == 20
+    assert run.last is not None
+    assert run.last.prompt_tokens == {"text": 20}
+
+
+def test_the_cache_holds_on_to_nothing_but_entries() -> None:
+    model, (tokens, _) = tiny.llama(), tiny.ids(200)
+    with madakv.evict(model, budget=0.2) as run:
+        cache = model(tokens).past_key_values
+    assert run.last is not None
+    for plan in run.last.plans:
+        assert plan.positions.untyped_storage().nbytes() == plan.positions.nbytes
+    assert not cache.reads_prompt, "plans and allocator are handed over"
+    gc.collect()
+    held = [x for x in gc.get_referents(cache._slot) if isinstance(x, Tensor)]
+    assert held == [cache.modality] or not held
+
+
+def test_autocast() -> None:
+    model, (tokens, _) = tiny.llama(), tiny.ids(40)
+    with torch.autocast("cpu", torch.bfloat16):
+        want = model(tokens[:, -1:], past_key_values=model(tokens).past_key_values).logits
+        with madakv.evict(model, budget=1.0):
+            got = model(tokens[:, -1:], past_key_values=model(tokens).past_key_values).logits
+    assert_same(got, want, 3e-2)
+
+
+def test_a_users_own_generate_survives() -> None:
+    model, (tokens, _) = tiny.llama(), tiny.ids(20)
+    original = model.generate
+    called = []
+
+    def own(*args: Any, **kwargs: Any) -> Any:
+        called.append(True)
+        return original(*args, **kwargs)
+
+    model.generate = own
+    try:
+        with madakv.evict(model, budget=0.5) as run:
+            model.generate(tokens, max_new_tokens=2)
+        assert model.generate is own
+    finally:
+        del model.generate
+    assert called
+    assert run.last is not None
+
+
+def test_saving_inside_the_block_saves_the_models_own_settings(tmp_path: Any) -> None:
+    with madakv.evict(tiny.llama()):
+        tiny.llama().save_pretrained(tmp_path)
+    for path in tmp_path.glob("*.json"):
+        assert "madakv" not in path.read_text()

@@ -67,3 +67,12 @@ def test_a_config_without_its_token_id() -> None:
 
 def test_text_only_models_have_one_modality() -> None:
     assert prompt_modality(SimpleNamespace(model_type="llama"), IDS).abs().max() == 0
+
+
+def test_types_that_nobody_knows_are_refused() -> None:
+    with pytest.raises(InputError, match=r"holds \[4, 9\]"):
+        prompt_modality(config(), None, mm_token_type_ids=torch.tensor([[0, 4, 9, 1]]))
+    with pytest.raises(InputError, match=r"shape \(1, 3\), but input_ids \(2, 8\)"):
+        prompt_modality(config(), IDS, mm_token_type_ids=torch.zeros(1, 3))
+    with pytest.raises(InputError, match=r"attention_mask has shape \(2, 9\)"):
+        prompt_modality(config(), IDS, attention_mask=torch.ones(2, 9))

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache, GenerationConfig, QuantizedCache, StaticCache
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    QuantizedCache,
+    StaticCache,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.generation import GenerationMode
 
 import madakv
 from madakv import ConfigurationError, NestedEvictionError, UnsupportedModelError, UnsupportedOptionError
+from madakv.hf.attention import attention
+from madakv.hf.cache import RaggedCache
 from tests import tiny
 
 REFUSED: dict[str, Any] = {
     "assistant_model": tiny.llama,
+    "assistant_early_exit": lambda: 1,
+    "use_mtp": lambda: True,
+    "negative_prompt_ids": lambda: torch.ones(1, 3, dtype=torch.int64),
     "prompt_lookup_num_tokens": lambda: 3,
     "penalty_alpha": lambda: 0.6,
     "dola_layers": lambda: "high",
@@ -199,3 +212,93 @@ def test_options_override_a_method_object() -> None:
     with madakv.evict(tiny.llama(), madakv.MadaKV(budget=0.5, theta=0.7), budget=0.1) as run:
         pass
     assert run.method == madakv.MadaKV(budget=0.1, theta=0.7)
+
+
+def test_an_evicted_cache_is_of_no_use_outside_its_block() -> None:
+    """Any other attention would find only the newest token in it, and answer as if there had been no prompt."""
+    model, (tokens, _) = tiny.llama(), tiny.ids(20)
+    with madakv.evict(model, budget=1.0):
+        cache = model(tokens).past_key_values
+    with pytest.raises(UnsupportedOptionError, match="^past_key_values="):
+        model(tokens[:, :1], past_key_values=cache)
+    with madakv.evict(model, budget=0.1):
+        model(tokens[:, :1], past_key_values=cache)
+
+
+def test_parts_of_the_model_cannot_be_called_past_it() -> None:
+    model, inputs = tiny.llava(), tiny.document()
+    with madakv.evict(model):
+        for call in (model.forward, model.model, model.model.forward):
+            with pytest.raises(UnsupportedOptionError, match="call the model that was given"):
+                call(**inputs)
+
+
+def test_copying_the_model_inside_the_block_is_refused() -> None:
+    model = tiny.llama()
+    with madakv.evict(model), pytest.raises(UnsupportedOptionError, match="deepcopy"):
+        copy.deepcopy(model)
+    assert copy.deepcopy(model).config._attn_implementation == "sdpa"
+
+
+def test_masks_that_change_their_mind_about_the_prompt_are_refused() -> None:
+    model, (tokens, mask) = tiny.llama(), tiny.ids(20, 12)
+    turn = torch.randint(5, 97, (2, 3))
+    whole = torch.nn.functional.pad(mask, (0, 3), value=1)
+    with madakv.evict(model):
+        cache = model(tokens, attention_mask=mask).past_key_values
+        other = whole.clone()
+        other[0, 4] = 0
+        with pytest.raises(UnsupportedOptionError, match="hides other prompt tokens"):
+            model(turn, attention_mask=other, past_key_values=cache)
+        with pytest.raises(UnsupportedOptionError, match="covers 22 tokens, but 20 were seen and 3 are new"):
+            model(turn, attention_mask=whole[:, 1:], past_key_values=cache)
+        with pytest.raises(UnsupportedOptionError, match=r"attention_mask of shape \(2, 1, 3, 23\)"):
+            model(turn, attention_mask=torch.ones(2, 1, 3, 23, dtype=torch.bool), past_key_values=cache)
+        model(turn, attention_mask=whole, past_key_values=cache)
+        cache.reorder_cache(torch.tensor([1, 0]))
+        whole = torch.nn.functional.pad(mask.flip(0), (0, 6), value=1)
+        model(turn, attention_mask=whole, past_key_values=cache)
+
+
+def test_an_interrupted_prefill_is_not_gone_on_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, (tokens, _) = tiny.llama(), tiny.ids(20)
+    with madakv.evict(model) as run:
+        cache = RaggedCache(model.config, run.method)
+        with monkeypatch.context() as broken:
+            broken.setattr(model.model.layers[1].mlp, "forward", lambda _: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                model(tokens, past_key_values=cache)
+        with pytest.raises(UnsupportedOptionError, match="interrupted"):
+            model(tokens, past_key_values=cache)
+        cache.reset()
+        model(tokens, past_key_values=cache)
+    assert run.last is not None
+
+
+def test_attentions_asked_for_in_the_config_are_refused() -> None:
+    model, (tokens, _) = tiny.llama(), tiny.ids(20)
+    model.set_attn_implementation("eager")
+    model.config.output_attentions = True
+    try:
+        with madakv.evict(model), pytest.raises(UnsupportedOptionError, match="^output_attentions="):
+            model(tokens)
+    finally:
+        model.config.output_attentions = False
+        model.set_attn_implementation("sdpa")
+
+
+def test_position_biases_are_refused() -> None:
+    layer = RaggedCache(tiny.llama().config, madakv.MadaKV()).layers[0]
+    key = torch.randn(1, 2, 5, 8)
+    key._madakv_layer = layer  # type: ignore[attr-defined]
+    with pytest.raises(UnsupportedOptionError, match="Linear adds a position_bias"):
+        attention(torch.nn.Linear(1, 1), key, key, key, None, position_bias=torch.zeros(1))
+
+
+def test_encoder_decoders_are_refused() -> None:
+    config = T5Config(vocab_size=20, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    with (
+        pytest.raises(UnsupportedModelError, match="encoder-decoder"),
+        madakv.evict(T5ForConditionalGeneration(config).eval()),
+    ):
+        pass

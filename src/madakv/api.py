@@ -20,11 +20,15 @@ def evict(
     Works with `model.generate()`, with pipelines around the model, and with plain forward loops that hand
     `past_key_values` on. The model is restored on exit, after an exception too.
 
+    The first forward pass on a cache is its prompt; what is read later on the same cache, such as the next turn of
+    a conversation, is kept whole. The cache can only be used inside such a block.
+
     Args:
         model: a transformers model in eval mode, text-only or of a known multimodal family.
         method: a name from `madakv.list_methods()` or a method object such as `madakv.MadaKV(theta=0.9)`.
         budget: share of the prompt's KV entries that stays, a float in (0, 1]; or an int, entries per head and
-            layer on average. None: the method's own.
+            layer on average. None: the method's own. It is kept to the letter: 0.01 of a prompt of 20 tokens is
+            none at all.
         options: further fields of the method.
 
     Yields:

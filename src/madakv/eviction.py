@@ -83,4 +83,4 @@ def allocate(
         if not bool((torch.isfinite(scores) & (scores >= 0)).all()):
             raise InputError(f"psi[{layer}] holds values that are negative or not finite")
     allocator = chosen.allocator(modality.to(torch.int64), heads=H, layers=len(psi))
-    return [allocator.decide(scores) for scores in psi]
+    return [allocator.decide(scores.to(modality.device)) for scores in psi]

@@ -42,24 +42,35 @@ class Family:
 _IMAGE = Family(image="image_token_id")
 _IMAGE_VIDEO = Family(image="image_token_id", video="video_token_id")
 _AUDIO = Family(audio="audio_token_id")
+_ALL = Family(image="image_token_id", video="video_token_id", audio="audio_token_id")
 
 _FAMILIES: dict[str, Family] = {
     "llava": _IMAGE,
     "llava_next": _IMAGE,
+    "llava_next_video": _IMAGE_VIDEO,
     "llava_onevision": _IMAGE_VIDEO,
     "qwen2_vl": _IMAGE_VIDEO,
     "qwen2_5_vl": _IMAGE_VIDEO,
     "qwen3_vl": _IMAGE_VIDEO,
+    "qwen3_vl_moe": _IMAGE_VIDEO,
+    "qwen3_5": _IMAGE_VIDEO,
+    "glm4v": _IMAGE_VIDEO,
     "internvl": _IMAGE,
     "smolvlm": _IMAGE,
     "idefics3": _IMAGE,
     "gemma3": _IMAGE,
+    "gemma4": _ALL,
+    "paligemma": _IMAGE,
+    "aya_vision": _IMAGE,
     "mistral3": _IMAGE,
     "qwen2_audio": _AUDIO,
     "voxtral": _AUDIO,
 }
 
-_MULTIMODAL_MARKS = ("vision_config", "audio_config", "image_token_id", "video_token_id", "audio_token_id")
+_MULTIMODAL_MARKS = (
+    *("vision_config", "audio_config", "vq_config", "thinker_config"),
+    *("image_token_id", "video_token_id", "audio_token_id"),
+)
 
 
 def register_family(
@@ -143,6 +154,20 @@ def prompt_modality(
         raise InputError(
             "the modality of the prompt is unknown: pass input_ids, or mm_token_type_ids beside inputs_embeds"
         )
+    if input_ids is not None and modality.shape != input_ids.shape:
+        raise InputError(
+            f"mm_token_type_ids has shape {tuple(modality.shape)}, but input_ids {tuple(input_ids.shape)}"
+        )
+    known = (modality >= Modality.TEXT) & (modality <= Modality.AUDIO)
+    if not bool(known.all()):
+        raise InputError(
+            f"mm_token_type_ids holds {modality[~known].unique().tolist()}; "
+            "known are 0 text, 1 image, 2 video, 3 audio"
+        )
     if attention_mask is not None and attention_mask.dim() == 2:
+        if attention_mask.shape != modality.shape:
+            raise InputError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}, but the prompt {tuple(modality.shape)}"
+            )
         modality.masked_fill_(attention_mask.to(modality.device) == 0, int(Modality.PADDING))
     return modality

@@ -27,7 +27,8 @@ class KeepPlan:
     @classmethod
     def from_mask(cls, keep: Tensor) -> KeepPlan:
         """The plan that keeps the true entries of a [B, H, N] bool tensor."""
-        return cls(positions=keep.nonzero()[:, 2], counts=keep.sum(-1))
+        # Cloned, since a view would keep the rows and heads of every position in memory as well.
+        return cls(positions=keep.nonzero()[:, 2].clone(), counts=keep.sum(-1))
 
     @cached_property
     def indices(self) -> tuple[tuple[Tensor, ...], ...]:

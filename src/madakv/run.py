@@ -21,12 +21,13 @@ class Kept:
 
     Attributes:
         method: the method's repr.
-        layers: indices of the evicted layers in the model; sliding-window layers are not among them.
+        layers: indices of the evicted layers in the model; those left as they are are not among them.
         plans: the keep-plan of each evicted layer.
         modality: [B, N] of `Modality` values.
         kv_bytes: bytes of live storage of the evicted layers right after the prefill.
         kv_bytes_full: bytes that these layers would store in a full cache.
-        other_bytes: bytes of the layers that are left as they are, in either case.
+        other_bytes: bytes of the layers that are left as they are (sliding windows, linear attention), in either
+            case.
     """
 
     method: str

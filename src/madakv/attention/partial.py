@@ -24,6 +24,10 @@ class Partial:
     out: Tensor
     lse: Tensor
 
+    def blind(self, rows: Tensor) -> Partial:
+        """The same with the given rows, bool broadcastable to [..., R], marked as having seen no key."""
+        return Partial(out=self.out, lse=self.lse.masked_fill(rows, float("-inf")))
+
 
 def partial_attention(
     query: Tensor,
@@ -41,9 +45,12 @@ def partial_attention(
         key: [X, H, t, Dk], t at least 1; a stride of 0 over X or H is fine.
         value: [X, H, t, Dv].
         scaling: factor on the logits.
-        mask: broadcastable to [X, H, R, t], bool (true = visible) or additive float; None = all visible.
+        mask: broadcastable to [X, H, R, t], bool (true = visible) or additive float; None = all visible. Where a
+            row may see nothing, the caller has to say so with `Partial.blind`.
         softcap: see `LayerView`.
     """
+    # Under autocast, keys and values can have been stored in other dtypes than later queries come in.
+    key, value = key.to(query.dtype), value.to(query.dtype)
     fused = query.device.type == "cpu" and softcap is None and key.shape[-1] == value.shape[-1]
     return (
         _fused_cpu(query, key, value, scaling, mask) if fused else _matmul(query, key, value, scaling, mask, softcap)
@@ -62,36 +69,37 @@ def merge_scattered(out: Tensor, lse: Tensor, owner: Tensor, owners: int) -> Par
 
     Args:
         out: [S, R, Dv] fp32, part s belongs to `owner[s]`.
-        lse: [S, R] fp32.
-        owner: [S] int64 in [0, owners].
-        owners: number of owners; the id `owners` itself marks a part that belongs to nobody.
+        lse: [S, R] fp32, finite.
+        owner: [S] int64 in [0, owners).
+        owners: number of owners; one without a part has seen nothing.
 
     Returns:
         Partial with out [owners, R, Dv] and lse [owners, R].
     """
     R = lse.shape[1]
-    top = lse.new_full((owners + 1, R), float("-inf"))
+    top = lse.new_full((owners, R), float("-inf"))
     top = top.scatter_reduce(0, owner[:, None].expand(-1, R), lse, "amax")
-    weight = torch.exp(lse - top.masked_fill(top == float("-inf"), 0.0)[owner])
-    den = lse.new_zeros(owners + 1, R).index_add(0, owner, weight)[:owners]
-    num = out.new_zeros(owners + 1, R, out.shape[-1]).index_add(0, owner, out * weight[..., None])[:owners]
-    return Partial(out=num / den.clamp_min(1e-38)[..., None], lse=top[:owners] + den.log())
+    weight = torch.exp(lse - top[owner])
+    den = lse.new_zeros(owners, R).index_add(0, owner, weight)
+    num = out.new_zeros(owners, R, out.shape[-1]).index_add(0, owner, out * weight[..., None])
+    return Partial(out=num / den.clamp_min(1e-38)[..., None], lse=top + den.log())
 
 
 def _fused_cpu(query: Tensor, key: Tensor, value: Tensor, scaling: float, mask: Tensor | None) -> Partial:
-    # The kernel behind scaled_dot_product_attention; the public function drops the denominator.
+    # The kernel behind scaled_dot_product_attention, whose public form drops the denominator and sees to strides.
     if mask is not None:
-        mask = mask.expand(*query.shape[:3], key.shape[2])
         if mask.dtype == torch.bool:
-            mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, float("-inf"))
+            mask = additive(mask, query.dtype)
+        mask = mask.to(query.dtype).expand(*query.shape[:3], key.shape[2])
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        query, key, value, 0.0, False, attn_mask=mask, scale=scaling
+        query.contiguous(), key, value, 0.0, False, attn_mask=mask, scale=scaling
     )
-    lse = lse.view(query.shape[:3])
-    if mask is not None:
-        # It reports a denominator of one for a row that sees nothing.
-        lse = lse.masked_fill((mask == float("-inf")).all(-1), float("-inf"))
-    return Partial(out=out.float(), lse=lse)
+    return Partial(out=out.float(), lse=lse.float().view(query.shape[:3]))
+
+
+def additive(visible: Tensor, dtype: torch.dtype) -> Tensor:
+    """A bool mask as one to add to logits: 0 where visible, -inf elsewhere."""
+    return torch.zeros_like(visible, dtype=dtype).masked_fill(~visible, float("-inf"))
 
 
 def _matmul(

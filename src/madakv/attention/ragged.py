@@ -1,8 +1,8 @@
 """Attention of new tokens over a layer's kept prompt entries and its tail, without a loop over heads.
 
 Uneven heads lie one behind another in memory. That memory is read as equal tiles, whoever they belong to: a
-tile is attended by the heads whose entries it holds (one, or two and more where heads meet), and the parts are
-merged per head. Every entry is read once, none is padded, and the split of long heads comes for free.
+tile is attended by the heads whose entries it holds, and the parts are merged per head. Nothing is padded, only
+tiles in which heads meet are read more than once, and the split of long heads comes for free.
 """
 
 from __future__ import annotations
@@ -54,11 +54,14 @@ def ragged_attention(
 def _tail_part(
     rows: Tensor, tail: Tail, mask: Tensor | None, G: int, Q: int, scaling: float, softcap: float | None
 ) -> Partial:
-    if mask is not None:
-        B, H = rows.shape[:2]
-        per_head = mask.unflatten(1, (H, G)) if mask.shape[1] == H * G else mask[:, :, None]
-        mask = per_head.expand(B, -1, G, Q, -1).flatten(2, 3)
-    return partial_attention(rows, tail.keys, tail.values, scaling=scaling, mask=mask, softcap=softcap)
+    if mask is None:
+        return partial_attention(rows, tail.keys, tail.values, scaling=scaling, softcap=softcap)
+    B, H = rows.shape[:2]
+    per_head = mask.unflatten(1, (H, G)) if mask.shape[1] == H * G else mask[:, :, None]
+    mask = per_head.expand(B, -1, G, Q, -1).flatten(2, 3)
+    part = partial_attention(rows, tail.keys, tail.values, scaling=scaling, mask=mask, softcap=softcap)
+    hidden = ~mask if mask.dtype == torch.bool else mask == float("-inf")
+    return part.blind(hidden.all(-1))
 
 
 def _prompt_part(rows: Tensor, entries: RaggedEntries, scaling: float, softcap: float | None) -> Partial:
@@ -68,10 +71,21 @@ def _prompt_part(rows: Tensor, entries: RaggedEntries, scaling: float, softcap: 
         value = entries.values.view(B, H, key.shape[2], -1)
         return partial_attention(rows, key, value, scaling=scaling, softcap=softcap)
     schedule = entries.tiles
-    tiles, slots = schedule.owner.shape
-    key = entries.keys.view(tiles, 1, entries.tile, D).expand(-1, slots, -1, -1)
-    value = entries.values.view(tiles, 1, entries.tile, -1).expand(-1, slots, -1, -1)
-    query = rows.reshape(B * H, R, D)[schedule.query]
-    part = partial_attention(query, key, value, scaling=scaling, mask=schedule.visible, softcap=softcap)
-    merged = merge_scattered(part.out.flatten(0, 1), part.lse.flatten(0, 1), schedule.owner.flatten(), B * H)
+    key = entries.keys.view(-1, 1, entries.tile, D)
+    value = entries.values.view(key.shape[0], 1, entries.tile, -1)
+    query = rows.reshape(B * H, 1, R, D)[schedule.owner]
+    tiles = key.shape[0]
+    first = partial_attention(query[:tiles], key, value, scaling=scaling, mask=schedule.mask[:tiles], softcap=softcap)
+    out, lse = first.out[:, 0], first.lse[:, 0]
+    if len(schedule.extra_tile):
+        extra = partial_attention(
+            query[tiles:],
+            key[schedule.extra_tile],
+            value[schedule.extra_tile],
+            scaling=scaling,
+            mask=schedule.mask[tiles:],
+            softcap=softcap,
+        )
+        out, lse = torch.cat([out, extra.out[:, 0]]), torch.cat([lse, extra.lse[:, 0]])
+    merged = merge_scattered(out, lse, schedule.owner, B * H)
     return Partial(out=merged.out.view(B, H, R, -1), lse=merged.lse.view(B, H, R))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -73,7 +73,7 @@ class RaggedEntries:
     @cached_property
     def tiles(self) -> TileSchedule:
         """Which heads own which tile of the memory; asked for only where heads are uneven."""
-        return TileSchedule.of(self.lengths, self.tile, self.keys.device)
+        return TileSchedule.of(self.lengths, self.tile, like=self.keys)
 
     @property
     def even(self) -> bool:
@@ -96,10 +96,6 @@ class RaggedEntries:
         shift = self.starts[rows].flatten() - (flat.cumsum(0) - flat)
         source = torch.arange(int(flat.sum()), device=flat.device) + shift.repeat_interleave(flat)
         return self._pack(self.keys, self.values, (source,), counts)
-
-    def to(self, device: torch.device | str) -> RaggedEntries:
-        """The same entries on another device."""
-        return replace(self, keys=self.keys.to(device), values=self.values.to(device), counts=self.counts.to(device))
 
 
 def _packed(tensor: Tensor, source: tuple[Tensor, ...], size: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 _LEAST_GROWTH = 8
@@ -54,15 +53,9 @@ class Tail:
         self.length = end
 
     def select_rows(self, rows: Tensor) -> None:
-        """Reorder and repeat rows in place, [B'] int64; unused capacity is dropped."""
+        """Reorder and repeat rows in place, [B'] int64; capacity stays, so that the next append need not grow."""
         if self._keys is not None and self._values is not None:
-            self._keys = self.keys[rows]
-            self._values = self.values[rows]
-
-    def to(self, device: torch.device | str) -> None:
-        """Move to another device."""
-        if self._keys is not None and self._values is not None:
-            self._keys, self._values = self._keys.to(device), self._values.to(device)
+            self._keys, self._values = self._keys[rows], self._values[rows]
 
 
 def _filled(buffer: Tensor | None, length: int) -> Tensor:

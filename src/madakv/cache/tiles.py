@@ -12,39 +12,44 @@ from torch import Tensor
 class TileSchedule:
     """Which heads attend to which tile; made once per eviction, read at every step.
 
-    A tile has as many slots as the fullest tile has heads.
+    Every tile is attended by the head that owns its first entry. Where heads meet within a tile, each further
+    head attends to it once more; there are fewer such pairs than heads, however short some heads are.
 
     Attributes:
-        owner: [tiles, slots] int64, flat (row, head) index, or the number of them for an unused slot.
-        query: [tiles, slots] int64, the same with unused slots pointing at some valid head.
-        visible: [tiles, slots, 1, size] bool, which entries of the tile the slot's head owns.
+        owner: [tiles + extras] int64, flat (row, head) index of each pair: first owners, then further ones.
+        extra_tile: [extras] int64, the tile of each further pair.
+        mask: [tiles + extras, 1, 1, size], additive, -inf at entries of the tile that are not the owner's.
     """
 
     owner: Tensor
-    query: Tensor
-    visible: Tensor
+    extra_tile: Tensor
+    mask: Tensor
 
     @classmethod
-    def of(cls, lengths: tuple[int, ...], size: int, device: torch.device) -> TileSchedule:
+    def of(cls, lengths: tuple[int, ...], size: int, like: Tensor) -> TileSchedule:
         """Assign tiles to heads that lie one behind another.
 
         Args:
             lengths: entries of each (row, head).
             size: entries per tile.
-            device: where the schedule is needed.
+            like: gives the device and the dtype of the mask.
         """
-        heads, used = len(lengths), sum(lengths)
+        used = sum(lengths)
         tiles = -(-used // size)
-        head_of = torch.full((tiles * size,), heads)
-        head_of[:used] = torch.arange(heads).repeat_interleave(torch.tensor(lengths))
+        nobody = len(lengths)
+        head_of = torch.full((tiles * size,), nobody)
+        head_of[:used] = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
         head_of = head_of.view(tiles, size)
-        # The heads of a tile ascend; a new slot opens at each change.
-        opens = torch.cat([torch.zeros(tiles, 1, dtype=torch.bool), head_of.diff(dim=1) != 0], dim=1)
-        slot = opens.cumsum(1)
-        owner = torch.full((tiles, int(slot.max()) + 1), heads).scatter(1, slot, head_of)
-        visible = (slot[:, None] == torch.arange(owner.shape[1])[:, None]) & (owner < heads)[..., None]
+        # Within a tile heads ascend, so a further one begins wherever the owner changes.
+        begins = torch.zeros_like(head_of, dtype=torch.bool)
+        begins[:, 1:] = (head_of.diff(dim=1) != 0) & (head_of[:, 1:] != nobody)
+        extra_tile, first = begins.nonzero(as_tuple=True)
+        owner = torch.cat([head_of[:, 0], head_of[extra_tile, first]])
+        tile = torch.cat([torch.arange(tiles), extra_tile])
+        hidden = head_of[tile] != owner[:, None]
+        mask = torch.zeros(hidden.shape, dtype=like.dtype).masked_fill(hidden, float("-inf"))
         return cls(
-            owner=owner.to(device),
-            query=owner.clamp_max(heads - 1).to(device),
-            visible=visible[:, :, None].to(device),
+            owner=owner.to(like.device),
+            extra_tile=extra_tile.to(like.device),
+            mask=mask[:, None, None].to(like.device),
         )

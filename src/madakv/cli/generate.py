@@ -48,7 +48,8 @@ def run_generate(
     full = None
     if compare:
         # Whoever runs first would pay for warming up.
-        answer(loaded, processor, inputs, None, max_new_tokens=2)
+        for way in (None, chosen):
+            answer(loaded, processor, inputs, way, max_new_tokens=2)
         full = answer(loaded, processor, inputs, None, max_new_tokens=max_new_tokens)
     evicted = answer(loaded, processor, inputs, chosen, max_new_tokens=max_new_tokens)
     if evicted.kept is None:

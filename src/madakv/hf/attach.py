@@ -17,9 +17,15 @@ from madakv.errors import (
     UnsupportedModelError,
     UnsupportedOptionError,
 )
-from madakv.hf.attention import IMPLEMENTATION, register
-from madakv.hf.cache import RaggedCache
-from madakv.hf.options import check_cache, check_generation_options, own_cache_implementation
+from madakv.hf.attention import register
+from madakv.hf.cache import IMPLEMENTATION, RaggedCache
+from madakv.hf.options import (
+    check_cache,
+    check_forward_options,
+    check_generation_options,
+    check_later_pass,
+    own_cache_implementation,
+)
 from madakv.modality import family_of, prompt_modality
 from madakv.run import Kept, Run
 
@@ -34,23 +40,27 @@ def attached(model: Any, run: Run) -> Iterator[None]:
     before = [config._attn_implementation for config in configs]
     if IMPLEMENTATION in before:
         raise NestedEvictionError(
-            "this model is already inside `madakv.evict`; leave that block before entering another"
+            "this model, or one that shares its config, is already inside `madakv.evict`; leave that block first"
         )
+    overrides: dict[str, Any] = {"generate_batch": _refuse_generate_batch, "__deepcopy__": _refuse_deepcopy}
+    if callable(getattr(model, "generate", None)):
+        overrides["generate"] = _guarded(model, model.generate, run.method)
+    own = {name: model.__dict__[name] for name in overrides if name in model.__dict__}
     hooks = []
     try:
         for config in configs:
             config._attn_implementation_internal = IMPLEMENTATION
         hooks.append(model.register_forward_pre_hook(_Prepare(model, run.method), with_kwargs=True))
         hooks.append(model.register_forward_hook(_Record(run), with_kwargs=True))
-        if callable(getattr(model, "generate", None)):
-            model.generate = _guarded(model, model.generate, run.method)
-            model.generate_batch = _refuse_generate_batch
+        hooks.append(model.get_decoder().register_forward_pre_hook(_require_cache, with_kwargs=True))
+        model.__dict__.update(overrides)
         yield
     finally:
         for hook in hooks:
             hook.remove()
-        for name in ("generate", "generate_batch"):
+        for name in overrides:
             model.__dict__.pop(name, None)
+        model.__dict__.update(own)
         for config, implementation in zip(configs, before, strict=True):
             config._attn_implementation_internal = implementation
 
@@ -71,15 +81,11 @@ class _Prepare:
         if args:
             names = list(self._signature.parameters)[1:]
             kwargs = dict(zip(names, args, strict=False)) | kwargs
-        if kwargs.get("output_attentions"):
-            raise UnsupportedOptionError("output_attentions=True cannot be combined with eviction")
-        if kwargs.get("use_cache") is False:
-            raise UnsupportedOptionError("use_cache=False leaves nothing to evict; drop it, or leave `madakv.evict`")
-        check_cache(kwargs.get("past_key_values"))
+        check_forward_options(kwargs, self._config)
         if kwargs.get("past_key_values") is None:
             kwargs["past_key_values"] = RaggedCache(self._config, self._method)
             kwargs["use_cache"] = True
-        cache = kwargs["past_key_values"]
+        cache: RaggedCache = kwargs["past_key_values"]
         if cache.awaits_prompt:
             modality = prompt_modality(
                 self._config,
@@ -89,7 +95,17 @@ class _Prepare:
                 inputs_embeds=kwargs.get("inputs_embeds"),
             )
             cache.begin_prompt(modality)
+        else:
+            check_later_pass(cache, kwargs)
         return (), kwargs
+
+
+def _require_cache(_module: torch.nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before the decoder: whoever came past the model itself would run uncompressed."""
+    if not isinstance(kwargs.get("past_key_values"), RaggedCache):
+        raise UnsupportedOptionError(
+            "inside `madakv.evict`, call the model that was given to it: not a part of it, and not its .forward"
+        )
 
 
 class _Record:
@@ -97,23 +113,24 @@ class _Record:
 
     def __init__(self, run: Run) -> None:
         self._run = run
-        self._noted: int | None = None
 
     def __call__(self, module: torch.nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
         cache: RaggedCache = kwargs["past_key_values"]
-        if cache.recorded:
+        if not cache.reads_prompt:
             return
         if cache.unread_layers:
             raise UnsupportedModelError(
                 f"{type(module).__name__} ran layers {cache.unread_layers} without madakv's attention: "
                 "they do not go through transformers' AttentionInterface"
             )
-        cache.recorded = True
+        modality, plans = cache.modality, cache.end_prompt()
+        if modality is None:
+            raise RuntimeError("a prompt was read that nobody announced")
         self._run.last = Kept(
             method=repr(cache.method),
             layers=cache.evicted_layers,
-            plans=tuple(plan.to("cpu") for plan in cache.plans),
-            modality=cache.modality.to("cpu"),
+            plans=tuple(plan.to("cpu") for plan in plans),
+            modality=modality.to("cpu"),
             kv_bytes=cache.nbytes,
             kv_bytes_full=cache.full_nbytes,
             other_bytes=cache.other_nbytes,
@@ -141,6 +158,12 @@ def _guarded(model: PreTrainedModel, generate: Callable[..., Any], method: Any) 
 
 def _refuse_generate_batch(*_: Any, **__: Any) -> None:
     raise UnsupportedOptionError("generate_batch (continuous batching) cannot be combined with eviction")
+
+
+def _refuse_deepcopy(_memo: dict[int, Any]) -> None:
+    raise UnsupportedOptionError(
+        "copy.deepcopy(model) inside `madakv.evict` would copy the eviction; copy it outside"
+    )
 
 
 def _check_model(model: Any) -> None:

@@ -12,11 +12,8 @@ from transformers.masking_utils import sdpa_mask
 
 from madakv.attention import prompt_attention
 from madakv.errors import UnsupportedOptionError
-from madakv.hf.cache import layer_behind
+from madakv.hf.cache import IMPLEMENTATION, layer_behind
 from madakv.scoring import LayerView
-
-IMPLEMENTATION = "madakv"
-"""The name under which both functions are registered."""
 
 
 def attention(
@@ -65,7 +62,7 @@ def attention(
             query=query,
             key=key,
             value=value,
-            modality=layer.modality.to(key.device),
+            modality=layer.modality(key.device),
             scaling=scaling,
             mask=attention_mask,
             softcap=softcap,

@@ -25,20 +25,25 @@ def layer_behind(key: Tensor) -> RaggedLayer | None:
     return getattr(key, _LAYER_TAG, None)
 
 
+IMPLEMENTATION = "madakv"
+"""The name under which transformers knows madakv's attention; configs carry it inside `madakv.evict` only."""
+
+
 class _PromptSlot:
-    """Where a cache and its layers meet: the prompt's eviction, once it is announced.
+    """Where a cache and its layers meet: what is known of the prompt.
 
     Layers hold this and not their cache, so that no reference cycle keeps freed caches in memory.
+
+    Attributes:
+        config: the text config that the attention modules consult.
+        modality: [B, N] of the prompt, once it is announced; follows the cache's rows.
+        eviction: the decisions, while the prompt is being read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, config: Any) -> None:
+        self.config = config
+        self.modality: Tensor | None = None
         self.eviction: PromptEviction | None = None
-
-    @property
-    def filled(self) -> PromptEviction:
-        if self.eviction is None:
-            raise RuntimeError("the prompt is unknown: this cache was filled outside of `madakv.evict`")
-        return self.eviction
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -67,10 +72,11 @@ class RaggedLayer(CacheLayerMixin):
         """Whether nothing has been evicted yet, so that the next tokens are the prompt."""
         return self.entries is None
 
-    @property
-    def modality(self) -> Tensor:
-        """[B, N] of the prompt."""
-        return self._slot.filled.modality
+    def modality(self, device: torch.device) -> Tensor:
+        """[B, N] of the prompt, on a device."""
+        if self._slot.modality is None:
+            raise RuntimeError("the prompt was not announced: call begin_prompt before the prefill")
+        return self._slot.modality.to(device)
 
     @torch.no_grad()
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -80,6 +86,11 @@ class RaggedLayer(CacheLayerMixin):
             key_states: [B, H, n, Dk].
             value_states: [B, H, n, Dv].
         """
+        if self._slot.config._attn_implementation != IMPLEMENTATION:
+            raise UnsupportedOptionError(
+                "past_key_values=RaggedCache holds an evicted prompt that only madakv's attention finds; "
+                "use it inside `with madakv.evict(model, ...)`"
+            )
         if self.entries is None:
             self.prompt_length = key_states.shape[2]
         else:
@@ -93,7 +104,9 @@ class RaggedLayer(CacheLayerMixin):
 
         Without gradients: an autograd graph behind the kept entries would keep the evicted ones alive.
         """
-        plan = self._slot.filled.plan(view)
+        if self._slot.eviction is None:
+            raise RuntimeError("no prompt is being read: call begin_prompt before the prefill")
+        plan = self._slot.eviction.plan(view)
         self.entries = RaggedEntries.gather(view.key, view.value, plan.to(view.key.device))
         self.full_nbytes = sum(x.numel() * x.element_size() for x in (view.key, view.value))
         self._mean_entries = sum(self.entries.lengths) // len(self.entries.lengths)
@@ -153,7 +166,7 @@ class RaggedLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget everything; the next tokens are a new prompt."""
-        self._slot.eviction = None
+        self._slot.eviction = self._slot.modality = None
         self.entries, self.tail, self.prompt_length, self.is_initialized = None, Tail(), 0, False
 
 
@@ -178,14 +191,13 @@ class RaggedCache(Cache):
                 f"{text_config.model_type!r} lets layers share KV entries (num_kv_shared_layers = "
                 f"{text_config.num_kv_shared_layers}); evicting them per layer is not supported"
             )
-        self._slot = _PromptSlot()
+        self._slot = _PromptSlot(text_config)
         layers = [
             RaggedLayer(self._slot) if type(layer) is DynamicLayer else layer
             for layer in DynamicCache(config=text_config).layers
         ]
         super().__init__(layers=layers)
         self.method = method
-        self.recorded = False
         self.evicted_layers = tuple(i for i, layer in enumerate(layers) if isinstance(layer, RaggedLayer))
         if not self.evicted_layers:
             kinds = sorted({type(layer).__name__ for layer in layers})
@@ -196,7 +208,17 @@ class RaggedCache(Cache):
     @property
     def awaits_prompt(self) -> bool:
         """Whether the next forward pass is the prefill; a one-token prompt is one too."""
-        return self._slot.eviction is None
+        return self._slot.modality is None
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether the prefill has begun and `end_prompt` has not been called."""
+        return self._slot.eviction is not None
+
+    @property
+    def modality(self) -> Tensor | None:
+        """[B, N] of the prompt; None before it is announced."""
+        return self._slot.modality
 
     def begin_prompt(self, modality: Tensor) -> None:
         """Announce the prompt that the next forward pass reads.
@@ -204,17 +226,34 @@ class RaggedCache(Cache):
         Args:
             modality: [B, N] of `Modality` values.
         """
+        self._slot.modality = modality
         self._slot.eviction = PromptEviction(self.method, modality, len(self.evicted_layers))
 
-    @property
-    def modality(self) -> Tensor:
-        """[B, N] of the prompt."""
-        return self._slot.filled.modality
+    def end_prompt(self) -> list[KeepPlan]:
+        """Hand over the plans of the evicted layers, in order; the cache lets go of them."""
+        if self._slot.eviction is None:
+            raise RuntimeError("no prompt is being read")
+        plans = self._slot.eviction.plans
+        self._slot.eviction = None
+        return plans
 
-    @property
-    def plans(self) -> list[KeepPlan]:
-        """Plans of the evicted layers, in order."""
-        return self._slot.filled.plans
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the given batch rows, in that order."""
+        super().batch_select_indices(indices)
+        if self._slot.modality is not None:
+            self._slot.modality = self._slot.modality[indices.to(self._slot.modality.device)]
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat every batch row."""
+        super().batch_repeat_interleave(repeats)
+        if self._slot.modality is not None:
+            self._slot.modality = self._slot.modality.repeat_interleave(repeats, dim=0)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Follow beam search."""
+        super().reorder_cache(beam_idx)
+        if self._slot.modality is not None:
+            self._slot.modality = self._slot.modality[beam_idx.to(self._slot.modality.device)]
 
     @property
     def unread_layers(self) -> list[int]:
@@ -238,7 +277,12 @@ class RaggedCache(Cache):
 
     @property
     def other_nbytes(self) -> int:
-        """Bytes of the layers that are left as they are (sliding windows)."""
-        others = [layer for layer in self.layers if not isinstance(layer, RaggedLayer)]
-        tensors = [getattr(layer, name, None) for layer in others for name in ("keys", "values")]
-        return sum(x.untyped_storage().nbytes() for x in tensors if isinstance(x, Tensor))
+        """Bytes of the layers that are left as they are: sliding windows, states of linear attention."""
+        total = 0
+        for layer in self.layers:
+            if not isinstance(layer, RaggedLayer):
+                states = [getattr(layer, name, None) for name in ("keys", "values")]
+                for name in ("conv_states", "recurrent_states"):
+                    states += list(getattr(layer, name, {}).values())
+                total += sum(x.untyped_storage().nbytes() for x in states if isinstance(x, Tensor))
+        return total

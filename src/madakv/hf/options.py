@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor
+
 from madakv.errors import UnsupportedOptionError
 from madakv.hf.cache import RaggedCache
 
 _REFUSED = {
     "assistant_model": "assisted decoding takes tokens back, but evicted entries cannot come back",
     "assistant_early_exit": "assisted decoding takes tokens back, but evicted entries cannot come back",
+    "use_mtp": "multi-token prediction takes tokens back, but evicted entries cannot come back",
     "prompt_lookup_num_tokens": "prompt lookup takes tokens back, but evicted entries cannot come back",
     "penalty_alpha": "contrastive search takes tokens back, but evicted entries cannot come back",
     "dola_layers": "DoLa decoding is not tested with eviction",
@@ -22,7 +25,15 @@ _REFUSED = {
     "output_attentions": "no N x N attention is ever computed",
 }
 
-_NEUTRAL = {"guidance_scale": 1, "penalty_alpha": 0, "prefill_chunk_size": 0, "output_attentions": False}
+_NO_CACHE = "use_cache=False leaves nothing to evict; drop it, or leave `madakv.evict`"
+
+_NEUTRAL = {
+    "guidance_scale": 1,
+    "penalty_alpha": 0,
+    "prefill_chunk_size": 0,
+    "output_attentions": False,
+    "use_mtp": False,
+}
 
 
 def check_generation_options(options: dict[str, Any], given: Any, default: Any) -> None:
@@ -41,12 +52,58 @@ def check_generation_options(options: dict[str, Any], given: Any, default: Any) 
         if value is not None and value != _NEUTRAL.get(name):
             raise UnsupportedOptionError(f"{name}={_short(value)} cannot be combined with eviction: {why}")
     if _effective("use_cache", options, given, default) is False:
-        raise UnsupportedOptionError("use_cache=False leaves nothing to evict; drop it, or leave `madakv.evict`")
+        raise UnsupportedOptionError(_NO_CACHE)
     wanted = options.get("cache_implementation") or getattr(given, "cache_implementation", None)
     if wanted not in (None, "dynamic"):
         raise UnsupportedOptionError(
             f"cache_implementation={wanted!r} cannot be combined with eviction, which brings its own cache"
         )
+
+
+def check_forward_options(options: dict[str, Any], config: Any) -> None:
+    """Refuse what eviction cannot honour in a forward pass.
+
+    Args:
+        options: keyword arguments of the pass.
+        config: the model's config.
+    """
+    if options.get("output_attentions") or getattr(config, "output_attentions", False):
+        raise UnsupportedOptionError(
+            f"output_attentions=True cannot be combined with eviction: {_REFUSED['output_attentions']}"
+        )
+    if options.get("use_cache") is False:
+        raise UnsupportedOptionError(_NO_CACHE)
+    check_cache(options.get("past_key_values"))
+
+
+def check_later_pass(cache: RaggedCache, options: dict[str, Any]) -> None:
+    """Refuse passes after the prompt that an evicted cache cannot answer as the full one would.
+
+    Args:
+        cache: has read its prompt.
+        options: keyword arguments of the pass.
+    """
+    if cache.unread_layers:
+        raise UnsupportedOptionError("past_key_values: this cache's prefill was interrupted; start with a new one")
+    mask = options.get("attention_mask")
+    new = next((x for name in ("input_ids", "inputs_embeds") if (x := options.get(name)) is not None), None)
+    if not isinstance(mask, Tensor) or new is None:
+        return
+    if mask.dim() != 2:
+        raise UnsupportedOptionError(
+            f"attention_mask of shape {tuple(mask.shape)}: after the prompt, only [B, seen + new] is supported"
+        )
+    if new.shape[1] == 1 or cache.modality is None:
+        # Comparing what a mask hides would make the host wait for the device at every step.
+        return
+    seen, width = cache.get_seq_length(), mask.shape[1]
+    if width != seen + new.shape[1]:
+        raise UnsupportedOptionError(
+            f"attention_mask covers {width} tokens, but {seen} were seen and {new.shape[1]} are new"
+        )
+    prompt = cache.modality.shape[1]
+    if bool(((mask[:, :prompt] != 0) != (cache.modality >= 0).to(mask.device)).any()):
+        raise UnsupportedOptionError("attention_mask hides other prompt tokens than it did when the prompt was read")
 
 
 def check_cache(cache: Any) -> None:

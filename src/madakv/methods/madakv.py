@@ -42,7 +42,7 @@ class MadaKV(Method):
             `"demand"`: keep the demand as long as half an average allotment is left for every later layer.
             `"signal"`: keep the allotment and let demand only steer the next layer's.
         proxies: whose queries score, see `ProxyRule`.
-        max_proxies: at most so many proxies, the newest.
+        max_proxies: the most proxies that `"question"` takes, the newest.
         groups: how the query heads that share a KV head agree on a score.
         text_pooling: width of the max-pool over neighbouring text tokens' scores, 1 = none; spans that are
             copied need their neighbours, patches do not. Ours; the paper has no pooling.

@@ -15,8 +15,9 @@ from madakv.scoring.view import LayerView
 GroupReduction = Literal["mean", "max"]
 """How the G query heads that share a KV head agree on one score."""
 
-_SCRATCH_ELEMENTS = 1 << 24
-"""Most fp32 logits held at a time (64 MiB); more heads are scored one chunk after another."""
+_SCRATCH_ELEMENTS = 1 << 22
+"""Elements of fp32 logits computed at a time (16 MiB, and a few copies of that while the softmax runs). Rows of the
+batch, heads and proxies go one chunk after another; the least chunk is one proxy of one head's group."""
 
 
 def proxy_attention(view: LayerView, proxies: Tensor, groups: GroupReduction = "mean") -> Tensor:
@@ -32,27 +33,49 @@ def proxy_attention(view: LayerView, proxies: Tensor, groups: GroupReduction = "
     """
     B, H, N, D = view.key.shape
     G = view.query.shape[1] // H
-    index, used = _proxy_rows(proxies)
-    P = index.shape[1]
-    q = view.query.gather(2, index[:, None, :, None].expand(-1, H * G, -1, D)).view(B, H, G, P, D)
-    visible, bias = _proxy_mask_rows(view, index)
-    psi = torch.empty(B, H, N, dtype=torch.float32, device=view.key.device)
-    step = max(1, _SCRATCH_ELEMENTS // max(1, B * G * P * N))
-    for start in range(0, H, step):
-        heads = slice(start, start + step)
-        logits = q[:, heads].flatten(2, 3).float() @ view.key[:, heads].float().transpose(-1, -2)
-        logits = (logits * view.scaling).unflatten(2, (G, P))
-        if view.softcap is not None:
-            logits = torch.tanh(logits / view.softcap) * view.softcap
-        if bias is not None:
-            grouped = bias.unflatten(1, (H, G))[:, heads] if bias.shape[1] == H * G else bias[:, None]
-            logits = logits + grouped
-        grouped = visible.unflatten(1, (H, G))[:, heads] if visible.shape[1] == H * G else visible[:, None]
-        alpha = _softmax(logits.masked_fill(~grouped, float("-inf")), _group_sinks(view, heads, G))
-        alpha = alpha * used[:, None, None, :, None]
-        per_query_head = alpha.sum(3)
-        psi[:, heads] = per_query_head.mean(2) if groups == "mean" else per_query_head.amax(2)
+    psi = torch.zeros(B, H, N, dtype=torch.float32, device=view.key.device)
+    for b, rows in enumerate(_proxy_rows(proxies)):
+        if not len(rows):
+            continue
+        P = max(1, min(len(rows), _SCRATCH_ELEMENTS // (G * N)))
+        step = max(1, min(H, _SCRATCH_ELEMENTS // (G * P * N), _SCRATCH_ELEMENTS // (N * D)))
+        for start in range(0, H, step):
+            heads = slice(start, min(start + step, H))
+            key = view.key[b, heads].float()
+            per_query_head = torch.zeros(key.shape[0], G, N, device=key.device)
+            for chunk in rows.split(P):
+                per_query_head += _attention(view, b, heads, key, chunk).sum(2)
+            psi[b, heads] = per_query_head.mean(1) if groups == "mean" else per_query_head.amax(1)
     return psi
+
+
+def _attention(view: LayerView, b: int, heads: slice, key: Tensor, rows: Tensor) -> Tensor:
+    """alpha [h, G, P, N] of the proxies at `rows` ([P] int64) of batch row b, for a slice of h KV heads.
+
+    Args:
+        key: [h, N, D], those heads' keys in fp32.
+    """
+    h, N, _ = key.shape
+    H = view.key.shape[1]
+    G = view.query.shape[1] // H
+    query = view.query[b, heads.start * G : heads.stop * G, rows].float().view(h, -1, key.shape[-1])
+    logits = (query @ key.transpose(-1, -2)).mul_(view.scaling).view(h, G, -1, N)
+    if view.softcap is not None:
+        logits = logits.div_(view.softcap).tanh_().mul_(view.softcap)
+    hidden = ~(view.modality[b] >= 0)
+    if view.mask is None:
+        hidden = hidden | (torch.arange(N, device=rows.device) > rows[:, None])
+    else:
+        # [1 or Hq, P, N] -> [1 or h, 1 or G, P, N]
+        mask = view.mask[b if view.mask.shape[0] > 1 else 0][:, rows]
+        mask = mask.view(H, G, -1, N)[heads] if len(mask) > 1 else mask[None]
+        if mask.dtype == torch.bool:
+            hidden = hidden | ~mask
+        else:
+            logits = logits.add_(mask)
+    logits = logits.masked_fill_(hidden, float("-inf"))
+    sinks = None if view.sinks is None else view.sinks.float().view(H, G, 1, 1)[heads]
+    return _softmax(logits, sinks)
 
 
 def proxy_attention_reference(view: LayerView, proxies: Tensor, groups: GroupReduction = "mean") -> Tensor:
@@ -85,33 +108,9 @@ def proxy_attention_reference(view: LayerView, proxies: Tensor, groups: GroupRed
     return psi
 
 
-def _proxy_rows(proxies: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of the proxies, [B, P] with P the most that a row has, and which of them are real."""
-    count = proxies.sum(-1)
-    P = max(1, int(count.max()))
-    # A stable sort of "not a proxy" brings each row's proxies to the front, in order.
-    index = (~proxies).to(torch.int8).argsort(dim=-1, stable=True)[:, :P]
-    return index, torch.arange(P, device=proxies.device) < count[:, None]
-
-
-def _proxy_mask_rows(view: LayerView, index: Tensor) -> tuple[Tensor, Tensor | None]:
-    """What the proxies may see, [B, 1 or Hq, P, N] bool, and the additive part of a float mask."""
-    B, N = view.modality.shape
-    valid = (view.modality >= 0)[:, None, None, :]
-    if view.mask is None:
-        causal = torch.arange(N, device=index.device) <= index[..., None]
-        return causal[:, None] & valid, None
-    rows = view.mask.expand(B, -1, -1, -1)
-    rows = rows.gather(2, index[:, None, :, None].expand(-1, rows.shape[1], -1, N))
-    if rows.dtype == torch.bool:
-        return rows & valid, None
-    return valid.expand_as(rows), rows.float()
-
-
-def _group_sinks(view: LayerView, heads: slice, G: int) -> Tensor | None:
-    if view.sinks is None:
-        return None
-    return view.sinks.float().view(1, -1, G, 1, 1)[:, heads]
+def _proxy_rows(proxies: Tensor) -> list[Tensor]:
+    """The proxies' positions in each row."""
+    return [row.nonzero()[:, 0] for row in proxies]
 
 
 def _softmax(logits: Tensor, sinks: Tensor | None) -> Tensor:

@@ -1,0 +1,217 @@
+"""The command line as a user meets it: real processes' worth of parsing, on the bundled model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+import madakv
+from madakv import bundled
+from madakv.cli.app import app
+from madakv.cli.evaluate import expand
+from madakv.cli.generate import parse_budget
+from madakv.prompts import interleave
+from tests import tiny
+
+
+def run(*arguments: str) -> Any:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def as_json(*arguments: str) -> dict[str, Any]:
+    result = run(*arguments, "--json")
+    assert result.exit_code == 0, result.output
+    parsed: dict[str, Any] = json.loads(result.stdout)
+    return parsed
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[str]:
+    paths = []
+    for number, image in enumerate(bundled.sample().images[:3]):
+        paths.append(str(tmp_path / f"{number}.png"))
+        image.save(paths[-1])
+    return paths
+
+
+def images(paths: list[str]) -> list[str]:
+    return [word for path in paths for word in ("--image", path)]
+
+
+def test_json_has_every_field_and_adds_up() -> None:
+    got = as_json("generate", "--budget", "0.2", "--compare")
+    assert list(got) == [
+        "answer",
+        "answer_full",
+        "prompt_tokens",
+        "kept",
+        "kept_share",
+        "kv_bytes",
+        "kv_bytes_full",
+        "prefill_s",
+        "decode_ms",
+        "prefill_s_full",
+        "decode_ms_full",
+        "method",
+    ]
+    expected = bundled.sample().questions[0].answer
+    assert got["answer"] == got["answer_full"] == expected
+    tokens = sum(got["prompt_tokens"].values())
+    assert got["prompt_tokens"]["image"] == 12 * 16
+    assert tokens >= 300
+    assert got["kept_share"] == pytest.approx(round(0.2 * tokens) / tokens)
+    assert sum(got["kept"].values()) == pytest.approx(round(0.2 * tokens), abs=0.02)
+    assert got["kv_bytes"] <= 0.21 * got["kv_bytes_full"]
+    assert min(got[name] for name in ("prefill_s", "decode_ms", "prefill_s_full", "decode_ms_full")) > 0
+    assert eval(got["method"], {"MadaKV": madakv.MadaKV}).budget == 0.2
+
+
+def test_without_compare_the_full_fields_are_null() -> None:
+    got = as_json("generate", "--method", "full")
+    assert got["answer"] == bundled.sample().questions[0].answer
+    assert got["answer_full"] is got["prefill_s_full"] is got["decode_ms_full"] is None
+    assert got["kept_share"] == 1.0
+
+
+def test_the_view_for_people() -> None:
+    result = run("generate", "--compare")
+    assert result.exit_code == 0
+    for word in ("full cache", "evicted", "answer", "KV cache", "prefill", "decode per token", "same"):
+        assert word in result.stdout
+
+
+def test_the_sample_is_answered_right_at_a_fifth_and_with_everything() -> None:
+    sample = bundled.sample()
+    for question in sample.questions[:1]:
+        for budget in ("1.0", "0.2"):
+            assert as_json("generate", "--budget", budget)["answer"] == question.answer
+
+
+def test_images_and_marks(pictures: list[str]) -> None:
+    marked = as_json(
+        "generate", *images(pictures), "--prompt", "image i1 <image> image i2 <image> image i3 <image> ? show i2"
+    )
+    assert marked["prompt_tokens"]["image"] == 48
+    first = as_json("generate", *images(pictures), "--prompt", "and <image> ? list")
+    assert first["prompt_tokens"]["image"] == 48
+
+
+def test_marks_decide_the_order() -> None:
+    a, b, c = (Image.new("RGB", (1, 1)) for _ in range(3))
+    assert interleave("x <image> y <image>z", [a, b, c]) == [a, "x ", b, " y ", c, "z"]
+    assert interleave("<image>", [a]) == [a]
+    assert interleave("no marks", [a, b]) == [a, b, "no marks"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image", "missing.png", "--prompt", "x"], "no such image file: missing.png"),
+        (["--prompt", "a <image> and <image>"], "2 <image> marks but 0 images"),
+        (["--budget", "0"], "budget must be"),
+        (["--budget", "1.5"], "budget must be"),
+        (["--budget", "abc"], "--budget must be"),
+        (["--budget", "nan"], "budget must be"),
+        (["--method", "madakw"], "did you mean 'madakv'"),
+        (["--method", "full", "--budget", "0.5"], "keeps everything"),
+        (["--prompt", ""], "the prompt is empty"),
+        (["--prompt", "   "], "the prompt is empty"),
+        (["--model", "/no/such/folder"], "cannot load the model '/no/such/folder'"),
+        (["--dtype", "int3"], "dtype must be one of"),
+        (["--device", "nonsense"], "cannot load the model"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(arguments: list[str], message: str) -> None:
+    result = run("generate", *arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.output
+
+
+def test_broken_pictures(tmp_path: Path) -> None:
+    text, cut = tmp_path / "text.png", tmp_path / "cut.png"
+    text.write_text("no picture")
+    Image.effect_noise((64, 64), 50).save(cut)
+    cut.write_bytes(cut.read_bytes()[:300])
+    for path, message in ((text, "not an image"), (cut, "broken")):
+        result = run("generate", "--image", str(path), "--prompt", "x")
+        assert result.exit_code == 2
+        assert message in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_images_without_a_prompt(pictures: list[str]) -> None:
+    result = run("generate", *images(pictures))
+    assert result.exit_code == 2
+    assert "without --prompt" in result.stderr
+
+
+@pytest.mark.parametrize("budget", ["0.2", "1.0", "3"])
+def test_extreme_prompts_work(tmp_path: Path, budget: str) -> None:
+    paths = []
+    for number in range(40):
+        paths.append(str(tmp_path / f"{number}.png"))
+        Image.effect_noise((5 + 7 * number, 90 - 2 * number), 60).save(paths[-1])
+    limit = ["--max-new-tokens", "3", "--budget", budget]
+    assert as_json("generate", *images(paths), "--prompt", "? list", *limit)["prompt_tokens"]["image"] == 640
+    assert as_json("generate", *images(paths[:2]), "--prompt", "", *limit)["prompt_tokens"]["image"] == 32
+    assert as_json("generate", "--prompt", "red", *limit)["prompt_tokens"] == {"text": 1}
+
+
+def test_an_unsupported_model_is_one_line(tmp_path: Path) -> None:
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    config = T5Config(vocab_size=200, d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    T5ForConditionalGeneration(config).save_pretrained(tmp_path)
+    result = run("generate", "--model", str(tmp_path), "--prompt", "x")
+    assert result.exit_code == 2
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_text_only_model(tmp_path: Path, pictures: list[str]) -> None:
+    tiny.llama().save_pretrained(tmp_path)
+    bundled.load()[1].tokenizer.save_pretrained(tmp_path)
+    (tmp_path / "chat_template.jinja").unlink(missing_ok=True)
+    got = as_json("generate", "--model", str(tmp_path), "--prompt", "red blue", "--max-new-tokens", "2")
+    assert set(got["prompt_tokens"]) == {"text"}
+    result = run("generate", "--model", str(tmp_path), "--prompt", "x", *images(pictures))
+    assert result.exit_code == 2
+    assert "reads text only" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("0.2", 0.2), ("1", 1.0), ("1.0", 1.0), ("512", 512), (" 7 ", 7), ("1e-1", 0.1)]
+)
+def test_budgets_as_typed(text: str, value: float | int) -> None:
+    got = parse_budget(text)
+    assert got == value
+    assert type(got) is type(value)
+
+
+def test_methods_and_budgets_multiply() -> None:
+    assert [repr(method).split(",")[0] for method in expand("full,madakv", "0.2,16")] == [
+        "Full(budget=1.0)",
+        "MadaKV(budget=0.2",
+        "MadaKV(budget=16",
+    ]
+
+
+def test_list_of_methods() -> None:
+    result = run("methods")
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines()] == madakv.list_methods()
+
+
+def test_bf16(pictures: list[str]) -> None:
+    got = as_json("generate", "--dtype", "bfloat16", "--budget", "0.5", "--max-new-tokens", "2")
+    assert (
+        got["kv_bytes_full"] * 2 == as_json("generate", "--method", "full", "--max-new-tokens", "2")["kv_bytes_full"]
+    )
+    assert torch.bfloat16.itemsize == 2

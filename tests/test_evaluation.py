@@ -1,0 +1,103 @@
+"""The runner: complete, resumable, honest."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import madakv
+from madakv import ConfigurationError, bundled
+from madakv.evaluation.records import Row, open_results, provenance, read_rows
+from madakv.evaluation.runner import run_suite
+from madakv.evaluation.suites import suite
+from madakv.evaluation.summary import markdown, summarise
+
+ROW = Row("A(budget=0.5)", "0-code", "code", "1 2", "1 2", True, 300, 0.5, 50, 100)
+
+
+def evaluate(out: Path, stop_after: int | None = None, **changes: Any) -> list[Row]:
+    model, processor = bundled.load()
+    calls = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal calls
+        assert total == 2 * 2 * 5
+        calls += 1
+        if stop_after is not None and calls > stop_after:
+            raise KeyboardInterrupt
+
+    settings = dict(
+        suite_name="digits",
+        model_name="bundled",
+        methods=[madakv.Full(), madakv.MadaKV(budget=0.2)],
+        samples=2,
+        seed=500,
+        out=out,
+        max_new_tokens=4,
+        progress=progress,
+    )
+    return run_suite(model, processor, **{**settings, **changes})  # type: ignore[arg-type]
+
+
+def test_a_killed_run_resumes_and_repeats_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tmp_path, stop_after=7)
+    path = tmp_path / "rows.jsonl"
+    assert len(path.read_text().splitlines()) == 7
+    with path.open("a") as file:
+        file.write('{"method": "cut off in the mid')
+    rows = evaluate(tmp_path)
+    on_disk, _ = read_rows(path)
+    assert len(on_disk) == 20
+    assert len({(row.method, row.sample) for row in on_disk}) == 20
+    assert sorted(map(repr, rows)) == sorted(map(repr, on_disk))
+    fresh = evaluate(tmp_path / "fresh")
+    assert sorted(map(repr, fresh)) == sorted(map(repr, rows))
+
+
+def test_rows_tell_what_was_measured(tmp_path: Path) -> None:
+    rows = evaluate(tmp_path)
+    for row in rows:
+        assert row.correct == (row.answer == row.gold)
+        full = row.method.startswith("Full")
+        assert row.kept_share == pytest.approx(1.0 if full else 0.2, abs=0.002)
+        assert row.kv_bytes / row.kv_bytes_full == pytest.approx(row.kept_share, abs=0.002)
+    assert {row.kind for row in rows} == {"code", "show", "owner", "which", "list"}
+
+
+def test_results_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
+    with open_results(tmp_path, {"seed": 1}) as (_, append):
+        append(ROW)
+    with pytest.raises(ConfigurationError, match="other settings \\(seed=1\\)"), open_results(tmp_path, {"seed": 2}):
+        pass
+    with open_results(tmp_path, {"seed": 1}) as (rows, _):
+        assert rows == [ROW]
+    about = json.loads((tmp_path / "run.json").read_text())
+    assert about["seed"] == 1
+    assert about.keys() >= {"git", "torch", "transformers", "machine", "started"}
+
+
+def test_provenance_names_the_commit() -> None:
+    git = provenance()["git"]
+    assert git is None or len(git.removesuffix("+changes")) == 40
+
+
+def test_summary_counts_kinds_equally() -> None:
+    rows = [ROW, replace(ROW, sample="1", correct=False), replace(ROW, sample="2", kind="list", kv_bytes=20)]
+    (line,) = summarise(rows)
+    assert line.accuracy == {"code": 0.5, "list": 1.0}
+    assert line.average == 0.75
+    assert line.kv_share == pytest.approx(0.4)
+    assert "| `A(budget=0.5)` | 40.0% | 50.0% | 100.0% | **75.0%** | 3 |" in markdown([line])
+
+
+def test_the_suite_is_the_same_every_time() -> None:
+    a, b = list(suite("digits")(2, 9)), list(suite("digits")(2, 9))
+    assert [(s.id, s.prompt, s.gold) for s in a] == [(s.id, s.prompt, s.gold) for s in b]
+    assert len({s.id for s in a}) == 10
+    with pytest.raises(ConfigurationError, match="unknown suite 'x'; known: digits"):
+        suite("x")
