@@ -71,17 +71,22 @@ def _prompt_part(rows: Tensor, entries: RaggedEntries, scaling: float, softcap: 
         value = entries.values.view(B, H, key.shape[2], -1)
         return partial_attention(rows, key, value, scaling=scaling, softcap=softcap)
     schedule = entries.tiles
-    key = entries.keys.view(-1, 1, entries.tile, D)
-    value = entries.values.view(key.shape[0], 1, entries.tile, -1)
+    tiles, size = schedule.tiles, entries.tile
     query = rows.reshape(B * H, 1, R, D)[schedule.owner]
-    tiles = key.shape[0]
-    first = partial_attention(query[:tiles], key, value, scaling=scaling, mask=schedule.mask[:tiles], softcap=softcap)
+    first = partial_attention(
+        query[:tiles],
+        entries.keys[: tiles * size].view(tiles, 1, size, D),
+        entries.values[: tiles * size].view(tiles, 1, size, -1),
+        scaling=scaling,
+        mask=schedule.mask[:tiles],
+        softcap=softcap,
+    )
     out, lse = first.out[:, 0], first.lse[:, 0]
-    if len(schedule.extra_tile):
+    if len(schedule.window):
         extra = partial_attention(
             query[tiles:],
-            key[schedule.extra_tile],
-            value[schedule.extra_tile],
+            entries.keys[schedule.window][:, None],
+            entries.values[schedule.window][:, None],
             scaling=scaling,
             mask=schedule.mask[tiles:],
             softcap=softcap,

@@ -22,8 +22,7 @@ class RaggedEntries:
     Immutable: what is generated later goes to a `Tail`, so that nothing here is ever copied to grow.
 
     Attributes:
-        keys: [T, Dk], owning exactly its memory. If heads are uneven, T is rounded up to whole tiles, and the
-            few entries behind the last head are zero.
+        keys: [T, Dk], owning exactly its memory.
         values: [T, Dv].
         counts: [B, H] int64, entries of each row and head.
         lengths: the counts as plain ints, row-major, so that no step has to ask the device.
@@ -54,15 +53,7 @@ class RaggedEntries:
     def _pack(cls, keys: Tensor, values: Tensor, source: tuple[Tensor, ...], counts: Tensor) -> RaggedEntries:
         """Copy `keys[source]` and `values[source]`, which lie in the order of the heads, into fresh memory."""
         lengths = tuple(counts.flatten().tolist())
-        tile = _tile_size(lengths)
-        size = -(-sum(lengths) // tile) * tile
-        return cls(
-            keys=_packed(keys, source, size),
-            values=_packed(values, source, size),
-            counts=counts,
-            lengths=lengths,
-            tile=tile,
-        )
+        return cls(keys=keys[source], values=values[source], counts=counts, lengths=lengths, tile=_tile_size(lengths))
 
     @cached_property
     def starts(self) -> Tensor:
@@ -98,19 +89,9 @@ class RaggedEntries:
         return self._pack(self.keys, self.values, (source,), counts)
 
 
-def _packed(tensor: Tensor, source: tuple[Tensor, ...], size: int) -> Tensor:
-    used = source[0].shape[0]
-    if used == size:
-        return tensor[source]
-    packed = tensor.new_empty(size, tensor.shape[-1])
-    packed[:used] = tensor[source]
-    packed[used:] = 0
-    return packed
-
-
 def _tile_size(lengths: tuple[int, ...]) -> int:
     """Entries per tile: one head's length if all are equal, else a power of two that few heads share."""
     if len(set(lengths)) == 1:
         return max(1, lengths[0])
     typical = sum(lengths) // len(lengths)
-    return max(_LEAST_TILE, min(_MOST_TILE, 1 << max(0, typical.bit_length() - 2)))
+    return min(sum(lengths), max(_LEAST_TILE, min(_MOST_TILE, 1 << max(0, typical.bit_length() - 2))))
