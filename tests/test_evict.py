@@ -129,7 +129,7 @@ def test_prefill_holds_the_kept_entries_and_one_full_layer(monkeypatch: pytest.M
     monkeypatch.setattr(RaggedLayer, "update", watched)
     gc.disable()
     try:
-        with madakv.evict(model, budget=0.25) as run:
+        with madakv.evict(model, budget=0.25, compensation="none") as run:
             cache = RaggedCache(model.config, run.method)
             model(tokens, past_key_values=cache)
     finally:

@@ -50,7 +50,7 @@ class MadaKV(Method):
 
     name: ClassVar[str] = "madakv"
     theta: float = 0.9
-    compensation: Compensation = "none"
+    compensation: Compensation = "capped"
     proxies: ProxyRule = "question"
     max_proxies: int = 32
     groups: GroupReduction = "mean"
