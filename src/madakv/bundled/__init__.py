@@ -27,6 +27,11 @@ class Sample:
     images: tuple[Image.Image, ...]
     questions: tuple[Question, ...]
 
+    @property
+    def demo(self) -> Question:
+        """The question to show first: a fact in the text leads to a picture far from it."""
+        return next(question for question in self.questions if question.kind == "owner")
+
 
 def model_path() -> Path:
     """The folder to give to `from_pretrained`."""

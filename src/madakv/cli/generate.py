@@ -13,6 +13,7 @@ from transformers.utils import logging as transformers_logging
 from madakv import bundled
 from madakv.answering import Answer, answer
 from madakv.errors import ConfigurationError, InputError
+from madakv.evaluation.digits import Question
 from madakv.loading import load
 from madakv.methods import resolve
 from madakv.prompts import model_inputs, open_images
@@ -36,13 +37,13 @@ def run_generate(
     quiet_transformers()
     chosen = resolve(method, budget=parse_budget(budget))
     pictures = open_images(images)
-    expected = None
+    question = None
     if prompt is None:
         if images:
             raise InputError("images were given without --prompt; say what to do with them")
         sample = bundled.sample()
-        question = sample.questions[0]
-        prompt, pictures, expected = f"{sample.text} {question.prompt}", list(sample.images), question.answer
+        question = sample.demo
+        prompt, pictures = f"{sample.text} {question.prompt}", list(sample.images)
     loaded, processor = load(model, device=device, dtype=dtype)
     inputs = model_inputs(processor, prompt, pictures).to(loaded.device)
     full = None
@@ -57,7 +58,7 @@ def run_generate(
     if as_json:
         print(json.dumps(as_object(evicted, evicted.kept, full), ensure_ascii=False))
     else:
-        show(Console(), evicted, evicted.kept, full, expected=None if model else expected)
+        show(Console(), evicted, evicted.kept, full, question)
 
 
 def quiet_transformers() -> None:
@@ -101,13 +102,14 @@ def as_object(evicted: Answer, kept: Kept, full: Answer | None) -> dict[str, Any
     }
 
 
-def show(console: Console, evicted: Answer, kept: Kept, full: Answer | None, *, expected: str | None) -> None:
+def show(console: Console, evicted: Answer, kept: Kept, full: Answer | None, question: Question | None) -> None:
     """Print the answer for people; side by side with the full cache's if there is one."""
     tokens = ", ".join(f"{count:,} {name}" for name, count in kept.prompt_tokens.items())
     console.print(f"prompt  {sum(kept.prompt_tokens.values()):,} tokens ({tokens})")
     console.print(f"method  {kept.method}", highlight=False)
-    if expected is not None:
-        console.print(f"expect  [bold]{expected}[/bold]", highlight=False)
+    if question is not None:
+        console.print(f"ask     a document of 12 images, then: [bold]{question.prompt}[/bold]", highlight=False)
+        console.print(f"expect  [bold]{question.answer}[/bold]", highlight=False)
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("")
     if full:
