@@ -193,6 +193,17 @@ def test_budgets_as_typed(text: str, value: float | int) -> None:
     assert type(got) is type(value)
 
 
+def test_methods_with_options() -> None:
+    (method,) = expand("madakv:theta=0.8:compensation=none:proxies=4", "0.2")
+    assert method == madakv.MadaKV(budget=0.2, theta=0.8, compensation="none", proxies=4)
+    result = run("generate", "--method", "madakv:theta")
+    assert result.exit_code == 2
+    assert "name:option=value" in result.stderr
+    result = run("generate", "--method", "madakv:theta=high")
+    assert result.exit_code == 2
+    assert "theta must be" in result.stderr
+
+
 def test_methods_and_budgets_multiply() -> None:
     assert [repr(method).split(",")[0] for method in expand("full,madakv", "0.2,16")] == [
         "Full(budget=1.0)",

@@ -31,7 +31,9 @@ def generate(
         str | None,
         typer.Option(help="Text, <image> marks an image's place. Without it, a built-in document of many images."),
     ] = None,
-    method: Annotated[str, typer.Option(help="See `madakv methods`.")] = "madakv",
+    method: Annotated[
+        str, typer.Option(help="A name, options behind it: madakv:theta=0.8. See `madakv methods`.")
+    ] = "madakv",
     budget: Annotated[
         str | None,
         typer.Option(help="Share of the prompt that stays, such as 0.2; or entries per head, such as 512."),
@@ -65,7 +67,7 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder of results; goes on where an earlier run stopped.")],
     suite: Annotated[str, typer.Option(help="Which documents and questions.")] = "digits",
     model: ModelOption = None,
-    methods: Annotated[str, typer.Option(help="Names, separated by commas.")] = "full,madakv",
+    methods: Annotated[str, typer.Option(help="As for generate, separated by commas.")] = "full,madakv",
     budgets: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "0.5,0.2,0.1,0.05",
     samples: Annotated[int, typer.Option(min=1, help="Documents; each has one question of every kind.")] = 200,
     seed: Annotated[int, typer.Option(min=0, help="Of the first document.")] = 0,

@@ -12,7 +12,7 @@ from madakv.evaluation.runner import run_suite
 from madakv.evaluation.suites import suite
 from madakv.evaluation.summary import markdown, summarise
 from madakv.loading import load
-from madakv.methods import Method, resolve
+from madakv.methods import Method, from_text
 
 
 def run_eval(
@@ -58,13 +58,13 @@ def expand(methods: str, budgets: str) -> list[Method]:
     """Every method at every budget; a method that takes only one budget appears once.
 
     Args:
-        methods: names, separated by commas.
+        methods: see `madakv.methods.from_text`, separated by commas.
         budgets: see `parse_budget`, separated by commas.
     """
     expanded = []
     for name in methods.split(","):
         if name.strip() == "full":
-            expanded.append(resolve("full"))
+            expanded.append(from_text(name))
             continue
-        expanded += [resolve(name.strip(), budget=parse_budget(budget)) for budget in budgets.split(",")]
+        expanded += [from_text(name, budget=parse_budget(budget)) for budget in budgets.split(",")]
     return expanded

@@ -15,7 +15,7 @@ from madakv.answering import Answer, answer
 from madakv.errors import ConfigurationError, InputError
 from madakv.evaluation.digits import Question
 from madakv.loading import load
-from madakv.methods import resolve
+from madakv.methods import from_text
 from madakv.prompts import model_inputs, open_images
 from madakv.run import Kept
 
@@ -35,7 +35,7 @@ def run_generate(
 ) -> None:
     """Run the command; see `madakv generate --help`."""
     quiet_transformers()
-    chosen = resolve(method, budget=parse_budget(budget))
+    chosen = from_text(method, budget=parse_budget(budget))
     pictures = open_images(images)
     question = None
     if prompt is None:

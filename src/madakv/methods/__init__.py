@@ -3,6 +3,6 @@
 from madakv.methods.base import Allocator, Method
 from madakv.methods.full import Full
 from madakv.methods.madakv import MadaKV
-from madakv.methods.registry import list_methods, resolve
+from madakv.methods.registry import from_text, list_methods, resolve
 
-__all__ = ["Allocator", "Full", "MadaKV", "Method", "list_methods", "resolve"]
+__all__ = ["Allocator", "Full", "MadaKV", "Method", "from_text", "list_methods", "resolve"]

@@ -58,7 +58,7 @@ class MadaKV(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.theta <= 1:
+        if not isinstance(self.theta, int | float) or not 0 < self.theta <= 1:
             raise ConfigurationError(f"theta must be in (0, 1]; got {self.theta!r}")
         for field, allowed in (
             ("compensation", get_args(Compensation)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 from typing import Any
@@ -17,6 +18,29 @@ _METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Full, MadaKV)}
 def list_methods() -> list[str]:
     """Names that `madakv.evict` and `madakv.allocate` accept, sorted."""
     return sorted(_METHODS)
+
+
+def from_text(text: str, budget: float | int | None = None) -> Method:
+    """A method as typed on a command line: `madakv`, or with options `madakv:theta=0.8:compensation=none`.
+
+    Args:
+        text: a name, then options as `:name=value`.
+        budget: see `resolve`.
+
+    Raises:
+        ConfigurationError: see `resolve`; or an option without a value.
+    """
+    name, *pairs = text.strip().split(":")
+    options: dict[str, Any] = {}
+    for pair in pairs:
+        option, equals, value = pair.partition("=")
+        if not equals:
+            raise ConfigurationError(f"options of a method are written name:option=value; got {text!r}")
+        try:
+            options[option.strip()] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            options[option.strip()] = value.strip()
+    return resolve(name, budget=options.pop("budget", budget), **options)
 
 
 def resolve(method: str | Method, **options: Any) -> Method:
