@@ -10,6 +10,7 @@ from torch import Tensor
 
 from madakv.errors import InputError
 from madakv.methods import Allocator, Method, resolve
+from madakv.modality import check_modality
 from madakv.plan import KeepPlan
 from madakv.scoring import LayerView
 
@@ -70,17 +71,23 @@ def allocate(
     chosen = resolve(method, budget=budget, **options)
     if not psi:
         raise InputError("psi must hold one tensor per layer; got none")
-    if modality.dim() != 2:
-        raise InputError(f"modality must be [B, N]; got shape {tuple(modality.shape)}")
+    if modality.dim() != 2 or 0 in modality.shape:
+        raise InputError(f"modality must be [B, N], both at least 1; got shape {tuple(modality.shape)}")
+    if modality.is_floating_point() or modality.is_complex() or modality.dtype == torch.bool:
+        raise InputError(f"modality must be of an integer dtype; got {modality.dtype}")
+    modality = modality.to(torch.int64)
+    check_modality(modality, name="modality")
     B, N = modality.shape
     H = psi[0].shape[1] if psi[0].dim() == 3 else 0
     for layer, scores in enumerate(psi):
-        if scores.shape != (B, H, N):
+        if not scores.is_floating_point():
+            raise InputError(f"psi[{layer}] must be of a float dtype; got {scores.dtype}")
+        if scores.shape != (B, H, N) or H == 0:
             raise InputError(
                 f"psi[{layer}] has shape {tuple(scores.shape)}; modality is {(B, N)} and psi[0] "
                 f"{tuple(psi[0].shape)}, so [B, H, N] = {(B, H, N)} is needed"
             )
-        if not bool((torch.isfinite(scores) & (scores >= 0)).all()):
+        if not bool((torch.isfinite(scores.to(torch.float32)) & (scores >= 0)).all()):
             raise InputError(f"psi[{layer}] holds values that are negative or not finite")
-    allocator = chosen.allocator(modality.to(torch.int64), heads=H, layers=len(psi))
+    allocator = chosen.allocator(modality, heads=H, layers=len(psi))
     return [allocator.decide(scores.to(modality.device)) for scores in psi]

@@ -106,7 +106,7 @@ def family_of(config: Any) -> Family:
             raise UnsupportedModelError(
                 f"unknown multimodal family {model_type!r}; known: {', '.join(known_families())}. If its config "
                 f"names its placeholder token, add it with "
-                f'madakv.register_family("{model_type}", image="image_token_id")'
+                f'madakv.register_family("{model_type}", image="image_token_id") (or video=, audio=)'
             )
         return Family()
     for _, name in family.items():
@@ -158,12 +158,7 @@ def prompt_modality(
         raise InputError(
             f"mm_token_type_ids has shape {tuple(modality.shape)}, but input_ids {tuple(input_ids.shape)}"
         )
-    known = (modality >= Modality.TEXT) & (modality <= Modality.AUDIO)
-    if not bool(known.all()):
-        raise InputError(
-            f"mm_token_type_ids holds {modality[~known].unique().tolist()}; "
-            "known are 0 text, 1 image, 2 video, 3 audio"
-        )
+    check_modality(modality, name="mm_token_type_ids")
     if attention_mask is not None and attention_mask.dim() == 2:
         if attention_mask.shape != modality.shape:
             raise InputError(
@@ -171,3 +166,13 @@ def prompt_modality(
             )
         modality.masked_fill_(attention_mask.to(modality.device) == 0, int(Modality.PADDING))
     return modality
+
+
+def check_modality(modality: Tensor, *, name: str) -> None:
+    """Raise InputError, naming the tensor, if it holds anything but `Modality` values."""
+    known = (modality >= Modality.PADDING) & (modality <= Modality.AUDIO)
+    if not bool(known.all()):
+        raise InputError(
+            f"{name} holds {modality[~known].unique().tolist()}; known are 0 text, 1 image, 2 video, 3 audio and "
+            "-1 padding"
+        )

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import transformers as hf
+import transformers
 from torch import Tensor
 from torch.nn.functional import pad
 
+hf: Any = transformers
 VOCAB = 96
 IMAGE, VIDEO, AUDIO, VISION_START, VISION_END, PADDING = 90, 91, 92, 93, 94, 95
 PLACEHOLDERS = {"image": IMAGE, "video": VIDEO, "audio": AUDIO}
@@ -120,7 +121,7 @@ def _two(seed: int, token: int, count: int) -> Inputs:
 
 
 def _text(**changes: Any) -> dict[str, Any]:
-    sizes = dict(
+    sizes: dict[str, Any] = dict(
         vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=512, pad_token_id=PADDING, bos_token_id=1, eos_token_id=2,
         tie_word_embeddings=False,
@@ -134,7 +135,7 @@ def _hybrid(**changes: Any) -> dict[str, Any]:
 
 
 def _vision(**changes: Any) -> dict[str, Any]:
-    sizes = dict(
+    sizes: dict[str, Any] = dict(
         hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=16,
         patch_size=4,
     )  # fmt: skip
@@ -191,6 +192,29 @@ def _llava_onevision() -> Any:
     return hf.LlavaOnevisionForConditionalGeneration(config)
 
 
+def _llava_next_video() -> Any:
+    config = hf.LlavaNextVideoConfig(
+        text_config=hf.LlamaConfig(**_text()),
+        vision_config=hf.CLIPVisionConfig(**_vision()),
+        image_token_index=IMAGE,
+        video_token_index=VIDEO,
+        image_grid_pinpoints=_PINPOINTS,
+    )
+    return hf.LlavaNextVideoForConditionalGeneration(config)
+
+
+def _next_video_prompt(seed: int) -> Inputs:
+    before, between, after = _texts(seed)
+    frames = 6
+    size, image = _ANYRES[seed % 3]
+    # Each frame is pooled to 2 x 2 tokens.
+    return _tokens(seed, before, (IMAGE, image), between, (VIDEO, frames * 4), after) | {
+        "pixel_values": _noise(seed, 1, 5, 3, 16, 16),
+        "image_sizes": torch.tensor([size]),
+        "pixel_values_videos": _noise(seed + 50, 1, frames, 3, 16, 16),
+    }
+
+
 def _onevision_video_prompt(seed: int) -> Inputs:
     before, between, after = _texts(seed)
     # Each frame is pooled to 2 x 2 tokens; one more token ends the video.
@@ -221,20 +245,20 @@ def _mrope(**changes: Any) -> dict[str, Any]:
 _GRIDS = ((1, 4, 12), (1, 8, 8), (1, 10, 6))
 """Patches of an image: time, height, width. Two by two of them make a token."""
 
-_VISION_IDS = dict(
+_VISION_IDS: dict[str, Any] = dict(
     image_token_id=IMAGE, video_token_id=VIDEO, vision_start_token_id=VISION_START, vision_end_token_id=VISION_END
 )
 _PATCH_VALUES = 3 * 2 * 4 * 4
 
 
 def _qwen2_vl() -> Any:
-    vision = dict(depth=1, embed_dim=16, hidden_size=64, mlp_ratio=1, num_heads=2, patch_size=4)
+    vision: dict[str, Any] = dict(depth=1, embed_dim=16, hidden_size=64, mlp_ratio=1, num_heads=2, patch_size=4)
     config = hf.Qwen2VLConfig(text_config=_mrope(), vision_config=vision, **_VISION_IDS)
     return hf.Qwen2VLForConditionalGeneration(config)
 
 
 def _qwen2_5_vl() -> Any:
-    vision = dict(
+    vision: dict[str, Any] = dict(
         depth=2, hidden_size=16, out_hidden_size=64, intermediate_size=16, num_heads=2, patch_size=4,
         window_size=16, fullatt_block_indexes=[1],
     )  # fmt: skip
@@ -243,7 +267,7 @@ def _qwen2_5_vl() -> Any:
 
 
 def _qwen3_vl() -> Any:
-    vision = dict(
+    vision: dict[str, Any] = dict(
         depth=3, hidden_size=16, out_hidden_size=64, intermediate_size=16, num_heads=2, patch_size=4,
         num_position_embeddings=16, deepstack_visual_indexes=[0, 1],
     )  # fmt: skip
@@ -251,6 +275,45 @@ def _qwen3_vl() -> Any:
     text["rope_parameters"] |= {"mrope_interleaved": True}
     config = hf.Qwen3VLConfig(text_config=text, vision_config=vision, **_VISION_IDS)
     return hf.Qwen3VLForConditionalGeneration(config)
+
+
+def _qwen3_vl_moe() -> Any:
+    vision: dict[str, Any] = dict(
+        depth=3, hidden_size=16, out_hidden_size=64, intermediate_size=16, num_heads=2, patch_size=4,
+        num_position_embeddings=16, deepstack_visual_indexes=[0, 1],
+    )  # fmt: skip
+    text = _mrope(head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16)
+    text["rope_parameters"] |= {"mrope_interleaved": True}
+    config = hf.Qwen3VLMoeConfig(text_config=text, vision_config=vision, **_VISION_IDS)
+    return hf.Qwen3VLMoeForConditionalGeneration(config)
+
+
+def _qwen3_5() -> Any:
+    vision: dict[str, Any] = dict(
+        depth=2, hidden_size=16, out_hidden_size=64, intermediate_size=16, num_heads=2, patch_size=4,
+        num_position_embeddings=16, deepstack_visual_indexes=[],
+    )  # fmt: skip
+    text = _mrope(
+        num_hidden_layers=4, head_dim=16, layer_types=["linear_attention", "full_attention"] * 2,
+        linear_num_value_heads=2, linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8,
+    )  # fmt: skip
+    text["rope_parameters"] |= {"mrope_interleaved": True, "partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
+    config = hf.Qwen3_5Config(text_config=text, vision_config=vision, **_VISION_IDS)
+    return hf.Qwen3_5ForConditionalGeneration(config)
+
+
+def _glm4v() -> Any:
+    vision: dict[str, Any] = dict(
+        depth=2, hidden_size=16, out_hidden_size=64, intermediate_size=16, num_heads=2, patch_size=4, image_size=32
+    )
+    text = _mrope()
+    text["rope_parameters"] |= {"partial_rotary_factor": 0.5, "mrope_section": [2, 1, 1]}
+    config = hf.Glm4vConfig(
+        text_config=text, vision_config=vision, image_token_id=IMAGE, video_token_id=VIDEO,
+        image_start_token_id=VISION_START, image_end_token_id=VISION_END, video_start_token_id=88,
+        video_end_token_id=89,
+    )  # fmt: skip
+    return hf.Glm4vForConditionalGeneration(config)
 
 
 def _grid_tokens(grid: tuple[int, int, int]) -> int:
@@ -341,7 +404,7 @@ def _smolvlm_prompt(seed: int) -> Inputs:
 
 
 def _gemma3() -> Any:
-    text = _hybrid(query_pre_attn_scalar=8)
+    text = _hybrid(query_pre_attn_scalar=16)
     config = hf.Gemma3Config(
         text_config=hf.Gemma3TextConfig(**text),
         vision_config=hf.SiglipVisionConfig(**_vision(image_size=32, vision_use_head=False)),
@@ -359,6 +422,66 @@ def _gemma3_prompt(seed: int) -> Inputs:
     image = [(VISION_START, 1), (IMAGE, 16), (VISION_END, 1)]
     inputs = _tokens(seed, before, *image, between, *image, after)
     return inputs | {"token_type_ids": _kinds(inputs), "pixel_values": _noise(seed, 2, 3, 32, 32)}
+
+
+def _gemma4() -> Any:
+    text = _hybrid(
+        hidden_size_per_layer_input=0, num_kv_shared_layers=0, global_head_dim=16, num_global_key_value_heads=1,
+        attention_k_eq_v=True, vocab_size_per_layer_input=VOCAB, use_bidirectional_attention="vision",
+    )  # fmt: skip
+    vision: dict[str, Any] = dict(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=2,
+        head_dim=8, pooling_kernel_size=2, patch_size=4, position_embedding_size=16,
+    )  # fmt: skip
+    config = hf.Gemma4Config(
+        text_config=hf.Gemma4TextConfig(**text), vision_config=vision, image_token_id=IMAGE, video_token_id=VIDEO,
+        audio_token_id=AUDIO, boi_token_id=VISION_START, eoi_token_id=VISION_END, tie_word_embeddings=False,
+    )  # fmt: skip
+    return hf.Gemma4ForConditionalGeneration(config)
+
+
+def _gemma4_prompt(seed: int) -> Inputs:
+    before, between, after = _texts(seed)
+    sides = (8, 8), ((6, 8), (8, 4), (4, 6))[seed % 3]
+    # Where each patch lies; -1 where an image has fewer than the largest.
+    places = torch.full((2, 64, 2), -1)
+    for place, (width, height) in zip(places, sides, strict=True):
+        place[: width * height] = torch.cartesian_prod(torch.arange(height), torch.arange(width)).flip(-1)
+    first, second = ([(VISION_START, 1), (IMAGE, width * height // 4), (VISION_END, 1)] for width, height in sides)
+    inputs = _tokens(seed, before, *first, between, *second, after)
+    return inputs | {
+        "mm_token_type_ids": _kinds(inputs),
+        "pixel_values": _noise(seed, 2, 64, 3 * 4 * 4),
+        "image_position_ids": places,
+    }
+
+
+def _paligemma() -> Any:
+    config = hf.PaliGemmaConfig(
+        text_config=hf.GemmaConfig(**_text(head_dim=8)),
+        vision_config=hf.SiglipVisionConfig(**_vision(vision_use_head=False)),
+        image_token_index=IMAGE,
+        projection_dim=32,
+        tie_word_embeddings=False,
+    )
+    return hf.PaliGemmaForConditionalGeneration(config)
+
+
+def _paligemma_prompt(seed: int) -> Inputs:
+    # 0 is the prefix, which sees all of itself.
+    inputs = _llava_prompt(seed)
+    return inputs | {"token_type_ids": torch.zeros_like(inputs["input_ids"])}
+
+
+def _aya_vision() -> Any:
+    config = hf.AyaVisionConfig(
+        text_config=hf.Cohere2Config(**_hybrid()),
+        vision_config=hf.SiglipVisionConfig(**_vision(image_size=32, vision_use_head=False)),
+        image_token_index=IMAGE,
+        downsample_factor=2,
+        tie_word_embeddings=False,
+    )
+    return hf.AyaVisionForConditionalGeneration(config)
 
 
 def _mistral3() -> Any:
@@ -387,7 +510,7 @@ def _mistral3_prompt(seed: int) -> Inputs:
 
 
 def _qwen2_audio() -> Any:
-    audio = dict(
+    audio: dict[str, Any] = dict(
         num_mel_bins=8, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16, d_model=16,
         max_source_positions=40,
     )  # fmt: skip
@@ -404,7 +527,7 @@ def _qwen2_audio_prompt(seed: int) -> Inputs:
 
 
 def _voxtral() -> Any:
-    audio = dict(
+    audio: dict[str, Any] = dict(
         num_mel_bins=8, num_hidden_layers=1, num_attention_heads=2, hidden_size=16, intermediate_size=64,
         max_source_positions=80,
     )  # fmt: skip
@@ -431,8 +554,9 @@ def _qwen3() -> Any:
 
 def _gemma2() -> Any:
     # A cap that bites: these logits are small.
-    text = _hybrid(query_pre_attn_scalar=8, attn_logit_softcapping=1.0, final_logit_softcapping=5.0)
-    return hf.Gemma2ForCausalLM(hf.Gemma2Config(**text))
+    text = _hybrid(query_pre_attn_scalar=16, attn_logit_softcapping=1.0, final_logit_softcapping=5.0)
+    # Up to transformers 5.17 the default, sdpa, leaves the cap out without a word.
+    return hf.Gemma2ForCausalLM(hf.Gemma2Config(**text, attn_implementation="eager"))
 
 
 def _gpt_oss() -> Any:
@@ -444,6 +568,7 @@ def _gpt_oss() -> Any:
 FAMILIES = {
     "llava": Family(_llava, _llava_prompt),
     "llava_next": Family(_llava_next, _anyres_prompt),
+    "llava_next_video": Family(_llava_next_video, _next_video_prompt),
     "llava_onevision": Family(_llava_onevision, _onevision_prompt),
     "llava_onevision video": Family(_llava_onevision, _onevision_video_prompt),
     "qwen2_vl": Family(_qwen2_vl, _qwen_prompt, mrope=True),
@@ -451,10 +576,16 @@ FAMILIES = {
     "qwen2_5_vl video": Family(_qwen2_5_vl, _qwen2_5_video_prompt, mrope=True),
     "qwen3_vl": Family(_qwen3_vl, _qwen_prompt, mrope=True),
     "qwen3_vl video": Family(_qwen3_vl, _qwen3_video_prompt, mrope=True),
+    "qwen3_vl_moe": Family(_qwen3_vl_moe, _qwen_prompt, mrope=True),
+    "qwen3_5": Family(_qwen3_5, _qwen_prompt, full_layers=(1, 3), layers=4, mrope=True),
+    "glm4v": Family(_glm4v, _qwen_prompt, mrope=True),
     "internvl": Family(_internvl, _internvl_prompt),
     "smolvlm": Family(_smolvlm, _smolvlm_prompt),
     "idefics3": Family(_idefics3, _smolvlm_prompt),
     "gemma3": Family(_gemma3, _gemma3_prompt, full_layers=(1, 3), layers=4),
+    "gemma4": Family(_gemma4, _gemma4_prompt, full_layers=(1, 3), layers=4),
+    "paligemma": Family(_paligemma, _paligemma_prompt),
+    "aya_vision": Family(_aya_vision, _internvl_prompt, full_layers=(1, 3), layers=4),
     "mistral3": Family(_mistral3, _mistral3_prompt),
     "qwen2_audio": Family(_qwen2_audio, _qwen2_audio_prompt),
     "voxtral": Family(_voxtral, _voxtral_prompt),
@@ -463,3 +594,43 @@ FAMILIES = {
     "gemma2": Family(_gemma2, _text_prompt, full_layers=(1, 3), layers=4),
     "gpt_oss": Family(_gpt_oss, _text_prompt, full_layers=(1, 3), layers=4),
 }
+
+
+def _deepseek_v3() -> Any:
+    # Latent attention: the cache holds what the keys are made of.
+    sizes = dict(
+        kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8, n_routed_experts=4,
+        num_experts_per_tok=2, n_group=1, topk_group=1, moe_intermediate_size=16, n_shared_experts=1,
+    )  # fmt: skip
+    text = _text(num_key_value_heads=4, first_k_dense_replace=1, **sizes)
+    return hf.DeepseekV3ForCausalLM(hf.DeepseekV3Config(**text))
+
+
+def _falcon() -> Any:
+    # It calls sdpa by itself.
+    config = hf.FalconConfig(vocab_size=VOCAB, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+    return hf.FalconForCausalLM(config)
+
+
+def _mistral_sliding() -> Any:
+    return hf.MistralForCausalLM(hf.MistralConfig(**_text(sliding_window=16)))
+
+
+def _diffllama() -> Any:
+    # Two attentions per layer, over the same keys and halves of the values.
+    return hf.DiffLlamaForCausalLM(hf.DiffLlamaConfig(**_text()))
+
+
+def _doge() -> Any:
+    # Its mask is made from the values, at every step from all of them.
+    return hf.DogeForCausalLM(hf.DogeConfig(**_text()))
+
+
+UNSUPPORTED = {
+    "deepseek_v3": Family(_deepseek_v3, _text_prompt),
+    "falcon": Family(_falcon, _text_prompt),
+    "mistral sliding": Family(_mistral_sliding, _text_prompt),
+    "diffllama": Family(_diffllama, _text_prompt),
+    "doge": Family(_doge, _text_prompt),
+}
+"""Models whose attention eviction does not fit; each for a reason of its own."""

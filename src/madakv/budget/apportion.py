@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 _SNAP = 1e-9
 """Quotas closer than this count as equal, so that rounding noise never decides who gets an entry."""
@@ -42,15 +43,21 @@ def apportion(total: Tensor, weights: Tensor, caps: Tensor) -> Tensor:
     share = share + whole
     left = total - share.sum(-1)
     remainder = (quota - whole).masked_fill(share >= caps, -1.0)
-    # Snapping before the stable sort keeps ties in index order whatever the order of summation was.
-    order = (remainder / _SNAP).round().argsort(dim=-1, descending=True, stable=True)
-    rank = order.argsort(dim=-1)
+    # Remainders that only rounding noise tells apart form one tier, which is served in index order.
+    order = remainder.argsort(dim=-1, descending=True, stable=True)
+    drop = remainder.gather(-1, order).diff(dim=-1) < -_SNAP
+    tier = torch.zeros_like(order).scatter(-1, order, pad(drop.cumsum(-1), (1, 0)))
+    rank = tier.argsort(dim=-1, stable=True).argsort(dim=-1)
     return share + (rank < left[..., None]).to(torch.int64)
 
 
 def _quota(left: Tensor, weights: Tensor, room: Tensor) -> Tensor:
     """Proportional real-valued shares of `left` among recipients that still have room."""
     open_weights = torch.where(room > 0, weights, 0.0)
-    none = open_weights.sum(-1, keepdim=True) <= 0
-    open_weights = torch.where(none, room.to(torch.float64), open_weights)
-    return left[..., None] * open_weights / open_weights.sum(-1, keepdim=True).clamp_min(1e-300)
+    top = open_weights.amax(-1, keepdim=True)
+    open_weights = torch.where(top > 0, open_weights, room.to(torch.float64))
+    # Relative to the largest, so that no sum leaves the range of numbers, however large or small the weights are.
+    open_weights = open_weights / torch.where(top > 0, top, 1.0)
+    return (
+        left[..., None] * open_weights / open_weights.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+    )

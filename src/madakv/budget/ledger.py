@@ -29,7 +29,7 @@ def prompt_entries(budget: float | int, tokens: Tensor) -> Tensor:
     """
     check_budget(budget)
     if isinstance(budget, int):
-        return tokens.clamp_max(budget)
+        return tokens.clamp_max(min(budget, torch.iinfo(torch.int64).max))
     return (tokens.to(torch.float64) * budget).round().to(torch.int64)
 
 

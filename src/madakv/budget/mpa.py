@@ -64,8 +64,9 @@ def demand(psi: Tensor, modality: Tensor, candidates: Tensor, theta: float) -> D
     for m in range(KINDS):
         member = competes & (kind == m)
         held = torch.where(member, psi_sorted, 0.0).cumsum(-1)
-        short = member & (held < theta * weight[..., m, None])
-        wanted[..., m] = short.sum(-1) + (weight[..., m] > 0)
+        # The target is a share of this very running sum: another order of summation could put it out of reach.
+        short = member & (held < theta * held[..., -1:])
+        wanted[..., m] = short.sum(-1) + (held[..., -1] > 0)
     return Demand(weight=weight, tokens=tokens, wanted=torch.minimum(wanted, tokens))
 
 

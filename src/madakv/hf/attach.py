@@ -121,7 +121,7 @@ class _Record:
         if cache.unread_layers:
             raise UnsupportedModelError(
                 f"{type(module).__name__} ran layers {cache.unread_layers} without madakv's attention: "
-                "they do not go through transformers' AttentionInterface"
+                "they do not go through transformers' AttentionInterface, or change the keys on the way there"
             )
         modality, plans = cache.modality, cache.end_prompt()
         if modality is None:

@@ -11,8 +11,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from madakv.attention import prompt_attention
-from madakv.errors import UnsupportedOptionError
-from madakv.hf.cache import IMPLEMENTATION, layer_behind
+from madakv.errors import InputError, UnsupportedModelError, UnsupportedOptionError
+from madakv.hf.cache import IMPLEMENTATION, RaggedLayer, layer_behind
 from madakv.scoring import LayerView
 
 
@@ -43,21 +43,25 @@ def attention(
         raise UnsupportedOptionError("output_attentions=True cannot be combined with eviction: no N x N is computed")
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer = layer_behind(key)
-    if layer is not None and kwargs.get("position_bias") is not None:
-        raise UnsupportedOptionError(f"{type(module).__name__} adds a position_bias, which eviction does not support")
+    if layer is not None:
+        _check_call(module, layer, key, value, attention_mask, kwargs)
     if layer is not None and not layer.awaits_prompt:
         out = layer.attend(query, scaling=scaling, mask=attention_mask, softcap=softcap, sinks=s_aux)
         return out.transpose(1, 2).contiguous(), None
+    given = kwargs.get("is_causal")
+    causal = bool(getattr(module, "is_causal", True) if given is None else given)
     if softcap is None and s_aux is None:
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     else:
-        causal = bool(getattr(module, "is_causal", True))
         out = prompt_attention(
             query, key, value, scaling=scaling, mask=attention_mask, softcap=softcap, sinks=s_aux, causal=causal
         ).transpose(1, 2)
     if layer is not None:
+        if attention_mask is None and not causal:
+            N = key.shape[2]
+            attention_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=key.device).expand(1, 1, N, N)
         view = LayerView(
             query=query,
             key=key,
@@ -70,6 +74,34 @@ def attention(
         )
         layer.evict(view)
     return out, None
+
+
+def _check_call(
+    module: torch.nn.Module,
+    layer: RaggedLayer,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    options: dict[str, Any],
+) -> None:
+    """Refuse attention modules that do more than attend to what the cache handed them."""
+    name = type(module).__name__
+    if options.get("position_bias") is not None:
+        raise UnsupportedOptionError(f"{name} adds a position_bias, which eviction does not support")
+    if layer_behind(value) is not layer:
+        raise UnsupportedModelError(f"{name} changes the values between cache and attention; it cannot be evicted")
+    if layer.awaits_prompt:
+        known = layer.modality(key.device).shape[1]
+        if known != key.shape[2]:
+            raise InputError(
+                f"the prompt has {known} tokens, but {name} reads {key.shape[2]}: placeholders are expanded inside "
+                "the model; use a processor that writes one placeholder per embedding"
+            )
+    elif attention_mask is not None and attention_mask.shape[-1] != layer.tail.length:
+        raise UnsupportedModelError(
+            f"{name} makes a mask of its own ({attention_mask.shape[-1]} wide where {layer.tail.length} tokens came "
+            "after the prompt); it cannot be evicted"
+        )
 
 
 def mask(**arguments: Any) -> Tensor | None:

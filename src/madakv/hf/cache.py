@@ -20,9 +20,9 @@ from madakv.scoring import LayerView
 _LAYER_TAG = "_madakv_layer"
 
 
-def layer_behind(key: Tensor) -> RaggedLayer | None:
-    """The cache layer that handed out these keys; None if they come from somewhere else."""
-    return getattr(key, _LAYER_TAG, None)
+def layer_behind(states: Tensor) -> RaggedLayer | None:
+    """The cache layer that handed out these keys or values; None if they come from somewhere else."""
+    return getattr(states, _LAYER_TAG, None)
 
 
 IMPLEMENTATION = "madakv"
@@ -95,7 +95,8 @@ class RaggedLayer(CacheLayerMixin):
             self.prompt_length = key_states.shape[2]
         else:
             self.tail.append(key_states, value_states, self._mean_entries)
-        setattr(key_states, _LAYER_TAG, self)
+        for states in (key_states, value_states):
+            setattr(states, _LAYER_TAG, self)
         return key_states, value_states
 
     @torch.no_grad()

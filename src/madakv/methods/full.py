@@ -30,7 +30,7 @@ class Full(Method):
     def score(self, view: LayerView) -> Tensor:
         """Zeros: nothing is compared."""
         B, H, N, _ = view.key.shape
-        return torch.zeros(B, H, N, device=view.key.device)
+        return torch.zeros(B, H, N, dtype=torch.float32, device=view.key.device)
 
     def allocator(self, modality: Tensor, *, heads: int, layers: int) -> Allocator:  # noqa: ARG002
         """Plans that hold every token of the prompt."""

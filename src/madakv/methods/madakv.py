@@ -21,9 +21,6 @@ from madakv.scoring.proxies import newest
 Compensation = Literal["none", "capped", "demand", "signal"]
 """What a layer keeps when its demand and its allotment differ; see `MadaKV.compensation`."""
 
-_RESERVE = 0.5
-"""Share of the average allotment that `demand` and `signal` must leave to every later layer."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class MadaKV(Method):
@@ -66,12 +63,12 @@ class MadaKV(Method):
         ):
             if getattr(self, field) not in allowed:
                 raise ConfigurationError(f"{field} must be one of {allowed}; got {getattr(self, field)!r}")
-        if self.proxies != "question" and not (isinstance(self.proxies, int) and self.proxies > 0):
+        if self.proxies != "question" and not _is_count(self.proxies):
             raise ConfigurationError(f"proxies must be 'question' or a positive int; got {self.proxies!r}")
-        if self.max_proxies < 1:
-            raise ConfigurationError(f"max_proxies must be at least 1; got {self.max_proxies!r}")
-        if self.text_pooling < 1 or self.text_pooling % 2 == 0:
-            raise ConfigurationError(f"text_pooling must be odd and at least 1; got {self.text_pooling!r}")
+        if not _is_count(self.max_proxies):
+            raise ConfigurationError(f"max_proxies must be a positive int; got {self.max_proxies!r}")
+        if not _is_count(self.text_pooling) or self.text_pooling % 2 == 0:
+            raise ConfigurationError(f"text_pooling must be odd and a positive int; got {self.text_pooling!r}")
 
     def score(self, view: LayerView) -> Tensor:
         """psi from the proxies' attention."""
@@ -86,6 +83,10 @@ class MadaKV(Method):
         return _MadaAllocator(self, modality, heads, layers)
 
 
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 class _MadaAllocator(Allocator):
     def __init__(self, method: MadaKV, modality: Tensor, heads: int, layers: int) -> None:
         self.method = method
@@ -94,7 +95,7 @@ class _MadaAllocator(Allocator):
         self.valid = (modality != Modality.PADDING)[:, None].expand(-1, heads, -1)
         tokens = self.valid[:, 0].sum(-1)
         average = prompt_entries(method.budget, tokens)
-        self.reserve = (average * heads * _RESERVE).to(torch.int64)
+        self.reserve = average * heads // 2
         self.ledger = Ledger(average, tokens, heads, layers)
         self.steered: Tensor | None = None
 

@@ -42,7 +42,7 @@ def proxy_attention(view: LayerView, proxies: Tensor, groups: GroupReduction = "
         for start in range(0, H, step):
             heads = slice(start, min(start + step, H))
             key = view.key[b, heads].float()
-            per_query_head = torch.zeros(key.shape[0], G, N, device=key.device)
+            per_query_head = torch.zeros(key.shape[0], G, N, dtype=torch.float32, device=key.device)
             for chunk in rows.split(P):
                 per_query_head += _attention(view, b, heads, key, chunk).sum(2)
             psi[b, heads] = per_query_head.mean(1) if groups == "mean" else per_query_head.amax(1)
