@@ -400,6 +400,18 @@ def test_embeddings_in_place_of_ids() -> None:
         assert torch.equal(model.generate(inputs_embeds=embeds, max_new_tokens=16, do_sample=False), want)
 
 
+def test_overflowing_attention_is_not_decided_on() -> None:
+    model, (tokens, _) = tiny.llama(), tiny.ids(20)
+    weight = model.model.layers[1].self_attn.q_proj.weight
+    before = weight.clone()
+    weight.fill_(float("nan"))
+    try:
+        with madakv.evict(model), pytest.raises(madakv.InputError, match="layer 1 .* not finite.*float32"):
+            model(tokens)
+    finally:
+        weight.copy_(before)
+
+
 def test_right_padding_and_holes_are_never_kept() -> None:
     model, (tokens, _) = tiny.llama(), tiny.ids(30)
     mask = torch.ones_like(tokens)

@@ -39,7 +39,13 @@ class PromptEviction:
         if self._allocator is None:
             heads = view.key.shape[1]
             self._allocator = self.method.allocator(self.modality, heads=heads, layers=self.layers)
-        plan = self._allocator.decide(self.method.score(view).to(self.modality.device))
+        psi = self.method.score(view).to(self.modality.device)
+        if not bool(torch.isfinite(psi).all()):
+            raise InputError(
+                f"layer {len(self.plans)} of the evicted ones has attention that is not finite: the model overflows in "
+                f"{view.key.dtype}; load it in another dtype"
+            )
+        plan = self._allocator.decide(psi)
         self.plans.append(plan)
         return plan
 
@@ -69,7 +75,7 @@ def allocate(
         InputError: shapes that do not fit together, or scores that are not finite and non-negative.
     """
     chosen = resolve(method, budget=budget, **options)
-    if not psi:
+    if len(psi) == 0:
         raise InputError("psi must hold one tensor per layer; got none")
     if modality.dim() != 2 or 0 in modality.shape:
         raise InputError(f"modality must be [B, N], both at least 1; got shape {tuple(modality.shape)}")

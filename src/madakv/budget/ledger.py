@@ -64,8 +64,7 @@ class Ledger:
 
     def most(self, reserve: Tensor) -> Tensor:
         """[B] int64: the most this layer can take and still leave `reserve` ([B]) to each later layer."""
-        spare = self.left - reserve * (self.layers_left - 1)
-        return torch.minimum(torch.maximum(spare, self.even()), self._everything)
+        return torch.minimum(self.left - reserve * (self.layers_left - 1), self._everything)
 
     @property
     def ample(self) -> Tensor:

@@ -114,10 +114,8 @@ class _MadaAllocator(Allocator):
     def _allotment(self) -> Tensor:
         """[B] int64: entries of this layer over all its heads."""
         ledger = self.ledger
-        if self.method.compensation != "signal" or self.steered is None:
+        if self.method.compensation != "signal" or self.steered is None or ledger.layers_left == 1:
             return ledger.even()
-        if ledger.layers_left == 1:
-            return ledger.most(self.reserve)
         steered = torch.minimum(self.steered, ledger.most(self.reserve))
         return torch.where(ledger.ample, ledger.even(), torch.maximum(steered, self.reserve))
 

@@ -24,7 +24,7 @@ def newest(mask: Tensor, count: Tensor | int) -> Tensor:
         bool, the broadcast shape of both.
     """
     age = mask.flip(-1).cumsum(-1).flip(-1)
-    return mask & (age <= count)
+    return mask & (age <= (min(count, mask.shape[-1]) if isinstance(count, int) else count))
 
 
 def proxy_mask(modality: Tensor, rule: ProxyRule = "question", at_most: int = 32) -> Tensor:
