@@ -42,8 +42,8 @@ class PromptEviction:
         psi = self.method.score(view).to(self.modality.device)
         if not bool(torch.isfinite(psi).all()):
             raise InputError(
-                f"layer {len(self.plans)} of the evicted ones has attention that is not finite: the model overflows in "
-                f"{view.key.dtype}; load it in another dtype"
+                f"layer {len(self.plans)} of the evicted ones has attention that is not finite: the model overflows "
+                f"in {view.key.dtype}; load it in another dtype"
             )
         plan = self._allocator.decide(psi)
         self.plans.append(plan)
