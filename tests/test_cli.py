@@ -16,7 +16,7 @@ from madakv import bundled
 from madakv.cli.app import app
 from madakv.cli.evaluate import expand
 from madakv.cli.generate import parse_budget
-from madakv.prompts import interleave
+from madakv.prompts import as_rgb, interleave, model_inputs, open_images
 from tests import tiny
 
 
@@ -122,7 +122,9 @@ def test_marks_decide_the_order() -> None:
         (["--prompt", "   "], "the prompt is empty"),
         (["--model", "/no/such/folder"], "cannot load the model '/no/such/folder'"),
         (["--dtype", "int3"], "dtype must be one of"),
-        (["--device", "nonsense"], "cannot load the model"),
+        (["--device", "nonsense"], "unknown device 'nonsense'"),
+        (["--device", "meta"], "holds no data"),
+        (["--image", ".", "--prompt", "x"], "but a folder: ."),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(arguments: list[str], message: str) -> None:
@@ -224,3 +226,71 @@ def test_bf16(pictures: list[str]) -> None:
         got["kv_bytes_full"] * 2 == as_json("generate", "--method", "full", "--max-new-tokens", "2")["kv_bytes_full"]
     )
     assert torch.bfloat16.itemsize == 2
+
+
+def test_a_missing_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    result = run("generate", "--device", "cuda")
+    assert result.exit_code == 2
+    assert "no CUDA device" in result.stderr
+
+
+def test_results_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    for out in ("file", "broken"):
+        result = run("eval", "--samples", "1", "--out", str(tmp_path / out))
+        assert result.exit_code == 2
+        assert "cannot use" in result.stderr
+
+
+def test_methods_named_twice_run_once() -> None:
+    assert len(expand("full,full,madakv", "0.2,0.2")) == 2
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.stdout == f"madakv {madakv.__version__}\n"
+
+
+def test_pictures_look_as_they_did(tmp_path: Path) -> None:
+    grey = Image.new("I;16", (256, 1))
+    for x in range(256):
+        grey.putpixel((x, 0), x * 257)
+    assert [as_rgb(grey).getpixel((x, 0)) for x in (0, 100, 255)] == [(0, 0, 0), (100, 100, 100), (255, 255, 255)]
+    assert as_rgb(Image.new("RGBA", (1, 1), (0, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
+    assert as_rgb(Image.new("RGB", (1, 1), (9, 8, 7))).getpixel((0, 0)) == (9, 8, 7)
+    turned = Image.new("RGB", (20, 10))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.jpg", exif=exif)
+    assert open_images([tmp_path / "turned.jpg"])[0].size == (10, 20)
+
+
+IMAGES_FIRST = (
+    "{% for m in messages %}USER: "
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image> {% endif %}{% endfor %}"
+    "{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }} {% endif %}{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "moved"),
+    [("red <image> blue <image> green", True), ("red <image>", True), ("<image> <image> red", False), ("red", False)],
+)
+def test_images_stay_at_their_marks_whatever_the_template_does(prompt: str, moved: bool) -> None:
+    processor = bundled.load()[1]
+    count = prompt.count("<image>")
+    pictures = list(bundled.sample().images[:count])
+    want = model_inputs(processor, prompt, pictures)["input_ids"][0].tolist()
+    processor.chat_template = IMAGES_FIRST
+    got = model_inputs(processor, prompt, pictures)
+    user = processor.tokenizer.convert_tokens_to_ids("USER:")
+    assert [token for token in got["input_ids"][0].tolist() if token != user] == want
+    if count:
+        assert got["pixel_values"].shape[0] == count
+    content = [{"type": "image"} if part == "<image>" else {"type": "text", "text": part} for part in prompt.split()]
+    rendered = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+    assert (rendered.split()[1:] != prompt.split()) == moved, "the case must be what it claims to be"

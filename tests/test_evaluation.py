@@ -69,6 +69,19 @@ def test_rows_tell_what_was_measured(tmp_path: Path) -> None:
     assert {row.kind for row in rows} == {"code", "show", "owner", "which", "list"}
 
 
+def test_a_resumed_run_says_so(tmp_path: Path) -> None:
+    for _ in range(2):
+        with open_results(tmp_path, {"seed": 1}) as (_, append):
+            pass
+    assert "resumed" not in json.loads((tmp_path / "run.json").read_text())
+    with open_results(tmp_path, {"seed": 1}) as (_, append):
+        append(ROW)
+        append(replace(ROW, sample="1"))
+    (resumed,) = json.loads((tmp_path / "run.json").read_text())["resumed"]
+    assert resumed["rows_before"] == 0
+    assert resumed.keys() >= {"git", "torch", "machine"}
+
+
 def test_results_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
     with open_results(tmp_path, {"seed": 1}) as (_, append):
         append(ROW)

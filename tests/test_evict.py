@@ -400,6 +400,15 @@ def test_embeddings_in_place_of_ids() -> None:
         assert torch.equal(model.generate(inputs_embeds=embeds, max_new_tokens=16, do_sample=False), want)
 
 
+def test_the_printed_record_names_its_rows() -> None:
+    tokens, mask = tiny.ids(30, 20)
+    with madakv.evict(tiny.llama(), budget=0.5) as run:
+        tiny.llama()(tokens, attention_mask=mask)
+        assert "25.0 of 50 text per head, 2 rows together" in str(run.last)
+        tiny.llama()(tokens[:1])
+        assert "15.0 of 30 text per head)" in str(run.last)
+
+
 def test_overflowing_attention_is_not_decided_on() -> None:
     model, (tokens, _) = tiny.llama(), tiny.ids(20)
     weight = model.model.layers[1].self_attn.q_proj.weight

@@ -53,7 +53,7 @@ class PromptEviction:
 def allocate(
     psi: Sequence[Tensor],
     modality: Tensor,
-    method: str | Method,
+    method: str | Method = "madakv",
     *,
     budget: float | int | None = None,
     **options: Any,
@@ -77,6 +77,7 @@ def allocate(
     chosen = resolve(method, budget=budget, **options)
     if len(psi) == 0:
         raise InputError("psi must hold one tensor per layer; got none")
+    modality = torch.as_tensor(modality)
     if modality.dim() != 2 or 0 in modality.shape:
         raise InputError(f"modality must be [B, N], both at least 1; got shape {tuple(modality.shape)}")
     if modality.is_floating_point() or modality.is_complex() or modality.dtype == torch.bool:

@@ -34,6 +34,7 @@ def load(model: str | None, *, device: str | None = None, dtype: str = "auto") -
         raise ConfigurationError(f"dtype must be one of {', '.join(_DTYPES)}; got {dtype!r}")
     source = str(bundled.model_path()) if model is None else model
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _check_device(device)
     try:
         config = AutoConfig.from_pretrained(source)
         multimodal = type(config) in AutoModelForImageTextToText._model_mapping
@@ -42,6 +43,19 @@ def load(model: str | None, *, device: str | None = None, dtype: str = "auto") -
         loaded = loaded.to(device).eval()
         processor = (AutoProcessor if multimodal else AutoTokenizer).from_pretrained(source)
     except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        text = " ".join(str(error).split()) or type(error).__name__
+        # Whole sentences: the first lines of these messages end where the terminal of their author did.
+        reason = text if len(text) <= 300 else text[:300].rsplit(". ", 1)[0]
         raise ConfigurationError(f"cannot load the model {source!r} on {device!r}: {reason}") from error
     return loaded, processor
+
+
+def _check_device(name: str) -> None:
+    try:
+        kind = torch.device(name).type
+    except RuntimeError as error:
+        raise ConfigurationError(f"unknown device {name!r}: use cpu or cuda") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise ConfigurationError(f"no CUDA device for --device {name}: use cpu")
+    if kind == "meta":
+        raise ConfigurationError("the device 'meta' holds no data: use cpu or cuda")

@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from madakv.errors import InputError
 
 IMAGE_MARK = "<image>"
+
+Parts = list[str | Image.Image]
+"""Text and images in reading order."""
 
 
 def open_images(paths: Sequence[Path]) -> list[Image.Image]:
@@ -23,9 +26,11 @@ def open_images(paths: Sequence[Path]) -> list[Image.Image]:
     for path in paths:
         try:
             with Image.open(path) as opened:
-                images.append(opened.convert("RGB"))
+                images.append(as_rgb(ImageOps.exif_transpose(opened)))
         except FileNotFoundError:
             raise InputError(f"no such image file: {path}") from None
+        except IsADirectoryError:
+            raise InputError(f"not an image file but a folder: {path}") from None
         except UnidentifiedImageError:
             raise InputError(f"not an image that Pillow can read: {path}") from None
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
@@ -33,7 +38,18 @@ def open_images(paths: Sequence[Path]) -> list[Image.Image]:
     return images
 
 
-def interleave(prompt: str, images: Sequence[Image.Image]) -> list[str | Image.Image]:
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An RGB picture that looks like the given one: 16-bit greys scaled, transparency over white."""
+    if image.mode.startswith("I;16"):
+        # Pillow would clip every grey above 255 to white.
+        image = image.convert("I").point(lambda grey: grey / 257).convert("L")
+    if "A" in image.getbands() or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    return image.convert("RGB")
+
+
+def interleave(prompt: str, images: Sequence[Image.Image]) -> Parts:
     """Put each image at its mark; images without a mark come first.
 
     Args:
@@ -53,7 +69,7 @@ def interleave(prompt: str, images: Sequence[Image.Image]) -> list[str | Image.I
             f"the prompt has {marks} {IMAGE_MARK} marks but {len(images)} images were given; add images or drop marks"
         )
     unmarked = len(images) - marks
-    parts: list[str | Image.Image] = list(images[:unmarked])
+    parts: Parts = list(images[:unmarked])
     for number, piece in enumerate(pieces):
         if piece:
             parts.append(piece)
@@ -81,29 +97,75 @@ def model_inputs(processor: Any, prompt: str, images: Sequence[Image.Image]) -> 
     parts = interleave(prompt, images)
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None and images:
-        raise InputError(f"{len(images)} images were given, but this model reads text only")
+        raise InputError(f"images were given ({len(images)}), but this model reads text only")
     try:
         if getattr(processor, "chat_template", None):
             return _from_chat_template(processor, parts, takes_parts=tokenizer is not None)
-        mark = getattr(processor, "image_token", IMAGE_MARK)
-        text = "".join(part if isinstance(part, str) else mark for part in parts)
-        pictures = {"images": list(images)} if images else {}
-        return processor(text=text, **pictures, return_tensors="pt")
+        return processor(text=_inline(processor, parts), return_tensors="pt", **_pictures(parts))
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise InputError(f"{type(processor).__name__} cannot process this prompt: {error}") from error
 
 
-def _from_chat_template(processor: Any, parts: list[str | Image.Image], *, takes_parts: bool) -> Any:
-    content: Any = [
-        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
-        for part in parts
-    ]
-    if not takes_parts:
-        content = "".join(part for part in parts if isinstance(part, str))
-    return processor.apply_chat_template(
-        [{"role": "user", "content": content}],
-        add_generation_prompt=True,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
+def _from_chat_template(processor: Any, parts: Parts, *, takes_parts: bool) -> Any:
+    def render(pieces: Parts, **options: Any) -> Any:
+        content: Any = [
+            {"type": "text", "text": piece} if isinstance(piece, str) else {"type": "image", "image": piece}
+            for piece in pieces
+        ]
+        if not takes_parts:
+            content = "".join(piece for piece in pieces if isinstance(piece, str))
+        messages = [{"role": "user", "content": content}]
+        return processor.apply_chat_template(messages, add_generation_prompt=True, **options)
+
+    words: Parts = [part for part in parts if isinstance(part, str)]
+    if len(words) == len(parts) or _keeps_order(render(parts, tokenize=False), render(words, tokenize=False), parts):
+        return render(parts, tokenize=True, return_dict=True, return_tensors="pt")
+    # Some templates put all images first; they let text pass as it is, placeholders within it too.
+    text = render([_inline(processor, parts)], tokenize=False)
+    bos = getattr(processor.tokenizer, "bos_token", None)
+    return processor(
+        text=text, return_tensors="pt", add_special_tokens=not (bos and text.startswith(bos)), **_pictures(parts)
     )
+
+
+def _keeps_order(rendered: str, without_images: str, parts: Parts) -> bool:
+    """Whether a template wrote something at every image's place, and nothing elsewhere for it.
+
+    Args:
+        rendered: the template's text for `parts`.
+        without_images: its text for the words among them.
+    """
+    gaps, bare = _around(rendered, parts), _around(without_images, parts)
+    if gaps is None or bare is None:
+        return True
+    expected, images = [], 0
+    for part in [*parts, ""]:
+        if isinstance(part, str):
+            expected.append(images > 0)
+            images = 0
+        else:
+            images += 1
+    return [gap.strip() != plain.strip() for gap, plain in zip(gaps, bare, strict=True)] == expected
+
+
+def _around(rendered: str, parts: Parts) -> list[str] | None:
+    """What stands before, between and after the words of `parts`; None if they cannot be found in order."""
+    gaps, cursor = [], 0
+    for part in parts:
+        if isinstance(part, str):
+            start = rendered.find(part.strip(), cursor)
+            if start < 0:
+                return None
+            gaps.append(rendered[cursor:start])
+            cursor = start + len(part.strip())
+    return [*gaps, rendered[cursor:]]
+
+
+def _inline(processor: Any, parts: Parts) -> str:
+    mark = str(getattr(processor, "boi_token", None) or getattr(processor, "image_token", IMAGE_MARK))
+    return "".join(part if isinstance(part, str) else mark for part in parts)
+
+
+def _pictures(parts: Parts) -> dict[str, Any]:
+    images = [part for part in parts if not isinstance(part, str)]
+    return {"images": images} if images else {}

@@ -25,7 +25,8 @@ class Kept:
         plans: the keep-plan of each evicted layer.
         modality: [B, N] of `Modality` values.
         kv_bytes: bytes of live storage of the evicted layers right after the prefill.
-        kv_bytes_full: bytes that these layers would store in a full cache.
+        kv_bytes_full: bytes that these layers would store in a full cache, padding of shorter rows included, as
+            transformers stores it.
         other_bytes: bytes of the layers that are left as they are (sliding windows, linear attention), in either
             case.
     """
@@ -66,8 +67,10 @@ class Kept:
 
     def __str__(self) -> str:
         parts = ", ".join(f"{self.kept[name]:.1f} of {n} {name}" for name, n in self.prompt_tokens.items())
+        rows = len(self.modality)
+        over = "per head" if rows == 1 else f"per head, {rows} rows together"
         return (
-            f"{self.method}: kept {self.kept_share:.1%} ({parts} per head), "
+            f"{self.method}: kept {self.kept_share:.1%} ({parts} {over}), "
             f"{self.kv_bytes:,} of {self.kv_bytes_full:,} bytes"
         )
 

@@ -1,7 +1,7 @@
 """How many entries each layer, head and modality may keep, and which ones they are."""
 
 from madakv.budget.apportion import apportion
-from madakv.budget.ledger import Ledger, prompt_entries
+from madakv.budget.ledger import Ledger, per_head, prompt_entries
 from madakv.budget.mpa import Demand, demand, preference, top_of_each_modality
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "Ledger",
     "apportion",
     "demand",
+    "per_head",
     "preference",
     "prompt_entries",
     "top_of_each_modality",

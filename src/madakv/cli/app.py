@@ -23,6 +23,21 @@ DeviceOption = Annotated[str | None, typer.Option(help="cuda or cpu; by default 
 DtypeOption = Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        from madakv import __version__
+
+        typer.echo(f"madakv {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    _version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    """Evict a multimodal LLM's KV cache while it reads the prompt, per attention head and per modality."""
+
+
 @app.command()
 def generate(
     model: ModelOption = None,

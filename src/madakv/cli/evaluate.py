@@ -41,7 +41,7 @@ def run_eval(
             loaded,
             processor,
             suite_name=suite_name,
-            model_name=model or "bundled",
+            model_name=(model or "bundled") + ("" if dtype == "auto" else f" ({dtype})"),
             methods=chosen,
             samples=samples,
             seed=seed,
@@ -67,4 +67,4 @@ def expand(methods: str, budgets: str) -> list[Method]:
             expanded.append(from_text(name))
             continue
         expanded += [from_text(name, budget=parse_budget(budget)) for budget in budgets.split(",")]
-    return expanded
+    return list(dict.fromkeys(expanded))

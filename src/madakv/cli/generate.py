@@ -108,7 +108,12 @@ def show(console: Console, evicted: Answer, kept: Kept, full: Answer | None, que
     console.print(f"prompt  {sum(kept.prompt_tokens.values()):,} tokens ({tokens})")
     console.print(f"method  {kept.method}", highlight=False)
     if question is not None:
-        console.print(f"ask     a document of 12 images, then: [bold]{question.prompt}[/bold]", highlight=False)
+        name = question.prompt.split()[-1]
+        console.print(
+            f"ask     [bold]{question.prompt}[/bold]: the text says which of the 12 pictures {name} owns; "
+            "which colour and digit does it show?",
+            highlight=False,
+        )
         console.print(f"expect  [bold]{question.answer}[/bold]", highlight=False)
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("")
@@ -159,4 +164,4 @@ def _millis(value: float | None) -> str:
 
 
 def _times(whole: float | None, now: float | None) -> str:
-    return "" if not whole or not now else f"{whole / now:.2f}x"
+    return "" if not whole or not now else f"{whole / now:.2f}x as fast"

@@ -77,22 +77,34 @@ def open_results(folder: Path, settings: dict[str, Any]) -> Iterator[tuple[list[
     Raises:
         ConfigurationError: the folder holds results of other settings.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     about, path = folder / "run.json", folder / "rows.jsonl"
-    if about.exists():
-        found = json.loads(about.read_text())
+    here = provenance(**settings)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = json.loads(about.read_text()) if about.exists() else None
+        rows, whole = read_rows(path)
+    except (OSError, ValueError, TypeError) as error:
+        raise ConfigurationError(f"cannot use {folder} for results: {error}") from error
+    if found is not None:
         differing = [name for name, value in settings.items() if found.get(name) != value]
         if differing:
             was = ", ".join(f"{name}={found.get(name)!r}" for name in differing)
             raise ConfigurationError(f"{folder} holds results of other settings ({was}); choose another --out")
     else:
-        about.write_text(json.dumps(provenance(**settings), indent=2) + "\n")
-    rows, whole = read_rows(path)
+        found = here
+        about.write_text(json.dumps(here, indent=2) + "\n")
     if path.exists():
         os.truncate(path, whole)
+    noted = found is here
     with path.open("a") as file:
 
         def append(row: Row) -> None:
+            nonlocal noted
+            if not noted:
+                # So that rows of other code or another machine can be told apart.
+                found.setdefault("resumed", []).append(here | {"rows_before": len(rows)})
+                about.write_text(json.dumps(found, indent=2) + "\n")
+                noted = True
             file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
             file.flush()
 

@@ -169,8 +169,8 @@ def _refuse_deepcopy(_memo: dict[int, Any]) -> None:
 def _check_model(model: Any) -> None:
     if not isinstance(model, PreTrainedModel):
         raise ConfigurationError(
-            f"evict needs a transformers PreTrainedModel; got {type(model).__name__}. Of a wrapper (PEFT, "
-            "torch.compile), pass the model inside"
+            f"evict needs a transformers PreTrainedModel; got {type(model).__name__}. Of a pipeline or a "
+            "wrapper (PEFT, torch.compile), pass the model inside"
         )
     if model.training:
         raise UnsupportedOptionError("the model is in training mode; call model.eval() before evicting")

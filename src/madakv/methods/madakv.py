@@ -9,8 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import max_pool1d
 
-from madakv.budget import Ledger, apportion, demand, preference, prompt_entries, top_of_each_modality
-from madakv.budget.ledger import per_head
+from madakv.budget import (
+    Ledger,
+    apportion,
+    demand,
+    per_head,
+    preference,
+    prompt_entries,
+    top_of_each_modality,
+)
 from madakv.errors import ConfigurationError
 from madakv.methods.base import Allocator, Method
 from madakv.modality import Modality
