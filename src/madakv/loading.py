@@ -12,6 +12,7 @@ from transformers import (
     AutoProcessor,
     AutoTokenizer,
 )
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from madakv import bundled
 from madakv.errors import ConfigurationError
@@ -37,7 +38,7 @@ def load(model: str | None, *, device: str | None = None, dtype: str = "auto") -
     _check_device(device)
     try:
         config = AutoConfig.from_pretrained(source)
-        multimodal = type(config) in AutoModelForImageTextToText._model_mapping
+        multimodal = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
         auto_model = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
         loaded: Any = auto_model.from_pretrained(source, dtype=_DTYPES[dtype])
         loaded = loaded.to(device).eval()
