@@ -542,3 +542,22 @@ def test_saving_inside_the_block_saves_the_models_own_settings(tmp_path: Any) ->
         tiny.llama().save_pretrained(tmp_path)
     for path in tmp_path.glob("*.json"):
         assert "madakv" not in path.read_text()
+
+
+def test_a_layer_moves_between_devices() -> None:
+    """The meta device stands in for a second one: it holds no data, but every tensor has to arrive there."""
+    model, (tokens, _) = tiny.llama(), tiny.ids(40)
+    with madakv.evict(model, budget=0.3, **UNEVEN):
+        cache = model(tokens).past_key_values
+        model(tokens[:, :1], past_key_values=cache)
+    layer = cache.layers[1]
+    want = layer.attend(torch.ones(1, 8, 1, 8), scaling=1.0)
+    layer.offload()
+    layer.prefetch()
+    assert torch.equal(layer.attend(torch.ones(1, 8, 1, 8), scaling=1.0), want)
+    layer.move("meta")
+    held = [layer.entries.keys, layer.entries.values, layer.entries.counts, layer.tail.keys, layer.tail.values]
+    assert {tensor.device.type for tensor in held} == {"meta"}
+    assert layer.entries.tiles.mask.device.type == "meta"
+    assert layer.device.type == "cpu"
+    assert cache.layers[0].entries.keys.device.type == "cpu"

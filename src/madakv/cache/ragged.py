@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -87,6 +87,11 @@ class RaggedEntries:
         shift = self.starts[rows].flatten() - (flat.cumsum(0) - flat)
         source = torch.arange(int(flat.sum()), device=flat.device) + shift.repeat_interleave(flat)
         return self._pack(self.keys, self.values, (source,), counts)
+
+    def to(self, device: torch.device | str) -> RaggedEntries:
+        """The same entries on another device."""
+        keys, values, counts = self.keys.to(device), self.values.to(device), self.counts.to(device)
+        return replace(self, keys=keys, values=values, counts=counts)
 
 
 def _tile_size(lengths: tuple[int, ...]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 _LEAST_GROWTH = 8
@@ -56,6 +57,11 @@ class Tail:
         """Reorder and repeat rows in place, [B'] int64; capacity stays, so that the next append need not grow."""
         if self._keys is not None and self._values is not None:
             self._keys, self._values = self._keys[rows], self._values[rows]
+
+    def to(self, device: torch.device | str) -> None:
+        """Move to another device in place."""
+        if self._keys is not None and self._values is not None:
+            self._keys, self._values = self._keys.to(device), self._values.to(device)
 
 
 def _filled(buffer: Tensor | None, length: int) -> Tensor:

@@ -34,6 +34,7 @@ from madakv.run import Kept, Run
 def attached(model: Any, run: Run) -> Iterator[None]:
     """Evict every prompt that `model` reads inside the block; see `madakv.evict`."""
     _check_model(model)
+    # Made once for its refusals alone: better here than in the middle of the first generation.
     RaggedCache(model.config, run.method)
     register()
     configs = _attention_configs(model)

@@ -65,6 +65,7 @@ class RaggedLayer(CacheLayerMixin):
         self.tail = Tail()
         self.prompt_length = 0
         self.full_nbytes = 0
+        self.device = torch.device("cpu")
         self._mean_entries = 0
 
     @property
@@ -109,6 +110,7 @@ class RaggedLayer(CacheLayerMixin):
             raise RuntimeError("no prompt is being read: call begin_prompt before the prefill")
         plan = self._slot.eviction.plan(view)
         self.entries = RaggedEntries.gather(view.key, view.value, plan.to(view.key.device))
+        self.device = view.key.device
         self.full_nbytes = sum(x.numel() * x.element_size() for x in (view.key, view.value))
         self._mean_entries = sum(self.entries.lengths) // len(self.entries.lengths)
         self.is_initialized = True
@@ -118,6 +120,20 @@ class RaggedLayer(CacheLayerMixin):
         if self.entries is None:
             raise RuntimeError("attend was called before the prompt was evicted")
         return ragged_attention(query, self.entries, self.tail, **options)
+
+    def move(self, device: torch.device | str) -> None:
+        """Keep everything on another device from now on."""
+        if self.entries is not None:
+            self.entries = self.entries.to(device)
+            self.tail.to(device)
+
+    def offload(self) -> None:
+        """Move to the host's memory; `prefetch` brings back."""
+        self.move("cpu")
+
+    def prefetch(self) -> None:
+        """Move back to the device that the layer runs on."""
+        self.move(self.device)
 
     @property
     def nbytes(self) -> int:
