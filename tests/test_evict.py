@@ -436,8 +436,7 @@ def test_right_padding_and_holes_are_never_kept() -> None:
 
 def test_a_decode_step_neither_copies_the_cache_nor_asks_the_device() -> None:
     """Traps 13, 20, 21 and 23: no copy and no repeat of the entries, no .item(), no loop over heads."""
-    model, (tokens, mask) = tiny.llama(), tiny.ids(600, 500)
-    whole = torch.nn.functional.pad(mask, (0, 2), value=1)
+    model, (tokens, padded) = tiny.llama(), tiny.ids(600, 500)
     calls: list[str] = []
     made = 0
 
@@ -451,7 +450,9 @@ def test_a_decode_step_neither_copies_the_cache_nor_asks_the_device() -> None:
                 made = max(made, out.untyped_storage().nbytes())
             return out
 
-    for options in ({}, UNEVEN):
+    even = {"compensation": "none"}
+    for options, mask in ((even, torch.ones_like(padded)), (even, padded), (UNEVEN, padded)):
+        whole = torch.nn.functional.pad(mask, (0, 2), value=1)
         with madakv.evict(model, budget=0.5, **options):
             cache = model(tokens, attention_mask=mask).past_key_values
             step = tokens[:, :1]
@@ -555,9 +556,10 @@ def test_a_layer_moves_between_devices() -> None:
     layer.offload()
     layer.prefetch()
     assert torch.equal(layer.attend(torch.ones(1, 8, 1, 8), scaling=1.0), want)
-    layer.move("meta")
+    assert layer.device.type == "cpu"
+    layer.device = torch.device("meta")
+    layer.prefetch()
     held = [layer.entries.keys, layer.entries.values, layer.entries.counts, layer.tail.keys, layer.tail.values]
     assert {tensor.device.type for tensor in held} == {"meta"}
     assert layer.entries.tiles.mask.device.type == "meta"
-    assert layer.device.type == "cpu"
     assert cache.layers[0].entries.keys.device.type == "cpu"
