@@ -22,6 +22,10 @@ class Modality(IntEnum):
     AUDIO = 3
 
 
+KINDS = tuple(kind for kind in Modality if kind != Modality.PADDING)
+"""The modalities that a token can have, padding aside; their number M is the size of every per-modality axis."""
+
+
 @dataclass(frozen=True)
 class Family:
     """Where a model family's config keeps the token ids that stand for non-text inputs.

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from madakv.modality import Modality
+from madakv.modality import KINDS
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class KeepPlan:
         """
         B, H = self.counts.shape
         head = torch.arange(B * H, device=self.counts.device).repeat_interleave(self.counts.flatten())
-        kinds = len(Modality) - 1
+        kinds = len(KINDS)
         kind = modality[head // H, self.positions]
         return torch.bincount(head * kinds + kind, minlength=B * H * kinds).view(B, H, kinds)
 

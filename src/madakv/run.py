@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from madakv.methods import Method
-from madakv.modality import Modality
+from madakv.modality import KINDS, Modality
 from madakv.plan import KeepPlan
-
-KINDS = tuple(kind for kind in Modality if kind != Modality.PADDING)
 
 
 @dataclass(frozen=True, eq=False)

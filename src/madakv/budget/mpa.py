@@ -11,10 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from madakv.modality import Modality
-
-KINDS = len(Modality) - 1
-"""Number of modality ids that a token can have, padding aside; the size M of every per-modality axis."""
+from madakv.modality import KINDS
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +58,7 @@ def demand(psi: Tensor, modality: Tensor, candidates: Tensor, theta: float) -> D
     competes = candidates.gather(-1, order)
     kind = modality[:, None].expand_as(order).gather(-1, order)
     wanted = torch.zeros_like(tokens)
-    for m in range(KINDS):
+    for m in KINDS:
         member = competes & (kind == m)
         held = torch.where(member, psi_sorted, 0.0).cumsum(-1)
         # The target is a share of this very running sum: another order of summation could put it out of reach.
@@ -86,7 +83,7 @@ def top_of_each_modality(score: Tensor, modality: Tensor, candidates: Tensor, co
     competes = candidates.gather(-1, order)
     kind = modality[:, None].expand_as(order).gather(-1, order)
     chosen = torch.zeros_like(candidates)
-    for m in range(KINDS):
+    for m in KINDS:
         member = competes & (kind == m)
         chosen |= member & (member.cumsum(-1) <= count[..., m, None])
     return torch.zeros_like(chosen).scatter(-1, order, chosen)
@@ -94,4 +91,4 @@ def top_of_each_modality(score: Tensor, modality: Tensor, candidates: Tensor, co
 
 def _one_hot(modality: Tensor) -> Tensor:
     """[B, N] -> [B, N, M] bool, all false at padding."""
-    return modality[..., None] == torch.arange(KINDS, device=modality.device)
+    return modality[..., None] == torch.arange(len(KINDS), device=modality.device)
