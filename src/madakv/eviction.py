@@ -16,7 +16,10 @@ from madakv.scoring import LayerView
 
 
 class PromptEviction:
-    """Scores and plans the layers of one prompt in order, each right after its attention has run.
+    """Scores and plans the layers of one prompt, in order.
+
+    Most methods decide on each layer right after its attention has run; those that wait (see `Method.waits`) collect
+    the scores of all layers first, and those of the first generated tokens.
 
     Args:
         method: how to score and decide.
@@ -32,20 +35,39 @@ class PromptEviction:
         self.modality = modality
         self.layers = layers
         self.plans: list[KeepPlan] = []
+        self._psi: list[Tensor] = []
         self._allocator: Allocator | None = None
 
-    def plan(self, view: LayerView) -> KeepPlan:
-        """The plan of the next layer, on the device of the prompt's modality map."""
+    def score(self, view: LayerView) -> None:
+        """Score the next layer."""
         if self._allocator is None:
             heads = view.key.shape[1]
             self._allocator = self.method.allocator(self.modality, heads=heads, layers=self.layers)
         psi = self.method.score(view).to(self.modality.device)
         if not bool(torch.isfinite(psi).all()):
             raise InputError(
-                f"layer {len(self.plans)} of the evicted ones has attention that is not finite: the model overflows "
+                f"layer {len(self._psi)} of the evicted ones has attention that is not finite: the model overflows "
                 f"in {view.key.dtype}; load it in another dtype"
             )
-        plan = self._allocator.decide(psi)
+        self._psi.append(psi)
+        self._allocator.observe(view)
+
+    def add_later(self, layer: int, attention: Tensor) -> None:
+        """Add what a token after the prompt attends to.
+
+        Args:
+            layer: which of the evicted layers.
+            attention: [B, H, N] fp32.
+        """
+        self._psi[layer] = self._psi[layer] + attention.to(self.modality.device)
+
+    def decide(self) -> KeepPlan:
+        """The plan of the next layer, on the device of the prompt's modality map."""
+        if self._allocator is None:
+            raise RuntimeError("no layer has been scored")
+        if self.method.waits and not self.plans:
+            self._allocator.foresee(self._psi)
+        plan = self._allocator.decide(self._psi[len(self.plans)])
         self.plans.append(plan)
         return plan
 
@@ -97,4 +119,7 @@ def allocate(
         if not bool((torch.isfinite(scores.to(torch.float32)) & (scores >= 0)).all()):
             raise InputError(f"psi[{layer}] holds values that are negative or not finite")
     allocator = chosen.allocator(modality, heads=H, layers=len(psi))
-    return [allocator.decide(scores.to(modality.device)) for scores in psi]
+    scores_of_layers = [scores.to(modality.device) for scores in psi]
+    if chosen.waits:
+        allocator.foresee(scores_of_layers)
+    return [allocator.decide(scores) for scores in scores_of_layers]

@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from madakv.modality import KINDS
+from madakv.modality import KINDS, Modality
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +29,11 @@ class KeepPlan:
         """The plan that keeps the true entries of a [B, H, N] bool tensor."""
         # Cloned, since a view would keep the rows and heads of every position in memory as well.
         return cls(positions=keep.nonzero()[:, 2].clone(), counts=keep.sum(-1))
+
+    @classmethod
+    def everything(cls, modality: Tensor, heads: int) -> KeepPlan:
+        """The plan that drops padding alone, from [B, N] `Modality` values."""
+        return cls.from_mask((modality != Modality.PADDING)[:, None].expand(-1, heads, -1))
 
     @cached_property
     def indices(self) -> tuple[tuple[Tensor, ...], ...]:

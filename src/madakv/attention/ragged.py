@@ -38,6 +38,26 @@ def ragged_attention(
     Returns:
         [B, Hq, Q, Dv] in the dtype of the query.
     """
+    part = ragged_partial(query, entries, tail, scaling=scaling, mask=mask, softcap=softcap, sinks=sinks)
+    B, Hq, Q, _ = query.shape
+    return part.out.to(query.dtype).view(B, Hq, Q, -1)
+
+
+def ragged_partial(
+    query: Tensor,
+    entries: RaggedEntries,
+    tail: Tail,
+    *,
+    scaling: float,
+    mask: Tensor | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Partial:
+    """The same before it is rounded, with the softmax's denominator.
+
+    Returns:
+        out [B, H, G * Q, Dv] and lse [B, H, G * Q].
+    """
     B, Hq, Q, _ = query.shape
     H = entries.counts.shape[1]
     G = Hq // H
@@ -48,7 +68,34 @@ def ragged_attention(
     if sinks is not None:
         lse = sinks.float().view(1, H, G, 1).expand(B, H, G, Q).reshape(B, H, G * Q)
         part = merge(part, Partial(out=torch.zeros_like(part.out), lse=lse))
-    return part.out.to(query.dtype).view(B, Hq, Q, -1)
+    return part
+
+
+def weights_on_prompt(
+    query: Tensor, entries: RaggedEntries, lse: Tensor, *, scaling: float, softcap: float | None = None
+) -> list[Tensor]:
+    """What new tokens attend to among prompt entries of which all heads of a row hold equally many.
+
+    Args:
+        query: [B, Hq, Q, Dk].
+        entries: heads of a row equally long.
+        lse: [B, H, G * Q] fp32, from `ragged_partial` with the same query.
+        scaling, softcap: as there.
+
+    Returns:
+        For each row [H, G, Q, t] fp32.
+    """
+    B, Hq, Q, D = query.shape
+    H = entries.counts.shape[1]
+    lengths = entries.lengths[::H]
+    weights = []
+    for b, keys in enumerate(entries.keys.split([H * t for t in lengths])):
+        rows = query[b].reshape(H, -1, D).float()
+        logits = rows @ keys.view(H, -1, D).float().transpose(1, 2) * scaling
+        if softcap is not None:
+            logits = torch.tanh(logits / softcap) * softcap
+        weights.append(torch.exp(logits - lse[b][..., None]).view(H, Hq // H, Q, -1))
+    return weights
 
 
 def _tail_part(

@@ -49,6 +49,31 @@ class RaggedEntries:
         source = (head // H, head % H, plan.positions)
         return cls._pack(keys, values, source, plan.counts)
 
+    def narrow(self, plan: KeepPlan, place: Tensor) -> RaggedEntries:
+        """Copy the planned entries out of those of a whole prompt.
+
+        Args:
+            plan: positions into the prompt.
+            place: [B, N] int64, where each prompt token lies among its row's entries.
+        """
+        B, H = self.counts.shape
+        head = torch.arange(B * H, device=self.keys.device).repeat_interleave(plan.counts.flatten())
+        source = self.starts.flatten()[head] + place[head // H, plan.positions]
+        return self._pack(self.keys, self.values, (source,), plan.counts)
+
+    def rectangle(self, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a whole prompt as [B, H, N, D], zero where `valid` ([B, N] bool) is false."""
+        B, H = self.counts.shape
+        where = valid[:, None].expand(B, H, -1)
+        keys = self.keys.new_zeros(*where.shape, self.keys.shape[-1])
+        values = self.values.new_zeros(*where.shape, self.values.shape[-1])
+        keys[where], values[where] = self.keys, self.values
+        return keys, values
+
+    def replaced(self, keys: Tensor, values: Tensor) -> RaggedEntries:
+        """The same owners with other contents, [T, Dk] and [T, Dv]."""
+        return replace(self, keys=keys, values=values)
+
     @classmethod
     def _pack(cls, keys: Tensor, values: Tensor, source: tuple[Tensor, ...], counts: Tensor) -> RaggedEntries:
         """Copy `keys[source]` and `values[source]`, which lie in the order of the heads, into fresh memory."""

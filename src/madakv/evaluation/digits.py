@@ -139,13 +139,13 @@ def make_document(seed: int, *, images: int = MAX_IMAGES, split: str = "held_out
 
     With 12 images its text is over 300 tokens long once every picture has become 16 of them.
     """
-    _require_extra()
+    require_extra()
     import numpy as np
     from PIL import Image
 
     if images < 2:
         raise InputError(f"a document with all kinds of question needs 2 images or more, not {images}")
-    rng = np.random.default_rng([seed, SPLITS.index(_known(split)), images])
+    rng = np.random.default_rng([seed, SPLITS.index(known_split(split)), images])
     drafted = draft(rng, Shape.of(images), split=split)
     pictures = tuple(Image.fromarray(pixels) for pixels in drafted.pixels)
     return Document(drafted.text, pictures, drafted.questions)
@@ -290,23 +290,23 @@ def _sample(glyphs: Floats, y: Floats, x: Floats) -> Floats:
 @cache
 def digit_pool(split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The real digits of a split: glyphs [n, 8, 8] (0 to 1) and labels [n]; no digit is in both splits."""
-    _require_extra()
+    require_extra()
     import numpy as np
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
     data = load_digits()
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(data.target))
-    mine = order[:_HELD_OUT] if _known(split) == "held_out" else order[_HELD_OUT:]
+    mine = order[:_HELD_OUT] if known_split(split) == "held_out" else order[_HELD_OUT:]
     return (data.images[mine] / 16).astype(np.float32), data.target[mine].astype(np.int64)
 
 
-def _known(split: str) -> str:
+def known_split(split: str) -> str:
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
     return split
 
 
-def _require_extra() -> None:
+def require_extra() -> None:
     try:
         import numpy  # noqa: F401
         import sklearn.datasets  # type: ignore[import-untyped] # noqa: F401

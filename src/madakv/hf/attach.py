@@ -45,13 +45,13 @@ def attached(model: Any, run: Run) -> Iterator[None]:
         )
     overrides: dict[str, Any] = {"generate_batch": _refuse_generate_batch, "__deepcopy__": _refuse_deepcopy}
     if callable(getattr(model, "generate", None)):
-        overrides["generate"] = _guarded(model, model.generate, run.method)
+        overrides["generate"] = _guarded(model, model.generate, run)
     own = {name: model.__dict__[name] for name in overrides if name in model.__dict__}
     hooks = []
     try:
         for config in configs:
             config._attn_implementation_internal = IMPLEMENTATION
-        hooks.append(model.register_forward_pre_hook(_Prepare(model, run.method), with_kwargs=True))
+        hooks.append(model.register_forward_pre_hook(_Prepare(model, run), with_kwargs=True))
         hooks.append(model.register_forward_hook(_Record(run), with_kwargs=True))
         hooks.append(model.get_decoder().register_forward_pre_hook(_require_cache, with_kwargs=True))
         model.__dict__.update(overrides)
@@ -69,9 +69,9 @@ def attached(model: Any, run: Run) -> Iterator[None]:
 class _Prepare:
     """Before each forward pass: see to it that there is a cache, and tell it of a new prompt."""
 
-    def __init__(self, model: PreTrainedModel, method: Any) -> None:
+    def __init__(self, model: PreTrainedModel, run: Run) -> None:
         self._config = model.config
-        self._method = method
+        self._run = run
         self._signature = inspect.signature(type(model).forward)
 
     def __call__(
@@ -84,7 +84,7 @@ class _Prepare:
             kwargs = dict(zip(names, args, strict=False)) | kwargs
         check_forward_options(kwargs, self._config)
         if kwargs.get("past_key_values") is None:
-            kwargs["past_key_values"] = RaggedCache(self._config, self._method)
+            kwargs["past_key_values"] = RaggedCache(self._config, self._run.method)
             kwargs["use_cache"] = True
         cache: RaggedCache = kwargs["past_key_values"]
         if cache.awaits_prompt:
@@ -98,6 +98,10 @@ class _Prepare:
             cache.begin_prompt(modality)
         else:
             check_later_pass(cache, kwargs)
+            new = kwargs.get("input_ids", kwargs.get("inputs_embeds"))
+            if cache.reads_prompt and new is not None and new.shape[1] > 1:
+                # The next turn: the answer was shorter than the lookahead.
+                _evict(cache, self._run)
         return (), kwargs
 
 
@@ -110,7 +114,7 @@ def _require_cache(_module: torch.nn.Module, _args: tuple[Any, ...], kwargs: dic
 
 
 class _Record:
-    """After the prefill: make sure that every layer was evicted, and note what was kept."""
+    """After the prefill: make sure that every layer was read, and note what was kept once that is decided."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -124,21 +128,27 @@ class _Record:
                 f"{type(module).__name__} ran layers {cache.unread_layers} without madakv's attention: "
                 "they do not go through transformers' AttentionInterface, or change the keys on the way there"
             )
-        modality, plans = cache.modality, cache.end_prompt()
-        if modality is None:
-            raise RuntimeError("a prompt was read that nobody announced")
-        self._run.last = Kept(
-            method=repr(cache.method),
-            layers=cache.evicted_layers,
-            plans=tuple(plan.to("cpu") for plan in plans),
-            modality=modality.to("cpu"),
-            kv_bytes=cache.nbytes,
-            kv_bytes_full=cache.full_nbytes,
-            other_bytes=cache.other_nbytes,
-        )
+        if cache.is_due:
+            _evict(cache, self._run)
 
 
-def _guarded(model: PreTrainedModel, generate: Callable[..., Any], method: Any) -> Callable[..., Any]:
+def _evict(cache: RaggedCache, run: Run) -> None:
+    """End the reading of a prompt, and note what was kept."""
+    modality, plans = cache.modality, cache.end_prompt()
+    if modality is None:
+        raise RuntimeError("a prompt was read that nobody announced")
+    run.last = Kept(
+        method=repr(cache.method),
+        layers=cache.evicted_layers,
+        plans=tuple(plan.to("cpu") for plan in plans),
+        modality=modality.to("cpu"),
+        kv_bytes=cache.prompt_nbytes,
+        kv_bytes_full=cache.full_nbytes,
+        other_bytes=cache.other_nbytes,
+    )
+
+
+def _guarded(model: PreTrainedModel, generate: Callable[..., Any], run: Run) -> Callable[..., Any]:
     """`generate` with madakv's cache, refusing what cannot be combined with it."""
 
     @functools.wraps(generate)
@@ -149,10 +159,15 @@ def _guarded(model: PreTrainedModel, generate: Callable[..., Any], method: Any) 
         check_generation_options(kwargs, generation_config, default)
         check_cache(kwargs.get("past_key_values"))
         if kwargs.get("past_key_values") is None:
-            kwargs["past_key_values"] = RaggedCache(model.config, method)
+            kwargs["past_key_values"] = RaggedCache(model.config, run.method)
         kwargs.pop("cache_implementation", None)
         with own_cache_implementation(default):
-            return generate(inputs, generation_config=generation_config, **kwargs)
+            out = generate(inputs, generation_config=generation_config, **kwargs)
+        cache: RaggedCache = kwargs["past_key_values"]
+        if cache.reads_prompt:
+            # The answer was shorter than the lookahead.
+            _evict(cache, run)
+        return out
 
     return guarded
 

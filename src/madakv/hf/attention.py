@@ -72,7 +72,7 @@ def attention(
             softcap=softcap,
             sinks=s_aux,
         )
-        layer.evict(view)
+        layer.read_prompt(view)
     return out, None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any, cast
 
 import torch
@@ -9,11 +10,13 @@ from torch import Tensor
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-from madakv.attention import ragged_attention
+from madakv.attention.ragged import ragged_partial, weights_on_prompt
 from madakv.cache import RaggedEntries, Tail
 from madakv.errors import UnsupportedModelError, UnsupportedOptionError
 from madakv.eviction import PromptEviction
+from madakv.merge import merge_evicted
 from madakv.methods import Method
+from madakv.modality import Modality
 from madakv.plan import KeepPlan
 from madakv.scoring import LayerView
 
@@ -45,12 +48,21 @@ class _PromptSlot:
         self.modality: Tensor | None = None
         self.eviction: PromptEviction | None = None
 
+    def reading(self) -> PromptEviction:
+        """The eviction in progress."""
+        if self.eviction is None:
+            raise RuntimeError("no prompt is being read: call begin_prompt before the prefill")
+        return self.eviction
+
 
 class RaggedLayer(CacheLayerMixin):
     """One layer: the kept entries of the prompt, and a tail of all that came after it.
 
     In the prefill, `update` stores nothing: it hands the keys on to the attention function, which runs and then
-    calls `evict`, so that this layer never owns more than what it keeps.
+    calls `read_prompt`, so that this layer never owns more than what it keeps.
+
+    Attributes:
+        number: which of the cache's evicted layers this is.
     """
 
     is_sliding = False
@@ -58,9 +70,10 @@ class RaggedLayer(CacheLayerMixin):
     is_croppable = False
     supports_early_init = False
 
-    def __init__(self, slot: _PromptSlot) -> None:
+    def __init__(self, slot: _PromptSlot, number: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._slot = slot
+        self.number = number
         self.entries: RaggedEntries | None = None
         self.tail = Tail()
         self.prompt_length = 0
@@ -101,25 +114,74 @@ class RaggedLayer(CacheLayerMixin):
         return key_states, value_states
 
     @torch.no_grad()
-    def evict(self, view: LayerView) -> None:
-        """Score the prompt, decide, and keep only what the plan says.
+    def read_prompt(self, view: LayerView) -> None:
+        """Score the prompt and keep only what is decided; or all of it, if the method waits for more.
 
         Without gradients: an autograd graph behind the kept entries would keep the evicted ones alive.
         """
-        if self._slot.eviction is None:
-            raise RuntimeError("no prompt is being read: call begin_prompt before the prefill")
-        plan = self._slot.eviction.plan(view)
-        self.entries = RaggedEntries.gather(view.key, view.value, plan.to(view.key.device))
+        eviction = self._slot.reading()
+        eviction.score(view)
+        if eviction.method.waits:
+            plan = KeepPlan.everything(view.modality, view.key.shape[1])
+            self.entries = RaggedEntries.gather(view.key, view.value, plan)
+        else:
+            plan = eviction.decide().to(view.key.device)
+            self.entries = RaggedEntries.gather(view.key, view.value, plan)
+            self._merge(view.key, view.value, plan, view.modality)
         self.device = view.key.device
         self.full_nbytes = sum(x.numel() * x.element_size() for x in (view.key, view.value))
         self._mean_entries = sum(self.entries.lengths) // len(self.entries.lengths)
         self.is_initialized = True
 
-    def attend(self, query: Tensor, **options: Any) -> Tensor:
+    @torch.no_grad()
+    def evict_later(self) -> None:
+        """Evict a prompt that was kept whole so far."""
+        whole = self.entries
+        if whole is None:
+            raise RuntimeError("there is no prompt to evict")
+        plan = self._slot.reading().decide().to(whole.keys.device)
+        valid = self.modality(whole.keys.device) != Modality.PADDING
+        self.entries = whole.narrow(plan, valid.cumsum(-1) - 1)
+        self._merge(*whole.rectangle(valid), plan, self.modality(whole.keys.device))
+        self._mean_entries = sum(self.entries.lengths) // len(self.entries.lengths)
+
+    def _merge(self, keys: Tensor, values: Tensor, plan: KeepPlan, modality: Tensor) -> None:
+        """Leave a trace of evicted entries in those that stay, if the method does so."""
+        how = self._slot.reading().method.merge
+        if how is not None and self.entries is not None:
+            self.entries = self.entries.replaced(*merge_evicted(keys, values, plan, modality, how))
+
+    def attend(
+        self,
+        query: Tensor,
+        *,
+        scaling: float,
+        mask: Tensor | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
         """Attention of the newest tokens over this layer; see `ragged_attention`."""
         if self.entries is None:
-            raise RuntimeError("attend was called before the prompt was evicted")
-        return ragged_attention(query, self.entries, self.tail, **options)
+            raise RuntimeError("attend was called before the prompt was read")
+        part = ragged_partial(
+            query, self.entries, self.tail, scaling=scaling, mask=mask, softcap=softcap, sinks=sinks
+        )
+        if self._slot.eviction is not None:
+            self._note(query, part.lse, scaling, softcap)
+        B, Hq, Q, _ = query.shape
+        return part.out.to(query.dtype).view(B, Hq, Q, -1)
+
+    @torch.no_grad()
+    def _note(self, query: Tensor, lse: Tensor, scaling: float, softcap: float | None) -> None:
+        """Add what a generated token attends to to the scores of the prompt, which is still whole."""
+        if self.entries is None:
+            return
+        modality = self.modality(query.device)
+        seen = torch.zeros(*self.entries.counts.shape, modality.shape[1], device=query.device)
+        weights = weights_on_prompt(query, self.entries, lse, scaling=scaling, softcap=softcap)
+        for b, paid in enumerate(weights):
+            seen[b, :, modality[b] != Modality.PADDING] = paid.mean(1).sum(1)
+        self._slot.reading().add_later(self.number, seen)
 
     def move(self, device: torch.device | str) -> None:
         """Keep everything on another device from now on."""
@@ -209,8 +271,9 @@ class RaggedCache(Cache):
                 f"{text_config.num_kv_shared_layers}); evicting them per layer is not supported"
             )
         self._slot = _PromptSlot(text_config)
+        number = count()
         layers = [
-            RaggedLayer(self._slot) if type(layer) is DynamicLayer else layer
+            RaggedLayer(self._slot, next(number)) if type(layer) is DynamicLayer else layer
             for layer in DynamicCache(config=text_config).layers
         ]
         super().__init__(layers=layers)
@@ -229,8 +292,14 @@ class RaggedCache(Cache):
 
     @property
     def reads_prompt(self) -> bool:
-        """Whether the prefill has begun and `end_prompt` has not been called."""
+        """Whether the prompt has been announced and `end_prompt` has not been called."""
         return self._slot.eviction is not None
+
+    @property
+    def is_due(self) -> bool:
+        """Whether the method has seen as many tokens after the prompt as it waits for."""
+        later = self.ragged_layers[0].tail.length
+        return later >= self.method.lookahead
 
     @property
     def modality(self) -> Tensor | None:
@@ -247,30 +316,44 @@ class RaggedCache(Cache):
         self._slot.eviction = PromptEviction(self.method, modality, len(self.evicted_layers))
 
     def end_prompt(self) -> list[KeepPlan]:
-        """Hand over the plans of the evicted layers, in order; the cache lets go of them."""
-        if self._slot.eviction is None:
-            raise RuntimeError("no prompt is being read")
-        plans = self._slot.eviction.plans
+        """Hand over the plans of the evicted layers, in order; the cache lets go of them.
+
+        Layers whose eviction was put off are evicted now, whatever the method still waits for.
+        """
+        eviction = self._slot.reading()
+        if eviction.method.waits:
+            for layer in self.ragged_layers:
+                layer.evict_later()
         self._slot.eviction = None
-        return plans
+        return eviction.plans
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep the given batch rows, in that order."""
+        self._refuse_while_waiting()
         super().batch_select_indices(indices)
         if self._slot.modality is not None:
             self._slot.modality = self._slot.modality[indices.to(self._slot.modality.device)]
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every batch row."""
+        self._refuse_while_waiting()
         super().batch_repeat_interleave(repeats)
         if self._slot.modality is not None:
             self._slot.modality = self._slot.modality.repeat_interleave(repeats, dim=0)
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         """Follow beam search."""
+        self._refuse_while_waiting()
         super().reorder_cache(beam_idx)
         if self._slot.modality is not None:
             self._slot.modality = self._slot.modality[beam_idx.to(self._slot.modality.device)]
+
+    def _refuse_while_waiting(self) -> None:
+        if self._slot.eviction is not None:
+            raise UnsupportedOptionError(
+                f"lookahead={self.method.lookahead} scores the rows of the prompt, and cannot be combined with "
+                "beam search or other changes of rows before eviction"
+            )
 
     @property
     def unread_layers(self) -> list[int]:
@@ -286,6 +369,11 @@ class RaggedCache(Cache):
     def nbytes(self) -> int:
         """Bytes of live storage of the evicted layers, tails included."""
         return sum(layer.nbytes for layer in self.ragged_layers)
+
+    @property
+    def prompt_nbytes(self) -> int:
+        """Bytes of live storage of what the evicted layers keep of the prompt."""
+        return sum(layer.entries.nbytes for layer in self.ragged_layers if layer.entries is not None)
 
     @property
     def full_nbytes(self) -> int:

@@ -3,18 +3,31 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from madakv.budget.ledger import check_budget
+from madakv.errors import ConfigurationError
+from madakv.merge import Merge
 from madakv.plan import KeepPlan
 from madakv.scoring import LayerView
 
 
 class Allocator(ABC):
     """Decides one prompt's keep-plans, layer after layer; holds what one layer tells the next."""
+
+    def observe(self, view: LayerView) -> None:  # noqa: B027
+        """Look at a layer beyond its scores, right after it was scored."""
+
+    def foresee(self, psi: Sequence[Tensor]) -> None:  # noqa: B027
+        """Look at all layers before the first is decided; called only if all are known by then.
+
+        Args:
+            psi: of every layer, [B, H, N] float.
+        """
 
     @abstractmethod
     def decide(self, psi: Tensor) -> KeepPlan:
@@ -31,13 +44,31 @@ class Method(ABC):
 
     Attributes:
         budget: share of the prompt that stays, a float in (0, 1], or entries per head and layer, an int.
+        lookahead: how many generated tokens are read with the full cache, and add their attention to the scores,
+            before anything is evicted. The prompt then takes its full memory until that many tokens are there.
     """
 
     name: ClassVar[str]
+    sees_all_layers: ClassVar[bool] = False
+    """Whether every layer must be scored before the first is evicted, which costs the full cache's peak."""
+
     budget: float | int = 0.2
+    lookahead: int = 0
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
+        if isinstance(self.lookahead, bool) or not isinstance(self.lookahead, int) or self.lookahead < 0:
+            raise ConfigurationError(f"lookahead must be a number of tokens, 0 or more; got {self.lookahead!r}")
+
+    @property
+    def waits(self) -> bool:
+        """Whether layers are evicted later than right after their own prefill."""
+        return self.lookahead > 0 or self.sees_all_layers
+
+    @property
+    def merge(self) -> Merge | None:
+        """What becomes of evicted entries; None: they are dropped."""
+        return None
 
     @abstractmethod
     def score(self, view: LayerView) -> Tensor:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from madakv.errors import ConfigurationError
 from madakv.methods.base import Allocator, Method
-from madakv.modality import Modality
 from madakv.plan import KeepPlan
 from madakv.scoring import LayerView
 
@@ -39,7 +38,8 @@ class Full(Method):
 
 class _KeepAll(Allocator):
     def __init__(self, modality: Tensor, heads: int) -> None:
-        self._keep = (modality != Modality.PADDING)[:, None].expand(-1, heads, -1)
+        self._modality = modality
+        self._heads = heads
 
     def decide(self, psi: Tensor) -> KeepPlan:
-        return KeepPlan.from_mask(self._keep.to(psi.device))
+        return KeepPlan.everything(self._modality.to(psi.device), self._heads)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool1d
 
 from madakv.budget import (
     Ledger,
@@ -20,9 +19,11 @@ from madakv.budget import (
 )
 from madakv.errors import ConfigurationError
 from madakv.methods.base import Allocator, Method
+from madakv.methods.options import check_choice, check_proxies, check_width, is_count
 from madakv.modality import Modality
 from madakv.plan import KeepPlan
 from madakv.scoring import GroupReduction, LayerView, ProxyRule, proxy_attention, proxy_mask
+from madakv.scoring.pooling import pool
 from madakv.scoring.proxies import newest
 
 Compensation = Literal["none", "capped", "demand", "signal"]
@@ -64,18 +65,12 @@ class MadaKV(Method):
         super().__post_init__()
         if not isinstance(self.theta, int | float) or not 0 < self.theta <= 1:
             raise ConfigurationError(f"theta must be in (0, 1]; got {self.theta!r}")
-        for field, allowed in (
-            ("compensation", get_args(Compensation)),
-            ("groups", get_args(GroupReduction)),
-        ):
-            if getattr(self, field) not in allowed:
-                raise ConfigurationError(f"{field} must be one of {allowed}; got {getattr(self, field)!r}")
-        if self.proxies != "question" and not _is_count(self.proxies):
-            raise ConfigurationError(f"proxies must be 'question' or a positive int; got {self.proxies!r}")
-        if not _is_count(self.max_proxies):
+        check_choice("compensation", self.compensation, Compensation)
+        check_choice("groups", self.groups, GroupReduction)
+        check_proxies("proxies", self.proxies)
+        if not is_count(self.max_proxies):
             raise ConfigurationError(f"max_proxies must be a positive int; got {self.max_proxies!r}")
-        if not _is_count(self.text_pooling) or self.text_pooling % 2 == 0:
-            raise ConfigurationError(f"text_pooling must be odd and a positive int; got {self.text_pooling!r}")
+        check_width("text_pooling", self.text_pooling)
 
     def score(self, view: LayerView) -> Tensor:
         """psi from the proxies' attention."""
@@ -85,19 +80,19 @@ class MadaKV(Method):
         """[B, N] bool: the proxies of each row."""
         return proxy_mask(modality, self.proxies, self.max_proxies)
 
+    def kinds(self, modality: Tensor) -> Tensor:
+        """[B, N]: between which kinds of token budgets are split."""
+        return modality
+
     def allocator(self, modality: Tensor, *, heads: int, layers: int) -> Allocator:
         """MPA within layers, HCC across them."""
         return _MadaAllocator(self, modality, heads, layers)
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
 class _MadaAllocator(Allocator):
     def __init__(self, method: MadaKV, modality: Tensor, heads: int, layers: int) -> None:
         self.method = method
-        self.modality = modality
+        self.modality = method.kinds(modality)
         self.protectable = method.proxy_mask(modality)
         self.valid = (modality != Modality.PADDING)[:, None].expand(-1, heads, -1)
         tokens = self.valid[:, 0].sum(-1)
@@ -158,9 +153,4 @@ class _MadaAllocator(Allocator):
 
     def _ranking(self, psi: Tensor) -> Tensor:
         """[B, H, N]: psi, for text tokens pooled over text neighbours."""
-        width = self.method.text_pooling
-        if width == 1:
-            return psi
-        text = (self.modality == Modality.TEXT)[:, None].expand_as(psi)
-        pooled = max_pool1d(psi.masked_fill(~text, float("-inf")), width, stride=1, padding=width // 2)
-        return torch.where(text, pooled, psi)
+        return pool(psi, self.modality, self.method.text_pooling, scope="text")

@@ -5,14 +5,28 @@ from __future__ import annotations
 import ast
 import dataclasses
 import difflib
+from importlib import import_module
+from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 
 from madakv.errors import ConfigurationError
 from madakv.methods.base import Method
-from madakv.methods.full import Full
-from madakv.methods.madakv import MadaKV
 
-_METHODS: dict[str, type[Method]] = {cls.name: cls for cls in (Full, MadaKV)}
+
+def _discover() -> dict[str, type[Method]]:
+    """Every method of this folder by its name: a new one needs its file and nothing else."""
+    found: dict[str, type[Method]] = {}
+    for module in iter_modules([str(Path(__file__).parent)]):
+        if module.name == "registry":
+            continue
+        for member in vars(import_module(f"{__package__}.{module.name}")).values():
+            if isinstance(member, type) and issubclass(member, Method) and "name" in vars(member):
+                found[member.name] = member
+    return found
+
+
+_METHODS = _discover()
 
 
 def list_methods() -> list[str]:

@@ -1,0 +1,98 @@
+"""Keep the best of one ranking: what methods do that know no modalities."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from madakv.budget.apportion import apportion
+from madakv.budget.layers import layer_entries
+from madakv.budget.ledger import per_head, prompt_entries
+from madakv.modality import Modality
+from madakv.plan import KeepPlan
+from madakv.scoring.proxies import newest
+
+
+class RankedPlans:
+    """Plans of all layers of one prompt: protected tokens, then the best-ranked others.
+
+    Protected tokens count.
+
+    Args:
+        modality: [B, N] of `Modality` values.
+        heads: KV heads of every layer.
+        layers: layers that are evicted.
+        budget: see `Method`.
+        protect: [B, N] bool, tokens to keep whatever their rank.
+        weights: [L] or [B, L], of the layers; None shares evenly.
+        protected_share: the most of a head's share that protected tokens take, the newest first.
+    """
+
+    def __init__(
+        self,
+        modality: Tensor,
+        *,
+        heads: int,
+        layers: int,
+        budget: float | int,
+        protect: Tensor | None = None,
+        weights: Tensor | None = None,
+        protected_share: float = 0.5,
+    ) -> None:
+        valid = modality != Modality.PADDING
+        self.modality = modality
+        self.heads = heads
+        self.layers = layers
+        self.tokens = valid.sum(-1)
+        self._protected_share = protected_share
+        self.average = prompt_entries(budget, self.tokens)
+        self._valid = valid[:, None].expand(-1, heads, -1)
+        self.protect(torch.zeros_like(valid) if protect is None else protect)
+        self.share_layers(torch.ones(layers) if weights is None else weights)
+        self._layer = 0
+
+    def protect(self, tokens: Tensor) -> None:
+        """Keep these whatever their rank, [B, N] bool, as far as they fit."""
+        self._protect = tokens
+
+    def share_layers(self, weights: Tensor) -> None:
+        """Set the shares of the layers, [L] or [B, L], before the first is decided."""
+        self._entries = layer_entries(self.average, self.tokens, self.heads, weights)
+
+    def keep(self, rank: Tensor, *, floor: float = 1.0) -> KeepPlan:
+        """The next layer's plan.
+
+        Args:
+            rank: [B, H, N] float, higher stays; ties to the earlier token.
+            floor: share of its even part that each head is sure of; the rest goes to the best of all heads of the
+                layer together. 1 gives all heads equally many (AdaKV, arXiv 2407.11550, algorithm 1).
+        """
+        total = self._entries[:, self._layer]
+        self._layer += 1
+        share = per_head(total, self.heads)
+        most = (share * self._protected_share).to(torch.int64)
+        protected = newest(self._protect[:, None].expand_as(self._valid), most[..., None])
+        candidates = self._valid & ~protected
+        free = share - protected.sum(-1)
+        ranked = rank.to(torch.float64).masked_fill(~candidates, float("-inf"))
+        if floor < 1:
+            free = _adapted(ranked, candidates, free, floor)
+        order = ranked.argsort(dim=-1, descending=True, stable=True)
+        place = _inverse(order)
+        return KeepPlan.from_mask(protected | (candidates & (place < free[..., None])))
+
+
+def _adapted(ranked: Tensor, candidates: Tensor, free: Tensor, floor: float) -> Tensor:
+    """[B, H] int64: how many candidates each head keeps, summing as `free` does."""
+    B, H, N = ranked.shape
+    flat = ranked.flatten(1).argsort(dim=-1, descending=True, stable=True)
+    total = free.sum(-1)
+    best = (candidates.flatten(1) & (_inverse(flat) < total[:, None])).view(B, H, N).sum(-1)
+    wanted = floor * free + (1 - floor) * best
+    return apportion(total, wanted, candidates.sum(-1))
+
+
+def _inverse(order: Tensor) -> Tensor:
+    """Where each element stands in an order of the last axis."""
+    place = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, place)

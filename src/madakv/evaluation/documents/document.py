@@ -1,0 +1,284 @@
+"""Documents: facts and pictures in mixed order, and the questions about them.
+
+Every question's last word is its key, so that attention is on the evidence while the question is read, and its
+answer has several tokens, so that most of it is generated after eviction:
+
+==========  ==============  ====================  =====================================================
+kind        prompt          answer                needs
+==========  ==============  ====================  =====================================================
+``code``    ? code n3       4 7 1                 a span of text
+``read``    ? read n5       apple river           one picture of painted words
+``twin``    ? twin n5       red 7 n17             a picture, then the other one that shows the same
+``owner``   ? show n7       red 7                 a picture, through the fact ``owner n7 n17 .``
+``differ``  ? differ n9     b1 red blue           two pictures, and the cell in which they differ
+``plan``    ? plan          ring 4 7 cross 1      the pictures of all steps, in order
+``change``  ? change n8     red 7 blue ring       two pictures of a thing, before and after
+``count``   ? count red 7   n4 n9 n31 3           all pictures of a thing, in reading order
+``show``    ? show n17      red 7                 one picture, by its name
+==========  ==============  ====================  =====================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from madakv.evaluation.digits import COLOURS, DIGITS, IMAGE_MARK, SPLITS, known_split, require_extra
+from madakv.evaluation.documents.pictures import THINGS, Content, Grid, Painting, Thing, paint
+from madakv.evaluation.documents.shape import Shape
+from madakv.evaluation.documents.words import CELLS, NAMES, PAINTED, PROSE, STEPS
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from PIL import Image
+
+SIZES = ((32, 32),)
+"""The size of pictures (height, width) for models that scale all to one."""
+SEVERAL_SIZES = ((32, 32), (32, 48), (48, 32), (48, 48))
+
+
+@dataclass(frozen=True)
+class Question:
+    """`prompt` follows the document after a space; `answer` is in words, without an end mark."""
+
+    kind: str
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Document:
+    """`text` has one `<image>` mark for each of `images` (RGB), in order."""
+
+    text: str
+    images: tuple[Image.Image, ...]
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A document before its pictures become `PIL` images: `pixels` is uint8 [height, width, 3] per picture."""
+
+    text: str
+    pixels: tuple[NDArray[np.uint8], ...]
+    questions: tuple[Question, ...]
+
+
+def make_document(
+    seed: int,
+    *,
+    tokens: int,
+    visual_share: float | None = None,
+    split: str = "held_out",
+    sizes: Sequence[tuple[int, int]] = SIZES,
+) -> Document:
+    """Document number `seed` of a split with one question per kind; equal arguments give equal documents.
+
+    Args:
+        seed: which document.
+        tokens: length with a question, 16 per picture of 32 x 32 pixels; `several` sizes make it longer.
+        visual_share: of pictures in `tokens`; None draws it from 0.5 to 0.95.
+        split: "train" or "held_out".
+        sizes: of pictures, (height, width) in multiples of 16; each picture takes one at random.
+    """
+    require_extra()
+    import numpy as np
+    from PIL import Image
+
+    rng = np.random.default_rng([seed, SPLITS.index(known_split(split)), tokens])
+    share = float(rng.uniform(0.5, 0.95)) if visual_share is None else visual_share
+    drafted = draft(rng, Shape.of(tokens, share), split=split, sizes=sizes)
+    pictures = tuple(Image.fromarray(pixels) for pixels in drafted.pixels)
+    return Document(drafted.text, pictures, drafted.questions)
+
+
+def draft(
+    rng: np.random.Generator,
+    shape: Shape,
+    *,
+    split: str,
+    sizes: Sequence[tuple[int, int]] = SIZES,
+    distort: bool = False,
+    asked: Mapping[str, int] | None = None,
+) -> Draft:
+    """Draw a document of the given shape.
+
+    Args:
+        rng: the only source of chance.
+        shape: what it holds.
+        split: whose handwriting.
+        sizes: see `make_document`.
+        distort: vary the handwriting, for training.
+        asked: questions per kind; None asks one of every kind that the document can answer.
+    """
+    writer = _Writer(rng, shape)
+    blocks = writer.write()
+    contents = [content for block in blocks for content in block.contents]
+    pixels = on_canvas(rng, paint(rng, contents, split=split, distort=distort), sizes)
+    questions = []
+    for kind, pool in writer.asked.items():
+        order = rng.permutation(len(pool))[: 1 if asked is None else asked.get(kind, 0)]
+        questions += [Question(kind, *pool[i]) for i in order]
+    shuffled = [questions[i] for i in rng.permutation(len(questions))]
+    return Draft(" ".join(block.words for block in blocks), pixels, tuple(shuffled))
+
+
+def on_canvas(
+    rng: np.random.Generator, pictures: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]
+) -> tuple[NDArray[np.uint8], ...]:
+    """Each picture somewhere on a dark canvas of one of the sizes."""
+    import numpy as np
+
+    placed = []
+    for picture in pictures:
+        height, width = sizes[int(rng.integers(len(sizes)))]
+        y = int(rng.integers(height - picture.shape[0] + 1))
+        x = int(rng.integers(width - picture.shape[1] + 1))
+        canvas = np.zeros((height, width, 3), np.uint8)
+        canvas[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
+        placed.append(canvas)
+    return tuple(placed)
+
+
+@dataclass
+class _Block:
+    """What stays together: words with `<image>` marks, and what the pictures show.
+
+    Blocks with the same `track` keep their order.
+    """
+
+    words: str
+    contents: tuple[Content, ...] = ()
+    track: str | None = None
+
+
+class _Writer:
+    """Draws facts and pictures, and remembers what can be asked about them."""
+
+    def __init__(self, rng: np.random.Generator, shape: Shape) -> None:
+        self._rng = rng
+        self._shape = shape
+        self._names = [NAMES[i] for i in rng.permutation(len(NAMES))[: shape.names]]
+        things = [THINGS[i] for i in rng.permutation(len(THINGS))]
+        kinds = shape.twins + shape.groups
+        # Things of twins and groups occur nowhere else.
+        self._special, self._common = things[:kinds], things[kinds:]
+        self._groups: list[Thing] = []
+        self._blocks: list[_Block] = []
+        self.asked: dict[str, list[tuple[str, str]]] = {}
+        """(prompt, answer) of every question that can be asked, per kind."""
+
+    def write(self) -> list[_Block]:
+        """All blocks in reading order."""
+        shape = self._shape
+        for _ in range(shape.codes):
+            self._code()
+        for _ in range(shape.painted):
+            self._painting()
+        for _ in range(shape.twins):
+            self._twin()
+        for _ in range(shape.groups):
+            self._group()
+        for _ in range(shape.changes):
+            self._change()
+        for _ in range(shape.pairs):
+            self._pair()
+        self._plan()
+        self._pictures()
+        self._blocks += [_Block(IMAGE_MARK, (self._thing(),)) for _ in range(shape.unnamed)]
+        self._prose()
+        ordered = self._in_order()
+        for thing in self._groups:
+            names = [block.words.split()[1] for block in ordered if block.contents == (thing,)]
+            self._ask("count", f"? count {thing.words}", " ".join([*names, str(len(names))]))
+        return ordered
+
+    def _in_order(self) -> list[_Block]:
+        """Blocks in random order, those of a track in theirs."""
+        shuffled = [self._blocks[i] for i in self._rng.permutation(len(self._blocks))]
+        waiting = {block.track: [b for b in self._blocks if b.track == block.track] for block in shuffled}
+        return [waiting[block.track].pop(0) if block.track else block for block in shuffled]
+
+    def _ask(self, kind: str, prompt: str, answer: str) -> None:
+        self.asked.setdefault(kind, []).append((prompt, answer))
+
+    def _thing(self) -> Thing:
+        return self._common[int(self._rng.integers(len(self._common)))]
+
+    def _picture(self, content: Content) -> str:
+        name = self._names.pop()
+        self._blocks.append(_Block(f"image {name} {IMAGE_MARK}", (content,)))
+        return name
+
+    def _code(self) -> None:
+        name = self._names.pop()
+        code = " ".join(DIGITS[d] for d in self._rng.integers(10, size=3))
+        self._blocks.append(_Block(f"code {name} {code} ."))
+        self._ask("code", f"? code {name}", code)
+
+    def _painting(self) -> None:
+        upper, lower = (PAINTED[i] for i in self._rng.permutation(len(PAINTED))[:2])
+        colour = list(COLOURS)[int(self._rng.integers(len(COLOURS)))]
+        name = self._picture(Painting(upper, lower, colour))
+        self._ask("read", f"? read {name}", f"{upper} {lower}")
+
+    def _twin(self) -> None:
+        thing = self._special.pop()
+        one, other = self._picture(thing), self._picture(thing)
+        self._ask("twin", f"? twin {one}", f"{thing.words} {other}")
+
+    def _group(self) -> None:
+        thing = self._special.pop()
+        self._groups.append(thing)
+        for _ in range(int(self._rng.integers(2, 5))):
+            self._picture(thing)
+
+    def _change(self) -> None:
+        name = self._names.pop()
+        before, after = self._thing(), self._thing()
+        self._blocks.append(_Block(f"before {name} {IMAGE_MARK}", (before,), track=name))
+        self._blocks.append(_Block(f"after {name} {IMAGE_MARK}", (after,), track=name))
+        self._ask("change", f"? change {name}", f"{before.words} {after.words}")
+
+    def _pair(self) -> None:
+        name = self._names.pop()
+        colours = list(COLOURS)
+        before = [colours[i] for i in self._rng.integers(len(colours), size=4)]
+        cell = int(self._rng.integers(4))
+        after = list(before)
+        after[cell] = [c for c in colours if c != before[cell]][int(self._rng.integers(len(colours) - 1))]
+        grids = tuple(Grid((a, b, c, d)) for a, b, c, d in (before, after))
+        self._blocks.append(_Block(f"pair {name} {IMAGE_MARK} {IMAGE_MARK}", grids))
+        self._ask("differ", f"? differ {name}", f"{CELLS[cell]} {before[cell]} {after[cell]}")
+
+    def _plan(self) -> None:
+        shown = [self._thing() for _ in range(self._shape.steps)]
+        for step, thing in zip(STEPS, shown, strict=False):
+            self._blocks.append(_Block(f"step {step} {IMAGE_MARK}", (thing,), track="plan"))
+        if shown:
+            self._ask("plan", "? plan", " ".join(thing.what for thing in shown))
+
+    def _pictures(self) -> None:
+        for number in range(self._shape.named):
+            thing = self._thing()
+            name = self._picture(thing)
+            self._ask("show", f"? show {name}", thing.words)
+            if number < self._shape.owners:
+                owner = self._names.pop()
+                self._blocks.append(_Block(f"owner {owner} {name} ."))
+                self._ask("owner", f"? show {owner}", thing.words)
+
+    def _prose(self) -> None:
+        import numpy as np
+
+        left = self._shape.prose
+        # Frequencies fall with rank, as in any language.
+        weights = 1 / np.arange(1, len(PROSE) + 1)
+        weights /= weights.sum()
+        while left > 0:
+            words = min(left, int(self._rng.integers(4, 13)))
+            drawn = self._rng.choice(len(PROSE), size=words - 1, p=weights)
+            self._blocks.append(_Block(" ".join([*(PROSE[i] for i in drawn), "."])))
+            left -= words

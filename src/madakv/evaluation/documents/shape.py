@@ -1,0 +1,93 @@
+"""How much of everything a document holds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from madakv.errors import InputError
+from madakv.evaluation.documents.words import NAMES, STEPS
+
+TOKENS_PER_PICTURE = 16
+QUESTION_TOKENS = 8
+"""What is left free of a document's length for its question."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Counts of what a document holds.
+
+    Attributes:
+        codes: sentences `code n3 4 7 1 .`.
+        owners: sentences `owner n7 n17 .`, each of a named picture.
+        painted: named pictures of two painted words.
+        twins: couples of named pictures that show the same.
+        groups: kinds of thing that two to four named pictures show.
+        changes: things shown `before` and `after`.
+        steps: pictures of the plan.
+        pairs: couples of pictures of which one cell differs.
+        named: further named pictures.
+        unnamed: pictures that nothing refers to.
+        prose: words of prose.
+    """
+
+    codes: int = 0
+    owners: int = 0
+    painted: int = 0
+    twins: int = 0
+    groups: int = 0
+    changes: int = 0
+    steps: int = 0
+    pairs: int = 0
+    named: int = 0
+    unnamed: int = 0
+    prose: int = 0
+
+    def __post_init__(self) -> None:
+        if self.steps > len(STEPS):
+            raise InputError(f"a plan has at most {len(STEPS)} steps, not {self.steps}")
+        if self.names > len(NAMES):
+            raise InputError(f"this document needs {self.names} names; there are {len(NAMES)}")
+        if self.owners > self.named:
+            raise InputError(f"{self.owners} owners need as many named pictures, not {self.named}")
+
+    @property
+    def names(self) -> int:
+        """The most names that it needs."""
+        things = self.codes + self.owners + self.painted + 2 * self.twins + 4 * self.groups + self.changes
+        return things + self.pairs + self.named
+
+    @classmethod
+    def of(cls, tokens: int, visual_share: float) -> Shape:
+        """A document of about `tokens` tokens with its question, of which pictures are `visual_share`.
+
+        Where text and pictures that the questions need take more than their share, they stay; the rest gives way.
+
+        Raises:
+            InputError: fewer than 500 tokens, or a share outside 0.5 to 0.95.
+        """
+        if tokens < 500 or not 0.5 <= visual_share <= 0.95:
+            raise InputError(
+                f"documents have 500 tokens or more and a visual share of 0.5 to 0.95; got {tokens} and {visual_share}"
+            )
+        room = tokens - QUESTION_TOKENS
+        if tokens < 1000:
+            core = cls(codes=2, owners=2, painted=2, twins=1, groups=1, changes=1, steps=4, pairs=1, named=3)
+        else:
+            core = cls(codes=4, owners=4, painted=3, twins=2, groups=2, changes=2, steps=5, pairs=2, named=8)
+        pictures = max(0, int(visual_share * room) // TOKENS_PER_PICTURE - core.pictures)
+        text = max(0, room - (core.pictures + pictures) * TOKENS_PER_PICTURE - core.text)
+        # Half of the room for text names pictures, so that most can be asked for where there is much of it.
+        named = min(pictures, text // 4, len(NAMES) - core.names)
+        return replace(core, named=core.named + named, unnamed=pictures - named, prose=text - 2 * named)
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures, with the largest groups."""
+        paired = 2 * (self.twins + self.changes + self.pairs)
+        return self.painted + paired + 4 * self.groups + self.steps + self.named + self.unnamed
+
+    @property
+    def text(self) -> int:
+        """How many words, with the largest groups."""
+        headed = self.pictures - self.unnamed - self.pairs
+        return 6 * self.codes + 4 * self.owners + 2 * headed + self.prose

@@ -1,0 +1,82 @@
+"""PrefixKV (NeurIPS 2025, arXiv 2412.03409): one threshold of cumulative priority for all layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from madakv.budget.ranked import RankedPlans
+from madakv.methods.base import Allocator, Method
+from madakv.modality import Modality
+from madakv.plan import KeepPlan
+from madakv.scoring import LayerView, proxy_attention
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixKV(Method):
+    """Each layer keeps as many of its best tokens as it takes to hold the same share of its attention.
+
+    Importance is the attention of all queries, averaged over heads, so that all heads of a layer keep the same
+    tokens. The share is found by bisection, such that all layers together meet the budget. The first tokens and the
+    newest are always kept, as in the authors' code. All layers must be read before the first can be evicted.
+
+    Ours differs in that the search runs for every prompt (the paper reports equal quality), where the authors
+    estimate the layers' shares on a few samples once.
+
+    Attributes:
+        sinks: how many first tokens are always kept (code: 4), at most a quarter of an average share.
+    """
+
+    name: ClassVar[str] = "prefixkv"
+    sees_all_layers: ClassVar[bool] = True
+    sinks: int = 4
+
+    def score(self, view: LayerView) -> Tensor:
+        """The attention of all queries, averaged over heads."""
+        psi = proxy_attention(view, view.modality != Modality.PADDING)
+        return psi.mean(1, keepdim=True).expand_as(psi).clone()
+
+    def allocator(self, modality: Tensor, *, heads: int, layers: int) -> Allocator:
+        """Shares of the layers by cumulative priority."""
+        valid = modality != Modality.PADDING
+        place = valid.cumsum(-1) - 1
+        plans = RankedPlans(modality, heads=heads, layers=layers, budget=self.budget)
+        ends = (place < torch.clamp(plans.average // 4, max=self.sinks)[:, None]) | (
+            place == plans.tokens[:, None] - 1
+        )
+        plans.protect(valid & ends)
+        return _ByPriority(plans)
+
+
+class _ByPriority(Allocator):
+    def __init__(self, plans: RankedPlans) -> None:
+        self._plans = plans
+
+    def foresee(self, psi: Sequence[Tensor]) -> None:
+        # [B, L, N], descending: how much of a layer's attention its best o tokens hold.
+        priority = torch.stack([scores.mean(1) for scores in psi], dim=1).to(torch.float64)
+        held = priority.sort(dim=-1, descending=True).values.cumsum(-1)
+        held = held / held[..., -1:].clamp_min(torch.finfo(torch.float64).tiny)
+        self._plans.share_layers(_sizes_at_one_share(held, self._plans.average * len(psi)))
+
+    def decide(self, psi: Tensor) -> KeepPlan:
+        return self._plans.keep(psi)
+
+
+def _sizes_at_one_share(held: Tensor, target: Tensor) -> Tensor:
+    """[B, L]: entries per layer at the largest share of attention for which they sum to at most `target` ([B])."""
+    low, high = torch.zeros_like(target, dtype=torch.float64), torch.ones_like(target, dtype=torch.float64)
+    for _ in range(50):
+        middle = (low + high) / 2
+        fits = _sizes(held, middle).sum(-1) <= target
+        low, high = torch.where(fits, middle, low), torch.where(fits, high, middle)
+    return _sizes(held, low)
+
+
+def _sizes(held: Tensor, share: Tensor) -> Tensor:
+    """The fewest tokens of each layer that hold a share of its attention."""
+    return (held < share[:, None, None]).sum(-1) + 1

@@ -1,0 +1,87 @@
+"""SnapKV (NeurIPS 2024, arXiv 2404.14469): what the last tokens of the prompt attend to, pooled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from madakv.budget.ranked import RankedPlans
+from madakv.methods.base import Allocator, Method
+from madakv.methods.options import check_choice, check_proxies, check_width
+from madakv.plan import KeepPlan
+from madakv.scoring import GroupReduction, LayerView, ProxyRule, proxy_attention, proxy_mask
+from madakv.scoring.pooling import Pooling, PoolingScope, pool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SnapKV(Method):
+    """Every head keeps the observation window and the best-scored tokens before it.
+
+    A token's score is the attention that the window pays to it, pooled over neighbours so that spans survive
+    (section 4). Ours differs in that budgets count the window, and in averaging the query heads of a group, where
+    the authors' code repeats the keys.
+
+    Attributes:
+        window: the last tokens whose attention scores, and which are kept (32 in the authors' LongBench settings).
+            `"question"` takes the text after the last picture, see `ProxyRule`.
+        kernel: width of the pool (7 there).
+        pooling: "max" (there), or "mean".
+        pooling_scope: which tokens pool with which, see `PoolingScope`; published: all with all.
+        groups: how the query heads that share a KV head agree on a score.
+    """
+
+    name: ClassVar[str] = "snapkv"
+    window: ProxyRule = 32
+    kernel: int = 7
+    pooling: Pooling = "max"
+    pooling_scope: PoolingScope = "all"
+    groups: GroupReduction = "mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_proxies("window", self.window)
+        check_width("kernel", self.kernel)
+        check_choice("pooling", self.pooling, Pooling)
+        check_choice("pooling_scope", self.pooling_scope, PoolingScope)
+        check_choice("groups", self.groups, GroupReduction)
+
+    def score(self, view: LayerView) -> Tensor:
+        """The attention of the window."""
+        return proxy_attention(view, proxy_mask(view.modality, self.window), self.groups)
+
+    def rank(self, psi: Tensor, modality: Tensor) -> Tensor:
+        """[B, H, N]: what is kept first, from summed scores."""
+        return pool(psi, modality, self.kernel, self.pooling, self.pooling_scope)
+
+    def layer_weights(self, layers: int) -> Tensor:
+        """[L], how the budget is shared by the layers: evenly."""
+        return torch.ones(layers)
+
+    @property
+    def head_floor(self) -> float:
+        """Share of its even part that each head is sure of: all of it."""
+        return 1.0
+
+    def allocator(self, modality: Tensor, *, heads: int, layers: int) -> Allocator:
+        """Shares of the layers and heads, ranked by pooled scores."""
+        plans = RankedPlans(
+            modality,
+            heads=heads,
+            layers=layers,
+            budget=self.budget,
+            protect=proxy_mask(modality, self.window),
+            weights=self.layer_weights(layers),
+        )
+        return _Observed(self, plans)
+
+
+class _Observed(Allocator):
+    def __init__(self, method: SnapKV, plans: RankedPlans) -> None:
+        self._method = method
+        self._plans = plans
+
+    def decide(self, psi: Tensor) -> KeepPlan:
+        return self._plans.keep(self._method.rank(psi, self._plans.modality), floor=self._method.head_floor)

@@ -1,0 +1,160 @@
+"""Batches: word sequences to copy, single pictures with captions, and documents with many questions each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from architecture import CELL, EOS, PAD, PIXEL_MEAN, PIXEL_STD, VOCABULARY, Architecture
+from curriculum import Asked
+from numpy.typing import NDArray
+from torch import Tensor
+
+from madakv.evaluation.digits import COLOURS, IMAGE_MARK
+from madakv.evaluation.documents import WORDS, Shape, draft
+from madakv.evaluation.documents.document import on_canvas
+from madakv.evaluation.documents.pictures import THINGS, Content, Grid, Painting, paint
+from madakv.evaluation.documents.words import NAMES, PAINTED
+
+COPY_LENGTHS = (8, 24)
+
+
+@dataclass(frozen=True)
+class Item:
+    """A sequence in words: a document, then (prompt, answer) pairs one after another."""
+
+    document: list[str]
+    asked: list[tuple[list[str], list[str]]]
+    kinds: list[str]
+    pixels: Sequence[NDArray[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """T tokens per row; the A answer tokens of the whole batch are gathered, since only they are scored.
+
+    Attributes:
+        inputs: what the model's `model` takes, tensors on the CPU.
+        at: [A] int64, where in the flattened [B * T] each answer token is predicted.
+        targets: [A] int64, its id.
+        question: [A] int64, which question of the batch it belongs to.
+        kinds: of each question.
+    """
+
+    inputs: dict[str, Tensor]
+    at: Tensor
+    targets: Tensor
+    question: Tensor
+    kinds: list[str]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of all rows, padding included."""
+        return self.inputs["input_ids"].numel()
+
+
+def copy_item(rng: np.random.Generator) -> Item:
+    """Random words, and the same words again as the answer."""
+    length = int(rng.integers(COPY_LENGTHS[0], COPY_LENGTHS[1] + 1))
+    words = [WORDS[i] for i in rng.integers(len(WORDS), size=length)]
+    # The first word of the repeat is given: nothing announces it.
+    return Item(words, [(words[:1], words[1:])], ["copy"], [])
+
+
+def caption_item(rng: np.random.Generator, sizes: Sequence[tuple[int, int]], split: str, distort: bool) -> Item:
+    """One picture and, right after it, what it shows."""
+    colours = list(COLOURS)
+    content: Content
+    sort = rng.random()
+    if sort < 0.5:
+        content = THINGS[int(rng.integers(len(THINGS)))]
+        kind, said = "thing", content.words
+    elif sort < 0.8:
+        upper, lower = (PAINTED[i] for i in rng.integers(len(PAINTED), size=2))
+        content = Painting(upper, lower, colours[int(rng.integers(len(colours)))])
+        kind, said = "painting", f"{upper} {lower}"
+    else:
+        a, b, c, d = (colours[i] for i in rng.integers(len(colours), size=4))
+        content = Grid((a, b, c, d))
+        kind, said = "grid", f"{a} {b} {c} {d}"
+    pixels = on_canvas(rng, paint(rng, [content], split=split, distort=distort), sizes)
+    name = NAMES[int(rng.integers(len(NAMES)))]
+    return Item(["image", name], [([IMAGE_MARK], said.split())], [kind], pixels)
+
+
+def document_item(
+    rng: np.random.Generator,
+    shape: Shape,
+    asked: Asked | None,
+    sizes: Sequence[tuple[int, int]],
+    split: str,
+    distort: bool,
+) -> Item:
+    """A document with its questions."""
+    drafted = draft(rng, shape, split=split, sizes=sizes, distort=distort, asked=asked)
+    pairs = [(q.prompt.split(), q.answer.split()) for q in drafted.questions]
+    return Item(drafted.text.split(), pairs, [q.kind for q in drafted.questions], drafted.pixels)
+
+
+def collate(items: Sequence[Item], architecture: Architecture) -> Batch:
+    """Rows padded on the right to the longest; attention is causal, so that padding is never seen."""
+    rows: list[list[int]] = []
+    at: list[tuple[int, int]] = []
+    targets: list[int] = []
+    question: list[int] = []
+    kinds: list[str] = []
+    for row, item in enumerate(items):
+        pictures = iter(item.pixels)
+
+        def tokenise(words: Sequence[str], pictures: object = pictures) -> list[int]:
+            ids: list[int] = []
+            for word in words:
+                if word == IMAGE_MARK:
+                    ids += architecture.picture_ids(*next(pictures).shape[:2])  # type: ignore[call-overload]
+                else:
+                    ids.append(VOCABULARY[word])
+            return ids
+
+        ids = tokenise(item.document)
+        for (prompt, answer), kind in zip(item.asked, item.kinds, strict=True):
+            ids += tokenise(prompt)
+            answered = [VOCABULARY[word] for word in answer]
+            at += [(row, len(ids) - 1 + i) for i in range(len(answered) + 1)]
+            targets += [*answered, VOCABULARY[EOS]]
+            question += [len(kinds)] * (len(answered) + 1)
+            kinds.append(kind)
+            ids += answered
+        rows.append(ids)
+    width = max(len(ids) for ids in rows)
+    inputs = {"input_ids": torch.tensor([ids + [VOCABULARY[PAD]] * (width - len(ids)) for ids in rows])}
+    pixels = [picture for item in items for picture in item.pixels]
+    if architecture.framed:
+        inputs["mm_token_type_ids"] = (inputs["input_ids"] == VOCABULARY[IMAGE_MARK]).long()
+    if pixels and architecture.framed:
+        inputs["image_grid_thw"] = torch.tensor([[1, 2 * p.shape[0] // CELL, 2 * p.shape[1] // CELL] for p in pixels])
+        inputs["pixel_values"] = torch.cat([_patches(p) for p in pixels])
+    elif pixels:
+        inputs["pixel_values"] = normalise(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
+    return Batch(
+        inputs=inputs,
+        at=torch.tensor([row * width + column for row, column in at]),
+        targets=torch.tensor(targets),
+        question=torch.tensor(question),
+        kinds=kinds,
+    )
+
+
+def normalise(pixels: NDArray[np.uint8]) -> Tensor:
+    """uint8 [..., 3] to float32 as the image processors do."""
+    return (torch.from_numpy(pixels).float() / 255 - PIXEL_MEAN) / PIXEL_STD
+
+
+def _patches(picture: NDArray[np.uint8]) -> Tensor:
+    """[height, width, 3] to Qwen's rows of patches, [patches, 3 * 2 * side * side], 2 x 2 neighbours together."""
+    side = CELL // 2
+    height, width = picture.shape[0] // CELL, picture.shape[1] // CELL
+    cells = normalise(picture).view(height, 2, side, width, 2, side, 3)
+    cells = cells.permute(0, 3, 1, 4, 6, 2, 5).reshape(height * width * 4, 3, 1, side, side)
+    return cells.expand(-1, -1, 2, -1, -1).reshape(height * width * 4, -1)

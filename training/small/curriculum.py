@@ -1,0 +1,65 @@
+"""What is trained, in which order, for how long and at which learning rate."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from madakv.evaluation.documents import Shape
+
+SEED = 11
+TOKENS_PER_STEP = 6000
+CAPTIONS_PER_STEP = 160
+
+Asked = Mapping[str, int]
+"""Questions per kind and document."""
+
+MANY = {"code": 2, "read": 3, "twin": 2, "owner": 4, "differ": 5, "plan": 1, "change": 2, "count": 2, "show": 4}
+
+SHAPES: Mapping[str, Shape] = {
+    "facts": Shape(codes=3, owners=2, painted=1, twins=1, groups=1, changes=1, steps=2, pairs=1, named=3, prose=10),
+    "pairs": Shape(pairs=5, prose=4),
+    "lookups": Shape(twins=2, groups=2, owners=4, named=5, prose=6),
+}
+"""Documents that are shorter than any of the suite."""
+
+LENGTHS = {"500": 500, "1000": 1024, "2000": 2048, "4000": 4096}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """`mix` gives the chance of every task, one of which is drawn per step.
+
+    The learning rate warms up over `warmup` steps, is constant, and falls linearly over the last `decay`
+    steps to `end` times its height.
+    """
+
+    name: str
+    steps: int
+    mix: Mapping[str, float]
+    lr: float = 1e-3
+    warmup: int = 0
+    decay: int = 0
+    end: float = 0.03
+
+    def learning_rate(self, step: int) -> float:
+        """At `step`, counted from 0 within the stage."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        left = self.steps - step
+        if left >= self.decay:
+            return self.lr
+        return self.lr * (self.end + (1 - self.end) * left / self.decay)
+
+
+STAGES: Mapping[str, tuple[Stage, ...]] = {
+    "small-llava": (
+        Stage("captions", 350, {"caption": 0.7, "facts": 0.2, "copy": 0.1}, warmup=50),
+        Stage("facts", 500, {"facts": 0.65, "pairs": 0.1, "caption": 0.25}),
+        Stage("look-ups", 600, {"facts": 0.25, "pairs": 0.3, "lookups": 0.35, "caption": 0.1}),
+        Stage("500", 500, {"500": 0.65, "facts": 0.2, "caption": 0.15}),
+        Stage("1000", 400, {"1000": 0.5, "500": 0.25, "facts": 0.15, "caption": 0.1}),
+        Stage("2000", 300, {"2000": 0.4, "1000": 0.3, "500": 0.2, "caption": 0.1}),
+        Stage("4000", 500, {"4000": 0.4, "2000": 0.2, "1000": 0.2, "500": 0.1, "caption": 0.1}, decay=450),
+    ),
+}

@@ -1,0 +1,265 @@
+"""Train a small vision-language model on long documents.
+
+    python training/small/train.py small-llava --from src/madakv/bundled/model --out DIR [--resume] [--smoke]
+
+The curriculum is declared in `curriculum.py`. All randomness of step s comes from (SEED, s), so that a
+resumed run equals an uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from importlib import metadata
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from architecture import ARCHITECTURES, Architecture
+from batches import Batch, Item, caption_item, collate, copy_item, document_item
+from curriculum import CAPTIONS_PER_STEP, LENGTHS, MANY, SEED, SHAPES, STAGES, TOKENS_PER_STEP, Stage
+from inherit import adopt, grow
+from torch.nn import functional as F
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+from madakv.evaluation.documents import Shape
+
+HERE = Path(__file__).parent
+LOG_EVERY = 25
+EVALUATE_EVERY = 200
+CHECKPOINT_EVERY = 50
+EVALUATED_TOKENS = 60_000
+EVALUATED_CAPTIONS = 400
+COPY_BATCH = 125
+
+
+def scored_logits(model: Any, batch: Batch, device: torch.device) -> torch.Tensor:
+    """Logits [A, vocabulary] of the answer tokens."""
+    inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+    hidden = model.model(**inputs, use_cache=False).last_hidden_state
+    logits: torch.Tensor = model.lm_head(hidden.flatten(0, 1)[batch.at.to(device)])
+    return logits.float()
+
+
+def draw_shape(rng: np.random.Generator, task: str) -> Shape:
+    """The shape of a document of a task."""
+    if task in SHAPES:
+        return SHAPES[task]
+    return Shape.of(LENGTHS[task], float(rng.uniform(0.5, 0.95)))
+
+
+def training_batch(task: str, rng: np.random.Generator, architecture: Architecture, shrink: int) -> Batch:
+    """A batch of about `TOKENS_PER_STEP` tokens (divided by `shrink`) of one task."""
+    sizes = architecture.sizes
+    if task == "copy":
+        items = [copy_item(rng) for _ in range(max(1, COPY_BATCH // shrink))]
+    elif task == "caption":
+        items = [caption_item(rng, sizes, "train", True) for _ in range(max(1, CAPTIONS_PER_STEP // shrink))]
+    else:
+        items, tokens = [], 0
+        while not items or tokens < TOKENS_PER_STEP / shrink * 0.8:
+            items.append(document_item(rng, draw_shape(rng, task), asked_of(task), sizes, "train", True))
+            tokens += length(items[-1], architecture)
+    return collate(items, architecture)
+
+
+def asked_of(task: str) -> dict[str, int]:
+    """Questions per kind of a training document: more of them where there is more to ask about."""
+    return {**MANY, "show": {"2000": 12, "4000": 24}.get(task, MANY["show"])}
+
+
+def length(item: Item, architecture: Architecture) -> int:
+    """Tokens of an item, about."""
+    pictures = sum(len(architecture.picture_ids(*p.shape[:2])) for p in item.pixels)
+    return pictures + len(item.document) + sum(len(p) + len(a) for p, a in item.asked)
+
+
+@torch.no_grad()
+def whole_answers(
+    model: Any, task: str, architecture: Architecture, device: torch.device, tokens: int
+) -> dict[str, float]:
+    """Share of held-out questions that greedy decoding answers whole, per kind, by teacher forcing."""
+    model.train(False)
+    rng = np.random.default_rng([SEED, *task.encode(), 10**6])
+    right: dict[str, list[bool]] = {}
+    seen = 0
+    while seen < tokens:
+        if task == "caption":
+            items = [caption_item(rng, architecture.sizes, "held_out", False) for _ in range(EVALUATED_CAPTIONS)]
+            seen = tokens
+        else:
+            items = [document_item(rng, draw_shape(rng, task), None, architecture.sizes, "held_out", False)]
+        batch = collate(items, architecture)
+        hit = (scored_logits(model, batch, device).argmax(-1).cpu()) == batch.targets
+        whole = torch.ones(len(batch.kinds), dtype=torch.bool)
+        whole[batch.question[~hit]] = False
+        for kind, ok in zip(batch.kinds, whole.tolist(), strict=True):
+            right.setdefault(kind, []).append(ok)
+        seen += batch.tokens
+    model.train()
+    return {kind: round(float(np.mean(right[kind])), 4) for kind in sorted(right)}
+
+
+def save_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, **done: float) -> None:
+    """Replace the checkpoint at `path`, never leaving half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), **done}
+    partial = path.with_suffix(".partial")
+    torch.save(state, partial)
+    partial.replace(path)
+
+
+class Log:
+    """JSON lines, one per event, flushed at once."""
+
+    def __init__(self, path: Path, *, upto: int) -> None:
+        """Go on with the log at `path` after step `upto`: what a cut off run did later is done again."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        lines = path.read_text().splitlines() if upto else []
+        path.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= upto))
+
+    def __call__(self, **entry: Any) -> None:
+        """Write one entry, here and on the screen."""
+        line = json.dumps(entry)
+        print(line, flush=True)
+        with self._path.open("a") as file:
+            file.write(line + "\n")
+
+
+def start(architecture: Architecture, ancestor: Path | None) -> Any:
+    """A model to train: fresh, or started from a trained one."""
+    torch.manual_seed(SEED)
+    model = architecture.build()
+    if ancestor is not None:
+        old: Any = AutoModelForImageTextToText.from_pretrained(ancestor, dtype=torch.float32)
+        if architecture.name == "small-llava":
+            grow(model, old, AutoTokenizer.from_pretrained(ancestor).get_vocab())
+        else:
+            adopt(model, old)
+    return model
+
+
+def train(
+    architecture: Architecture,
+    out: Path,
+    state: Path,
+    stages: tuple[Stage, ...],
+    *,
+    ancestor: Path | None,
+    resume: bool,
+    shrink: int,
+    device: torch.device,
+) -> None:
+    """Run the stages; `shrink` divides the sizes of batches and evaluations."""
+    model = start(architecture, ancestor).train().to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01, fused=True)
+    checkpoint = state / "last.pt"
+    first, spent = 0, 0.0
+    if resume:
+        saved = torch.load(checkpoint, map_location=device)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first, spent = saved["step"], saved["seconds"]
+    log = Log(state / "log.jsonl", upto=first)
+    log(
+        event="start",
+        step=first,
+        model=architecture.name,
+        seed=SEED,
+        parameters=sum(p.numel() for p in model.parameters()),
+        versions={
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "numpy": np.__version__,
+            "scikit-learn": metadata.version("scikit-learn"),
+        },
+        device=torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads",
+    )
+
+    ends = list(accumulate(stage.steps for stage in stages))
+    began = time.time() - spent
+    # Several times the arithmetic goes into small element-wise operations, which compilation fuses.
+    if shrink == 1:
+        model.model.language_model.compile(dynamic=True)
+    precision = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+    losses: list[float] = []
+    tokens, paused = 0, time.time()
+    for step in range(first, ends[-1]):
+        number = next(i for i, end in enumerate(ends) if step < end)
+        stage = stages[number]
+        rng = np.random.default_rng([SEED, step])
+        task = str(rng.choice(list(stage.mix), p=list(stage.mix.values())))
+        batch = training_batch(task, rng, architecture, shrink)
+        rate = stage.learning_rate(step - ends[number] + stage.steps)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with precision:
+            loss = F.cross_entropy(scored_logits(model, batch, device), batch.targets.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        tokens += batch.tokens
+
+        done = step + 1
+        last = done == ends[number]
+        if done % LOG_EVERY == 0 or last:
+            log(
+                event="train",
+                step=done,
+                stage=stage.name,
+                loss=round(float(np.mean(losses)), 4),
+                lr=round(rate, 7),
+                tokens_per_second=round(tokens / (time.time() - paused)),
+                seconds=round(time.time() - began),
+            )
+            losses, tokens, paused = [], 0, time.time()
+        if done % EVALUATE_EVERY == 0 or last:
+            with torch.compiler.set_stance("force_eager"), precision:
+                for judged in (t for t in stage.mix if t not in ("copy", "pairs", "lookups")):
+                    scores = whole_answers(model, judged, architecture, device, EVALUATED_TOKENS // shrink)
+                    log(event="evaluation", step=done, split="held_out", task=judged, **scores)
+            paused = time.time()
+        if done % CHECKPOINT_EVERY == 0 or done == ends[-1]:
+            save_checkpoint(checkpoint, model, optimizer, step=done, seconds=time.time() - began)
+    architecture.export(model, out)
+
+
+def main() -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=sorted(ARCHITECTURES))
+    parser.add_argument("--out", type=Path, required=True, help="folder for the exported model")
+    parser.add_argument("--from", type=Path, dest="ancestor", help="folder of the trained model to start from")
+    parser.add_argument("--state", type=Path, help="for checkpoint and log")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--smoke", action="store_true", help="one step per stage, of small batches")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    arguments = parser.parse_args()
+    stages = STAGES[arguments.model]
+    if arguments.smoke:
+        stages = tuple(replace(stage, steps=1) for stage in stages)
+    train(
+        ARCHITECTURES[arguments.model],
+        arguments.out,
+        arguments.state or HERE / "checkpoints" / arguments.model,
+        stages,
+        ancestor=arguments.ancestor,
+        resume=arguments.resume,
+        shrink=20 if arguments.smoke else 1,
+        device=torch.device(arguments.device),
+    )
+
+
+if __name__ == "__main__":
+    main()
