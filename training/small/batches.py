@@ -16,9 +16,11 @@ from madakv.evaluation.digits import COLOURS, IMAGE_MARK
 from madakv.evaluation.documents import WORDS, Shape, draft
 from madakv.evaluation.documents.document import on_canvas
 from madakv.evaluation.documents.pictures import THINGS, Content, Grid, Painting, paint
-from madakv.evaluation.documents.words import NAMES, PAINTED
+from madakv.evaluation.documents.words import NAMES, PAINTED, PROSE
 
 COPY_LENGTHS = (8, 24)
+COPIED = WORDS[: -len(PROSE)]
+"""Words that answers can hold."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,15 @@ class Item:
     asked: list[tuple[list[str], list[str]]]
     kinds: list[str]
     pixels: Sequence[NDArray[np.uint8]]
+
+    def hints(self, question: int) -> list[str]:
+        """What copying gives, where that is (half of) the answer: `n17` for an owner, all words of a repeat."""
+        prompt, answer = self.asked[question]
+        if self.kinds[question] == "copy":
+            return answer
+        if self.kinds[question] == "owner":
+            return [self.document[self.document.index(prompt[-1]) + 1]]
+        return []
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,7 @@ class Batch:
         targets: [A] int64, its id.
         question: [A] int64, which question of the batch it belongs to.
         kinds: of each question.
+        hint_at, hints: like `at` and `targets`, for what `Item.hints` gives.
     """
 
     inputs: dict[str, Tensor]
@@ -48,6 +60,8 @@ class Batch:
     targets: Tensor
     question: Tensor
     kinds: list[str]
+    hint_at: Tensor
+    hints: Tensor
 
     @property
     def tokens(self) -> int:
@@ -58,7 +72,7 @@ class Batch:
 def copy_item(rng: np.random.Generator) -> Item:
     """Random words, and the same words again as the answer."""
     length = int(rng.integers(COPY_LENGTHS[0], COPY_LENGTHS[1] + 1))
-    words = [WORDS[i] for i in rng.integers(len(WORDS), size=length)]
+    words = [COPIED[i] for i in rng.integers(len(COPIED), size=length)]
     # The first word of the repeat is given: nothing announces it.
     return Item(words, [(words[:1], words[1:])], ["copy"], [])
 
@@ -105,6 +119,8 @@ def collate(items: Sequence[Item], architecture: Architecture) -> Batch:
     targets: list[int] = []
     question: list[int] = []
     kinds: list[str] = []
+    hint_at: list[tuple[int, int]] = []
+    hints: list[int] = []
     for row, item in enumerate(items):
         pictures = iter(item.pixels)
 
@@ -118,11 +134,14 @@ def collate(items: Sequence[Item], architecture: Architecture) -> Batch:
             return ids
 
         ids = tokenise(item.document)
-        for (prompt, answer), kind in zip(item.asked, item.kinds, strict=True):
+        for number, ((prompt, answer), kind) in enumerate(zip(item.asked, item.kinds, strict=True)):
             ids += tokenise(prompt)
             answered = [VOCABULARY[word] for word in answer]
             at += [(row, len(ids) - 1 + i) for i in range(len(answered) + 1)]
             targets += [*answered, VOCABULARY[EOS]]
+            hinted = [VOCABULARY[word] for word in item.hints(number)]
+            hint_at += [(row, len(ids) - 1 + i) for i in range(len(hinted))]
+            hints += hinted
             question += [len(kinds)] * (len(answered) + 1)
             kinds.append(kind)
             ids += answered
@@ -143,6 +162,8 @@ def collate(items: Sequence[Item], architecture: Architecture) -> Batch:
         targets=torch.tensor(targets),
         question=torch.tensor(question),
         kinds=kinds,
+        hint_at=torch.tensor([row * width + column for row, column in hint_at], dtype=torch.int64),
+        hints=torch.tensor(hints, dtype=torch.int64),
     )
 
 

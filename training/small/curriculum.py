@@ -19,6 +19,7 @@ MANY = {"code": 2, "read": 3, "twin": 2, "owner": 4, "differ": 5, "plan": 1, "ch
 SHAPES: Mapping[str, Shape] = {
     "facts": Shape(codes=3, owners=2, painted=1, twins=1, groups=1, changes=1, steps=2, pairs=1, named=3, prose=10),
     "pairs": Shape(pairs=5, prose=4),
+    "few": Shape(twins=1, groups=1, owners=2, named=2, prose=3),
     "lookups": Shape(twins=2, groups=2, owners=4, named=5, prose=6),
 }
 """Documents that are shorter than any of the suite."""
@@ -31,7 +32,8 @@ class Stage:
     """`mix` gives the chance of every task, one of which is drawn per step.
 
     The learning rate warms up over `warmup` steps, is constant, and falls linearly over the last `decay`
-    steps to `end` times its height.
+    steps to `end` times its height. With `hints`, what can be copied is also read off the middle of the text model:
+    from answers alone copying settles in the last layers, and there it is too late for the second half of a hop.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Stage:
     warmup: int = 0
     decay: int = 0
     end: float = 0.03
+    hints: bool = False
 
     def learning_rate(self, step: int) -> float:
         """At `step`, counted from 0 within the stage."""
@@ -56,7 +59,14 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
     "small-llava": (
         Stage("captions", 350, {"caption": 0.7, "facts": 0.2, "copy": 0.1}, warmup=50),
         Stage("facts", 500, {"facts": 0.65, "pairs": 0.1, "caption": 0.25}),
-        Stage("look-ups", 600, {"facts": 0.25, "pairs": 0.3, "lookups": 0.35, "caption": 0.1}),
+        Stage("look-ups", 200, {"facts": 0.25, "pairs": 0.3, "lookups": 0.35, "caption": 0.1}),
+        Stage("copying", 550, {"copy": 0.7, "facts": 0.12, "few": 0.1, "caption": 0.08}, hints=True),
+        Stage(
+            "few look-ups",
+            500,
+            {"facts": 0.2, "pairs": 0.2, "few": 0.3, "lookups": 0.2, "copy": 0.05, "caption": 0.05},
+            hints=True,
+        ),
         Stage("500", 500, {"500": 0.65, "facts": 0.2, "caption": 0.15}),
         Stage("1000", 400, {"1000": 0.5, "500": 0.25, "facts": 0.15, "caption": 0.1}),
         Stage("2000", 300, {"2000": 0.4, "1000": 0.3, "500": 0.2, "caption": 0.1}),

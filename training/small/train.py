@@ -38,6 +38,8 @@ CHECKPOINT_EVERY = 50
 EVALUATED_TOKENS = 60_000
 EVALUATED_CAPTIONS = 400
 COPY_BATCH = 125
+# What is copied has to be there after three of six layers for the others to look up its picture.
+HINTED_LAYER = 3
 
 
 def scored_logits(model: Any, batch: Batch, device: torch.device) -> torch.Tensor:
@@ -46,6 +48,18 @@ def scored_logits(model: Any, batch: Batch, device: torch.device) -> torch.Tenso
     hidden = model.model(**inputs, use_cache=False).last_hidden_state
     logits: torch.Tensor = model.lm_head(hidden.flatten(0, 1)[batch.at.to(device)])
     return logits.float()
+
+
+def hinted_loss(model: Any, batch: Batch, device: torch.device) -> torch.Tensor:
+    """Loss of the answers, and of reading what can be copied off the middle of the text model."""
+    inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
+    with torch.compiler.set_stance("force_eager"):
+        states = model.model(**inputs, use_cache=False, output_hidden_states=True)
+    answers = model.lm_head(states.last_hidden_state.flatten(0, 1)[batch.at.to(device)])
+    middle = states.hidden_states[HINTED_LAYER].flatten(0, 1)[batch.hint_at.to(device)]
+    early = model.lm_head(model.model.language_model.norm(middle))
+    loss: torch.Tensor = F.cross_entropy(answers, batch.targets.to(device))
+    return loss + F.cross_entropy(early, batch.hints.to(device))
 
 
 def draw_shape(rng: np.random.Generator, task: str) -> Shape:
@@ -203,7 +217,10 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         with precision:
-            loss = F.cross_entropy(scored_logits(model, batch, device), batch.targets.to(device))
+            if stage.hints and len(batch.hints):
+                loss = hinted_loss(model, batch, device)
+            else:
+                loss = F.cross_entropy(scored_logits(model, batch, device), batch.targets.to(device))
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -226,7 +243,7 @@ def train(
             losses, tokens, paused = [], 0, time.time()
         if done % EVALUATE_EVERY == 0 or last:
             with torch.compiler.set_stance("force_eager"), precision:
-                for judged in (t for t in stage.mix if t not in ("copy", "pairs", "lookups")):
+                for judged in (t for t in stage.mix if t not in ("copy", "pairs", "few", "lookups")):
                     scores = whole_answers(model, judged, architecture, device, EVALUATED_TOKENS // shrink)
                     log(event="evaluation", step=done, split="held_out", task=judged, **scores)
             paused = time.time()

@@ -85,13 +85,13 @@ def weights_on_prompt(
     Returns:
         For each row [H, G, Q, t] fp32.
     """
-    B, Hq, Q, D = query.shape
+    Hq, Q = query.shape[1:3]
     H = entries.counts.shape[1]
     lengths = entries.lengths[::H]
     weights = []
     for b, keys in enumerate(entries.keys.split([H * t for t in lengths])):
-        rows = query[b].reshape(H, -1, D).float()
-        logits = rows @ keys.view(H, -1, D).float().transpose(1, 2) * scaling
+        rows = query[b].reshape(H, Hq // H * Q, -1).float()
+        logits = rows @ keys.view(H, -1, keys.shape[-1]).float().transpose(1, 2) * scaling
         if softcap is not None:
             logits = torch.tanh(logits / softcap) * softcap
         weights.append(torch.exp(logits - lse[b][..., None]).view(H, Hq // H, Q, -1))

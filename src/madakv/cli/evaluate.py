@@ -8,6 +8,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from madakv.cli.generate import parse_budget, quiet_transformers
+from madakv.errors import MissingExtraError
+from madakv.evaluation.plots import accuracy_over_bytes
 from madakv.evaluation.runner import run_suite
 from madakv.evaluation.suites import suite
 from madakv.evaluation.summary import markdown, summarise
@@ -33,6 +35,7 @@ def run_eval(
     suite(suite_name)
     chosen = expand(methods, budgets)
     loaded, processor = load(model, device=device, dtype=dtype)
+    name = model or "bundled"
     console = Console(stderr=True)
     columns = (TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
@@ -41,7 +44,7 @@ def run_eval(
             loaded,
             processor,
             suite_name=suite_name,
-            model_name=(model or "bundled") + ("" if dtype == "auto" else f" ({dtype})"),
+            model_name=name + ("" if dtype == "auto" else f" ({dtype})"),
             methods=chosen,
             samples=samples,
             seed=seed,
@@ -49,9 +52,14 @@ def run_eval(
             max_new_tokens=max_new_tokens,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    table = markdown(summarise(rows))
+    lines = summarise(rows)
+    table = markdown(lines)
     (out / "table.md").write_text(table)
     print(table, end="")
+    try:
+        accuracy_over_bytes(lines, f"{name}, {suite_name}, {samples} documents", out / "accuracy.png")
+    except MissingExtraError as error:
+        console.print(f"no picture: {error}", highlight=False)
 
 
 def expand(methods: str, budgets: str) -> list[Method]:

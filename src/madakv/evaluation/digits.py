@@ -301,12 +301,14 @@ def digit_pool(split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
 
 
 def known_split(split: str) -> str:
+    """The split, or InputError."""
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
     return split
 
 
 def require_extra() -> None:
+    """Raise MissingExtraError where numpy and scikit-learn are missing."""
     try:
         import numpy  # noqa: F401
         import sklearn.datasets  # type: ignore[import-untyped] # noqa: F401

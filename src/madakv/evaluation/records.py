@@ -26,6 +26,8 @@ class Row:
 
     Attributes:
         method: repr of the method, budget included.
+        label: the method as typed, without its budget.
+        budget: as asked for.
         sample: the sample's id.
         kind: the sample's kind.
         gold, answer: what was wanted and what came.
@@ -37,6 +39,8 @@ class Row:
     """
 
     method: str
+    label: str
+    budget: float | int
     sample: str
     kind: str
     gold: str
@@ -46,6 +50,11 @@ class Row:
     kept_share: float
     kv_bytes: int
     kv_bytes_full: int
+
+    @property
+    def document(self) -> str:
+        """The document that the sample asks about."""
+        return self.sample.rpartition("-")[0]
 
 
 def provenance(**settings: Any) -> dict[str, Any]:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from madakv.answering import answer
+from madakv.api import evict
 from madakv.evaluation.records import Row, open_results
 from madakv.evaluation.suites import Sample, suite
+from madakv.hf.replay import ReadPrompt, continue_greedily, end_ids, finish, read_more
 from madakv.methods import Method
 from madakv.prompts import model_inputs
 
@@ -31,6 +32,8 @@ def run_suite(
 ) -> list[Row]:
     """Answer every sample with every method; rows already in `out` are not done again.
 
+    Each prompt is read once, and every method evicts from that same prefill.
+
     Args:
         model, processor: as from `madakv.loading.load`.
         suite_name: see `madakv.evaluation.suites`.
@@ -45,7 +48,8 @@ def run_suite(
     Returns:
         All rows of these methods, earlier ones included.
     """
-    todo = list(suite(suite_name)(samples, seed))
+    several_sizes = hasattr(getattr(processor, "image_processor", None), "merge_size")
+    todo = list(suite(suite_name)(samples, seed, several_sizes))
     settings = {"suite": suite_name, "model": model_name, "seed": seed, "max_new_tokens": max_new_tokens}
     with open_results(out, settings) as (rows, append):
         done = {(row.method, row.sample) for row in rows}
@@ -58,8 +62,9 @@ def run_suite(
             if not left:
                 continue
             inputs = model_inputs(processor, sample.prompt, sample.images).to(model.device)
+            prompt = ReadPrompt.of(model, inputs)
             for method in left:
-                row = _answer_row(model, processor, inputs, method, sample, max_new_tokens)
+                row = _answer_row(model, processor, prompt, method, sample, max_new_tokens)
                 append(row)
                 rows.append(row)
                 finished += 1
@@ -67,19 +72,36 @@ def run_suite(
     return [row for row in rows if (row.method, row.sample) in wanted]
 
 
-def _answer_row(model: Any, processor: Any, inputs: Any, method: Method, sample: Sample, max_new_tokens: int) -> Row:
-    given = answer(model, processor, inputs, method, max_new_tokens=max_new_tokens)
-    if given.kept is None:
-        raise RuntimeError("generation ended without a prefill")
+def _answer_row(
+    model: Any, processor: Any, prompt: ReadPrompt, method: Method, sample: Sample, max_new_tokens: int
+) -> Row:
+    tokenizer = getattr(processor, "tokenizer", processor)
+    end = end_ids(model)
+    with evict(model, method) as run:
+        cache = prompt.evicted(model, run)
+        ids = continue_greedily(model, cache, prompt.logits, end=end, max_new_tokens=max_new_tokens)
+        finish(cache, run)
+        if sample.follow_up is not None:
+            # What ended the first answer was not read, and need not be.
+            unread = [token for token in ids[-1:] if token not in end]
+            asked = tokenizer(sample.follow_up, add_special_tokens=False)["input_ids"]
+            logits = read_more(model, cache, [*unread, *asked])
+            ids = continue_greedily(model, cache, logits, end=end, max_new_tokens=max_new_tokens)
+    kept = run.last
+    if kept is None:
+        raise RuntimeError("the prompt was never evicted")
+    answered = tokenizer.decode(ids, skip_special_tokens=True).strip()
     return Row(
         method=repr(method),
+        label=method.label,
+        budget=method.budget,
         sample=sample.id,
         kind=sample.kind,
         gold=sample.gold,
-        answer=given.text,
-        correct=given.text == sample.gold,
-        prompt_tokens=sum(given.kept.prompt_tokens.values()),
-        kept_share=given.kept.kept_share,
-        kv_bytes=given.kept.kv_bytes,
-        kv_bytes_full=given.kept.kv_bytes_full,
+        answer=answered,
+        correct=answered == sample.gold,
+        prompt_tokens=sum(kept.prompt_tokens.values()),
+        kept_share=kept.kept_share,
+        kv_bytes=kept.kv_bytes,
+        kv_bytes_full=kept.kv_bytes_full,
     )

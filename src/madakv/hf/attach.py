@@ -101,7 +101,7 @@ class _Prepare:
             new = kwargs.get("input_ids", kwargs.get("inputs_embeds"))
             if cache.reads_prompt and new is not None and new.shape[1] > 1:
                 # The next turn: the answer was shorter than the lookahead.
-                _evict(cache, self._run)
+                record(cache, self._run)
         return (), kwargs
 
 
@@ -129,10 +129,10 @@ class _Record:
                 "they do not go through transformers' AttentionInterface, or change the keys on the way there"
             )
         if cache.is_due:
-            _evict(cache, self._run)
+            record(cache, self._run)
 
 
-def _evict(cache: RaggedCache, run: Run) -> None:
+def record(cache: RaggedCache, run: Run) -> None:
     """End the reading of a prompt, and note what was kept."""
     modality, plans = cache.modality, cache.end_prompt()
     if modality is None:
@@ -166,7 +166,7 @@ def _guarded(model: PreTrainedModel, generate: Callable[..., Any], run: Run) -> 
         cache: RaggedCache = kwargs["past_key_values"]
         if cache.reads_prompt:
             # The answer was shorter than the lookahead.
-            _evict(cache, run)
+            record(cache, run)
         return out
 
     return guarded

@@ -103,13 +103,13 @@ def merge_into_nearest_reference(
         rows = []
         for i in kept.tolist():
             total = states[i].clone()
-            for e, alike in chosen[i]:
+            for e, likeness in chosen[i]:
                 if how == "mean":
                     total += states[e]
                 elif how == "pivot":
                     total += (states[e] + states[i]) / 2
                 else:
-                    total += alike * states[e]
+                    total += likeness * states[e]
             rows.append(total / (1 + len(chosen[i])))
         out.append(torch.stack(rows) if rows else states[:0])
     return out[0], out[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import ClassVar
 
 from torch import Tensor
@@ -59,6 +59,16 @@ class Method(ABC):
         check_budget(self.budget)
         if isinstance(self.lookahead, bool) or not isinstance(self.lookahead, int) or self.lookahead < 0:
             raise ConfigurationError(f"lookahead must be a number of tokens, 0 or more; got {self.lookahead!r}")
+
+    @property
+    def label(self) -> str:
+        """The method as it is typed: its name and the options that differ from their defaults, budget aside."""
+        differing = [
+            f"{field.name}={value}"
+            for field in fields(self)
+            if field.name != "budget" and (value := getattr(self, field.name)) != field.default
+        ]
+        return ":".join([self.name, *differing])
 
     @property
     def waits(self) -> bool:

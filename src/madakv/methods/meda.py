@@ -26,9 +26,9 @@ class MEDA(LookM):
     layers share the budget in proportion to the exponential of their entropies (equation 7). All layers must be
     read before the first can be evicted, so that the prefill takes the full cache's memory.
 
-    Ours differs from the authors' code, which takes the entropy of all attention, and clips layers' shares without
-    handing on what is cut: ours follows the paper, three quarters of a share go to the newest tokens, and the shares sum to the account. Merging is the paper's
-    `"mean"`. A prompt of one modality has no entropy between modalities, and shares evenly.
+    Ours differs from the authors' code, which takes the entropy of all attention, keeps all text, and clips layers'
+    shares without handing on what is cut. Ours follows the paper: the shares sum to the account, three quarters of a
+    head's go to the newest tokens, and merging is `"mean"`. A prompt of one modality shares evenly.
     """
 
     name: ClassVar[str] = "meda"

@@ -19,9 +19,9 @@ from madakv.scoring.pooling import Pooling, pool
 class MixKV(SnapKV):
     """SnapKV, whose scores are joined by the norms of values and by how unlike the others a key is.
 
-    With k the unit keys of a head and m their mean, a token's diversity is -k . m, and the head's redundancy r is the
-    mean cosine similarity of two keys. The score is (1 - r) * (attention + value norm) + r * diversity, where norm and
-    diversity are scaled to 0..1 and then to the mean of the attention.
+    With k the unit keys of a head and m their mean, a token's diversity is -k . m, and the head's redundancy r is
+    the mean cosine similarity of two keys. The score is (1 - r) * (attention + value norm) + r * diversity, where
+    norm and diversity are scaled to 0..1 and then to the mean of the attention.
 
     Ours differs in computing r from the prompt, as the paper has it, where the authors' code reads a table made
     offline; r is clamped to 0..1. Pooling happens before mixing.

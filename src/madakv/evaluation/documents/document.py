@@ -205,10 +205,11 @@ class _Writer:
         self.asked.setdefault(kind, []).append((prompt, answer))
 
     def _thing(self) -> Thing:
-        return self._common[int(self._rng.integers(len(self._common)))]
+        thing: Thing = self._common[int(self._rng.integers(len(self._common)))]
+        return thing
 
     def _picture(self, content: Content) -> str:
-        name = self._names.pop()
+        name: str = self._names.pop()
         self._blocks.append(_Block(f"image {name} {IMAGE_MARK}", (content,)))
         return name
 

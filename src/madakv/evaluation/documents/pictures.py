@@ -138,7 +138,7 @@ def _word_bitmaps() -> dict[str, NDArray[np.float32]]:
     for word in PAINTED:
         image = Image.new("L", (30, 11))
         ImageDraw.Draw(image).text((0, 0), word, fill=255, font=font)
-        bitmaps[word] = np.asarray(image, dtype=np.float32) / 255
+        bitmaps[word] = np.asarray(image, dtype=np.float32) / np.float32(255)
     return bitmaps
 
 

@@ -67,7 +67,8 @@ class Shape:
         """
         if tokens < 500 or not 0.5 <= visual_share <= 0.95:
             raise InputError(
-                f"documents have 500 tokens or more and a visual share of 0.5 to 0.95; got {tokens} and {visual_share}"
+                "documents have 500 tokens or more and a visual share of 0.5 to 0.95; "
+                f"got {tokens} and {visual_share}"
             )
         room = tokens - QUESTION_TOKENS
         if tokens < 1000:

@@ -1,0 +1,63 @@
+"""Pictures from rows: accuracy over live bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from madakv.errors import MissingExtraError
+from madakv.evaluation.summary import Line
+
+
+def accuracy_over_bytes(lines: Sequence[Line], title: str, path: Path) -> None:
+    """Draw every method's average accuracy over the share of bytes that it kept, on a log scale.
+
+    Args:
+        lines: from `summarise`.
+        title: what was measured.
+        path: of the PNG file.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot as plt
+        from matplotlib.ticker import PercentFormatter
+    except ImportError as error:
+        raise MissingExtraError("plots need matplotlib: pip install 'madakv[plot]'") from error
+    figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
+    labels = list(dict.fromkeys(line.label for line in lines if line.label != "full"))
+    styles = ["-", "--", ":"]
+    for number, label in enumerate(labels):
+        own = sorted((line for line in lines if line.label == label), key=lambda line: line.kv_share)
+        ours = label.startswith("madakv")
+        axes.plot(
+            [line.kv_share for line in own],
+            [line.average for line in own],
+            marker="o",
+            linewidth=2.5 if ours else 1.2,
+            linestyle=styles[number // 10 % len(styles)],
+            color=f"C{number % 10}",
+            zorder=3 if ours else 2,
+            label=label,
+        )
+    for line in lines:
+        if line.label == "full":
+            axes.axhline(line.average, color="black", linewidth=1, linestyle=":", label="full cache")
+    axes.set_xscale("log")
+    ticks = sorted({round(line.kv_share, 2) for line in lines if line.label != "full"})
+    axes.set_xticks(ticks or [1.0])
+    axes.minorticks_off()
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.set_ylim(0, 1.02)
+    axes.set_xlabel("KV bytes kept, of the full cache")
+    axes.set_ylabel("answers that are right as a whole")
+    axes.set_title(title)
+    axes.grid(alpha=0.3)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)

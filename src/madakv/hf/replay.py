@@ -1,0 +1,126 @@
+"""Read a prompt once, and evict it many times: every method starts from the same prefill."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from madakv.errors import UnsupportedModelError
+from madakv.hf.attach import attached, record
+from madakv.hf.cache import RaggedCache
+from madakv.methods import Full
+from madakv.run import Run
+from madakv.scoring import LayerView
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Recorder(Full):
+    """Keeps what every layer's prefill looked like."""
+
+    name: ClassVar[str] = "recorder"
+    views: list[LayerView] = field(default_factory=list, repr=False)
+
+    def score(self, view: LayerView) -> Tensor:
+        self.views.append(view)
+        return super().score(view)
+
+
+@dataclass(frozen=True, eq=False)
+class ReadPrompt:
+    """A prompt that has been read, before anything is evicted.
+
+    Attributes:
+        views: of all layers, in order.
+        modality: [B, N] of `Modality` values.
+        logits: [B, V] at the last position.
+    """
+
+    views: tuple[LayerView, ...]
+    modality: Tensor
+    logits: Tensor
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: Any, inputs: Any) -> ReadPrompt:
+        """Read a prompt with the model's own attention.
+
+        Args:
+            model: as for `madakv.evict`.
+            inputs: what its forward pass takes; one row without padding.
+
+        Raises:
+            UnsupportedModelError: a layer of the model has a state of another kind, which is not replayed.
+        """
+        recorder = _Recorder()
+        with attached(model, Run(recorder)):
+            out = model(**inputs, use_cache=True, logits_to_keep=1)
+        cache: RaggedCache = out.past_key_values
+        if len(cache.evicted_layers) != len(cache.layers) or cache.modality is None:
+            raise UnsupportedModelError("a prompt can be replayed only if all layers have full attention")
+        return cls(tuple(recorder.views), cache.modality, out.logits[:, -1])
+
+    @torch.no_grad()
+    def evicted(self, model: Any, run: Run) -> RaggedCache:
+        """A fresh cache that has read this prompt under a method, as if the model had just done so.
+
+        Args:
+            model: the model that read it, inside `madakv.evict`.
+            run: the block's handle.
+        """
+        cache = RaggedCache(model.config, run.method)
+        cache.begin_prompt(self.modality)
+        for layer, view in zip(cache.ragged_layers, self.views, strict=True):
+            layer.prompt_length = view.key.shape[2]
+            layer.read_prompt(view)
+        if cache.is_due:
+            record(cache, run)
+        return cache
+
+
+@torch.no_grad()
+def continue_greedily(
+    model: Any, cache: RaggedCache, logits: Tensor, *, end: set[int], max_new_tokens: int
+) -> list[int]:
+    """Generate greedily for one row, from the logits of its last token.
+
+    Args:
+        model: inside `madakv.evict`.
+        cache: has read all tokens so far.
+        logits: [1, V].
+        end: ids that end the answer.
+        max_new_tokens: most tokens of the answer.
+
+    Returns:
+        The new ids, an end id included. The last one has not been read by the cache.
+    """
+    ids: list[int] = []
+    while True:
+        ids.append(int(logits[0].argmax()))
+        if ids[-1] in end or len(ids) == max_new_tokens:
+            return ids
+        logits = read_more(model, cache, ids[-1:])
+
+
+@torch.no_grad()
+def read_more(model: Any, cache: RaggedCache, ids: list[int]) -> Tensor:
+    """Read more tokens of one row into a cache; returns the logits [1, V] of the last."""
+    device = cache.ragged_layers[0].device
+    # No mask: nothing is padded, and some models take positions from its width.
+    out = model(input_ids=torch.tensor([ids], device=device), past_key_values=cache, logits_to_keep=1)
+    logits: Tensor = out.logits[:, -1]
+    return logits
+
+
+def end_ids(model: Any) -> set[int]:
+    """The ids with which the model ends an answer."""
+    end = model.generation_config.eos_token_id
+    return set(end) if isinstance(end, list) else set() if end is None else {end}
+
+
+def finish(cache: RaggedCache, run: Run) -> None:
+    """Evict what still waits for tokens that did not come."""
+    if cache.reads_prompt:
+        record(cache, run)

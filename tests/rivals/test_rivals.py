@@ -1,0 +1,686 @@
+"""Every rival against the loops of `reference`; merging and lookahead against the unmodified model."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import DynamicCache
+
+import madakv
+from madakv import InputError, KeepPlan, Method, UnsupportedOptionError
+from madakv.eviction import PromptEviction
+from madakv.hf.cache import RaggedCache
+from madakv.merge import merge_evicted, merge_into_nearest
+from madakv.merge.nearest import merge_into_nearest_reference
+from madakv.methods import resolve
+from madakv.scoring import LayerView
+from madakv.scoring.entropy import cross_modal_entropy
+from tests import tiny
+from tests.rivals import reference
+from tests.rivals.reference import Keeps, Layer, Row
+from tests.tolerance import assert_same
+
+
+@pytest.fixture(autouse=True)
+def _inference() -> Iterator[None]:
+    with torch.no_grad():
+        yield
+
+
+# --- Prompts --------------------------------------------------------------------------------------------------
+
+LONG = [0] * 5 + [1] * 9 + [0] * 7 + [1] * 11 + [0] * 8 + [1] * 3 + [0] * 6
+PROMPTS: dict[str, list[list[int]]] = {
+    "long": [LONG, [0] * 3 + [1] * 20 + [0] * 12],
+    "text alone": [[0] * 23, [0] * 11],
+    "pictures alone": [[1] * 17, [1] * 10],
+    "all kinds": [[0, 0, 2, 2, 2, 0, 3, 3, 1, 1, 1, 0, 0, 0, 2, 2], [3, 0, 1, 1, 0]],
+    "shorter than windows": [[0, 1, 1, 0, 0], [1, 0, 0]],
+    "one and two tokens": [[0, 1], [0]],
+}
+
+
+def left_padded(rows: list[list[int]]) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[-1] * (width - len(row)) + row for row in rows])
+
+
+def layers_of(modality: Tensor, *, L: int = 3, H: int = 2, G: int = 2, D: int = 4, seed: int = 0) -> list[LayerView]:
+    """Random prefills, the later layers' attention the more peaked, so that layers differ in more than noise."""
+    generator = torch.Generator().manual_seed(seed)
+    B, N = modality.shape
+
+    def states(heads: int) -> Tensor:
+        return torch.randn(B, heads, N, D, generator=generator)
+
+    return [
+        LayerView(states(H * G), states(H) + 0.5, states(H), modality, scaling=0.4 + 0.3 * number)
+        for number in range(L)
+    ]
+
+
+def decided(method: Method, views: list[LayerView]) -> list[KeepPlan]:
+    """As the cache asks for them: layer by layer, or all layers first if the method waits."""
+    eviction = PromptEviction(method, views[0].modality, len(views))
+    for view in views:
+        eviction.score(view)
+        if not method.waits:
+            eviction.decide()
+    while len(eviction.plans) < len(views):
+        eviction.decide()
+    return eviction.plans
+
+
+def as_lists(plans: list[KeepPlan], b: int) -> Keeps:
+    return [[kept.tolist() for kept in plan.indices[b]] for plan in plans]
+
+
+# --- Scores and decisions -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A method and the loops that say the same; `options` go to the loop that decides, `scoring` to the other."""
+
+    method: Method
+    score: Callable[..., Layer] | None
+    keep: Callable[..., Keeps]
+    options: dict[str, Any] = field(default_factory=dict)
+    scoring: dict[str, Any] = field(default_factory=dict)
+
+
+def rival(
+    name: str, score: Any, keep: Any, shared: dict[str, Any] | None = None, more: dict[str, Any] | None = None
+) -> Rival:
+    """`shared` options are the method's and, where they take them, the loops'; `more` are the deciding loop's."""
+    shared = shared or {}
+    takes = {loop: set(inspect.signature(loop).parameters) for loop in (score, keep) if loop is not None}
+    scoring = {option: value for option, value in shared.items() if option in takes.get(score, ())}
+    options = {option: value for option, value in shared.items() if option in takes[keep]}
+    return Rival(resolve(name, **shared), score, keep, options | (more or {}), scoring)
+
+
+R = reference
+RIVALS: dict[str, Rival] = {
+    "streaming_llm": rival("streaming_llm", None, R.keep_streaming_llm),
+    "streaming_llm without sinks": rival("streaming_llm", None, R.keep_streaming_llm, {"sinks": 0}),
+    "h2o": rival("h2o", R.score_h2o, R.keep_h2o),
+    "h2o, max over groups": rival("h2o", R.score_h2o, R.keep_h2o, {"groups": "max"}),
+    "snapkv": rival("snapkv", R.score_snapkv, R.keep_snapkv),
+    "snapkv, short window": rival("snapkv", R.score_snapkv, R.keep_snapkv, {"window": 3, "kernel": 3}),
+    "snapkv, question": rival("snapkv", R.score_snapkv, R.keep_snapkv, {"window": "question", "groups": "max"}),
+    "snapkv, mean": rival("snapkv", R.score_snapkv, R.keep_snapkv, {"window": 4, "kernel": 5, "pooling": "mean"}),
+    "snapkv, text pools": rival(
+        "snapkv", R.score_snapkv, R.keep_snapkv, {"window": 4, "pooling_scope": "text"}, {"scope": "text"}
+    ),
+    "snapkv, kinds pool": rival(
+        "snapkv", R.score_snapkv, R.keep_snapkv, {"window": 4, "pooling_scope": "modality"}, {"scope": "modality"}
+    ),
+    "pyramidkv": rival(
+        "pyramidkv", lambda row, window=8: R.score_snapkv(row, window=window), R.keep_pyramidkv, {"window": 8}
+    ),
+    "pyramidkv, flatter": rival(
+        "pyramidkv",
+        lambda row, window=2: R.score_snapkv(row, window=window),
+        R.keep_pyramidkv,
+        {"window": 2, "steepness": 3.0},
+    ),
+    "adakv": rival("adakv", R.score_snapkv, R.keep_adakv),
+    "adakv, short window": rival("adakv", R.score_snapkv, R.keep_adakv, {"window": 3}),
+    "adakv, no safeguard": rival("adakv", R.score_snapkv, R.keep_adakv, {"window": 2, "safeguard": 0.0}),
+    "adakv, even": rival("adakv", R.score_snapkv, R.keep_adakv, {"window": 2, "safeguard": 1.0}),
+    "lookm": rival("lookm", R.score_h2o, R.keep_lookm),
+    "meda": rival("meda", R.score_h2o, R.keep_meda),
+    "prefixkv": rival("prefixkv", R.score_prefixkv, R.keep_prefixkv),
+    "prefixkv without sinks": rival("prefixkv", R.score_prefixkv, R.keep_prefixkv, {"sinks": 0}),
+    "mixkv": rival("mixkv", R.score_mixkv, R.keep_mixkv),
+    "mixkv, short window": rival("mixkv", R.score_mixkv, R.keep_mixkv, {"window": 3}),
+    "madakv-paper": rival("madakv-paper", R.score_madakv, R.keep_madakv_paper),
+    "madakv-paper, other theta": rival("madakv-paper", R.score_madakv, R.keep_madakv_paper, {"theta": 0.5}),
+    "mpa": rival("mpa", R.score_madakv, R.keep_madakv_paper, None, {"compensate": False}),
+    "hcc": rival("hcc", R.score_madakv, R.keep_madakv_paper, None, {"adapt": False}),
+}
+
+
+def test_every_published_method_has_a_reference() -> None:
+    ours = {"full", "madakv", "random"}
+    assert {case.method.name for case in RIVALS.values()} == set(madakv.list_methods()) - ours
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("name", [name for name, case in RIVALS.items() if case.score is not None])
+def test_scores_are_those_of_the_loops(name: str, prompt: str) -> None:
+    case, modality = RIVALS[name], left_padded(PROMPTS[prompt])
+    (view,) = layers_of(modality, L=1, seed=5)
+    got = case.method.score(view)
+    assert got.dtype == torch.float32
+    assert case.score is not None
+    for b in range(2):
+        want = torch.tensor(case.score(Row.of(view, b), **case.scoring), dtype=torch.float64)
+        assert_same(got[b], want)
+        assert (got[b][:, modality[b] < 0] == 0).all(), "padding scores nothing"
+
+
+def test_scores_follow_a_mask() -> None:
+    """Tokens of one picture that see each other, as in Gemma."""
+    modality = left_padded(PROMPTS["all kinds"])
+    N = modality.shape[1]
+    both_pictures = (modality[:, :, None] > 0) & (modality[:, None] > 0)
+    mask = ((torch.ones(N, N).tril() > 0) | both_pictures) & (modality >= 0)[:, None]
+    (view,) = layers_of(modality, L=1)
+    view = replace(view, mask=mask[:, None])
+    for name in ("h2o", "snapkv", "mixkv", "prefixkv"):
+        score = RIVALS[name].score
+        assert score is not None
+        for b in range(2):
+            want = torch.tensor(score(Row.of(view, b)), dtype=torch.float64)
+            assert_same(RIVALS[name].method.score(view)[b], want)
+
+
+@pytest.mark.parametrize("budget", [0.5, 0.2, 0.05, 3])
+@pytest.mark.parametrize("prompt", PROMPTS)
+@pytest.mark.parametrize("name", RIVALS)
+def test_decisions_are_those_of_the_loops(name: str, prompt: str, budget: float | int) -> None:
+    case = RIVALS[name]
+    assert_decides_as_the_loops(case, layers_of(left_padded(PROMPTS[prompt]), seed=7), budget)
+
+
+def assert_decides_as_the_loops(case: Rival, views: list[LayerView], budget: float | int) -> None:
+    """The loops start from the method's own psi, so that no rounding decides between close scores."""
+    method = replace(case.method, budget=budget)
+    psi = [method.score(view).double().tolist() for view in views]
+    plans = decided(method, views)
+    for b in range(len(views[0].modality)):
+        options = dict(case.options)
+        if method.name == "meda":
+            options["entropies"] = [reference.entropy_meda(Row.of(view, b)) for view in views]
+        kinds = views[0].modality[b].tolist()
+        want = case.keep([layer[b] for layer in psi], kinds, budget, **options)
+        assert as_lists(plans, b) == want, f"row {b}"
+
+
+kinds = st.lists(st.sampled_from([0, 0, 1, 1, 2]), min_size=1, max_size=14)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    name=st.sampled_from(sorted(RIVALS)),
+    rows=st.lists(kinds, min_size=1, max_size=3),
+    heads=st.sampled_from([(1, 1), (1, 3), (2, 2), (3, 1)]),
+    L=st.integers(1, 5),
+    budget=st.one_of(st.floats(0.01, 1.0), st.integers(1, 20)),
+    seed=st.integers(0, 999),
+)
+def test_decisions_of_small_odd_prompts(
+    name: str, rows: list[list[int]], heads: tuple[int, int], L: int, budget: float | int, seed: int
+) -> None:
+    views = layers_of(left_padded(rows), L=L, H=heads[0], G=heads[1], D=3, seed=seed)
+    assert_decides_as_the_loops(RIVALS[name], views, budget)
+
+
+@pytest.mark.parametrize("name", [name for name in RIVALS if name != "meda"])
+def test_ties_go_to_the_earlier_token(name: str) -> None:
+    case, modality = RIVALS[name], left_padded(PROMPTS["long"])
+    psi = [torch.where(modality >= 0, 0.25, 0.0)[:, None].expand(2, 2, -1) for _ in range(3)]
+    plans = madakv.allocate(psi, modality, case.method, budget=0.2)
+    for b in range(2):
+        layers = [layer[b].tolist() for layer in psi]
+        assert as_lists(plans, b) == case.keep(layers, modality[b].tolist(), 0.2, **case.options)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_entropy_between_modalities(prompt: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (view,) = layers_of(left_padded(PROMPTS[prompt]), L=1)
+    want = [reference.entropy_meda(Row.of(view, b)) for b in range(2)]
+    whole = cross_modal_entropy(view)
+    assert whole.tolist() == pytest.approx(want, rel=1e-5, abs=1e-6)
+    monkeypatch.setattr("madakv.scoring.entropy._SCRATCH_ELEMENTS", 1)
+    assert cross_modal_entropy(view).tolist() == pytest.approx(want, rel=1e-5, abs=1e-6)
+
+
+def test_meda_gives_most_to_the_layer_of_most_entropy() -> None:
+    """`layers_of` sharpens attention from layer to layer, so entropy and budgets fall."""
+    views = layers_of(left_padded([LONG, LONG]), L=4)
+    sizes = torch.stack([plan.counts.sum(-1) for plan in decided(resolve("meda", budget=0.2), views)])
+    assert (sizes.diff(dim=0) < 0).all()
+
+
+def test_meda_refuses_scores_without_layers() -> None:
+    with pytest.raises(InputError, match="meda shares the budget by the layers' attention"):
+        madakv.allocate([torch.rand(1, 2, 9)], torch.zeros(1, 9, dtype=torch.int64), "meda")
+
+
+# --- Random ---------------------------------------------------------------------------------------------------
+
+
+def test_random_keeps_the_newest_of_the_question_and_anything_else_equally_often() -> None:
+    modality = left_padded([LONG, LONG[8:]])
+    views = layers_of(modality, L=1) * 400
+    plans = decided(resolve("random", budget=0.2), views)
+    for b in range(2):
+        N = int((modality[b] >= 0).sum())
+        C = round(0.2 * N)
+        kept = torch.zeros(modality.shape[1])
+        for plan in plans:
+            for positions in plan.indices[b]:
+                assert len(positions) == C
+                kept[positions] += 1
+        sure = min(C // 2, 6)
+        assert (kept[-sure:] == 800).all()
+        share = kept[modality.shape[1] - N : -sure] / 800
+        expected = (C - sure) / (N - sure)
+        # Five standard deviations of 800 draws.
+        assert (share - expected).abs().max() < 5 * (expected * (1 - expected) / 800) ** 0.5
+
+
+def test_random_is_seeded() -> None:
+    views = layers_of(left_padded(PROMPTS["long"]))
+    one, same, other = (as_lists(decided(resolve("random", seed=s), views), 0) for s in (1, 1, 2))
+    assert one == same
+    assert one != other
+    assert one[0] != one[1], "layers draw anew"
+
+
+# --- What holds for every method ------------------------------------------------------------------------------
+
+WHOLE_ACCOUNT = {case.method.name for case in RIVALS.values()} | {"random", "full"}
+WHOLE_ACCOUNT -= {"madakv-paper", "hcc"}
+"""Methods that keep all they are allowed; compensation may spare some where the last layer cannot hold it."""
+
+
+@pytest.mark.parametrize("budget", [1.0, 0.5, 0.2, 0.05, 0.01, 4])
+@pytest.mark.parametrize("name", madakv.list_methods())
+def test_the_account_holds_for_every_method(name: str, budget: float | int) -> None:
+    if name == "full" and budget != 1.0:
+        pytest.skip("the full cache has no other budget")
+    method = resolve(name, budget=budget)
+    for H, G, L in ((2, 2, 3), (3, 1, 2)):
+        for rows in PROMPTS.values():
+            modality = left_padded(rows)
+            plans = decided(method, layers_of(modality, L=L, H=H, G=G))
+            again = decided(method, layers_of(modality, L=L, H=H, G=G))
+            assert len(plans) == L
+            for b, row in enumerate(rows):
+                N = len(row)
+                average = min(budget, N) if isinstance(budget, int) else round(budget * N)
+                kept = sum(int(plan.counts[b].sum()) for plan in plans)
+                assert kept <= average * H * L
+                if name in WHOLE_ACCOUNT or average == N:
+                    assert kept == average * H * L
+                assert as_lists(plans, b) == as_lists(again, b)
+                for layer in as_lists(plans, b):
+                    for positions in layer:
+                        assert positions == sorted(set(positions))
+                        assert all(modality[b, i] >= 0 for i in positions)
+                if average == N:
+                    everything = (modality[b] >= 0).nonzero()[:, 0].tolist()
+                    assert as_lists(plans, b) == [[everything] * H] * L
+
+
+@pytest.mark.parametrize("name", sorted(set(madakv.list_methods()) - {"full", "random"}))
+def test_a_row_is_decided_as_if_alone(name: str) -> None:
+    method, modality = resolve(name, budget=0.3), left_padded(PROMPTS["long"])
+    views = layers_of(modality)
+    together = decided(method, views)
+    for b, row in enumerate(PROMPTS["long"]):
+        pad = modality.shape[1] - len(row)
+        alone = [
+            LayerView(
+                *(states[b : b + 1, :, pad:] for states in (view.query, view.key, view.value)),
+                modality=view.modality[b : b + 1, pad:],
+                scaling=view.scaling,
+            )
+            for view in views
+        ]
+        shifted = [[[i + pad for i in kept] for kept in layer] for layer in as_lists(decided(method, alone), 0)]
+        assert as_lists(together, b) == shifted
+
+
+@pytest.mark.parametrize("name", ["prefixkv", "lookm", "streaming_llm", "h2o"])
+def test_padding_is_never_looked_at(name: str) -> None:
+    method, modality = resolve(name, budget=0.3), left_padded(PROMPTS["long"])
+    views = layers_of(modality)
+    hidden = (modality < 0)[:, None, :, None]
+    noisy = [replace(v, key=v.key + 50 * hidden, value=v.value - 50 * hidden) for v in views]
+    for b in range(2):
+        assert as_lists(decided(method, views), b) == as_lists(decided(method, noisy), b)
+
+
+# --- Merging --------------------------------------------------------------------------------------------------
+
+MERGES = ["mean", "pivot", "weighted"]
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    n=st.integers(1, 12),
+    kept=st.integers(0, 12),
+    merged=st.integers(0, 12),
+    how=st.sampled_from(MERGES),
+    seed=st.integers(0, 10**6),
+    aligned=st.booleans(),
+)
+def test_merging_is_that_of_the_loops(n: int, kept: int, merged: int, how: Any, seed: int, aligned: bool) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    keys, values = torch.randn(n, 3, generator=generator), torch.randn(n, 5, generator=generator)
+    if aligned:
+        # Exact ties in likeness, and keys of length zero.
+        keys = torch.eye(4)[torch.randint(0, 4, (n,), generator=generator), :3] * 2
+    order = torch.randperm(n, generator=generator)
+    stay, gone = order[:kept].sort().values, order[kept : kept + merged].sort().values
+    got = merge_into_nearest(keys, values, stay, gone, how)
+    want = merge_into_nearest_reference(keys, values, stay, gone, how)
+    for states, wanted in zip(got, want, strict=True):
+        assert states.shape == wanted.shape
+        assert states.dtype == torch.float32
+        assert torch.allclose(states.double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("how", "want"), [("mean", [4.0, 2.0]), ("pivot", [3.0, 1.0]), ("weighted", [2.0, 1.5])])
+def test_merging_by_hand(how: Any, want: list[float]) -> None:
+    """Equations 10 to 12: one kept entry (2, 0), and an evicted one (6, 4) whose key has a cosine of 0.6 with it.
+
+    Weighted: (2 + 0.5 * 2, 0 + 0.5 * 6) / 2 in the numbers below, where the cosine is one half.
+    """
+    keys = torch.tensor([[1.0, 0.0], [1.0, 3.0**0.5]])
+    values = torch.tensor([[2.0, 0.0], [6.0, 4.0]])
+    want = {"mean": [4.0, 2.0], "pivot": [3.0, 1.0], "weighted": [2.5, 1.0]}[how]
+    _, merged = merge_into_nearest(keys, values, torch.tensor([0]), torch.tensor([1]), how)
+    assert merged[0].tolist() == pytest.approx(want)
+
+
+def test_merging_in_chunks_and_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys, values = torch.randn(30, 8), torch.randn(30, 6)
+    kept, merged = torch.arange(0, 30, 3), torch.arange(1, 30, 3)
+    whole = merge_into_nearest(keys, values, kept, merged, "pivot")
+    low = merge_into_nearest(keys.bfloat16(), values.bfloat16(), kept, merged, "pivot")
+    want = merge_into_nearest_reference(keys.bfloat16(), values.bfloat16(), kept, merged, "pivot")
+    assert low[0].dtype == low[1].dtype == torch.bfloat16
+    assert_same(low[0], want[0], 1e-2)
+    assert_same(low[1], want[1], 1e-2)
+    monkeypatch.setattr("madakv.merge.nearest._SCRATCH_ELEMENTS", 1)
+    chunked = merge_into_nearest(keys, values, kept, merged, "pivot")
+    assert_same(chunked[0], whole[0], 1e-6)
+    assert_same(chunked[1], whole[1], 1e-6)
+
+
+def test_only_pictures_are_merged_and_every_head_for_itself() -> None:
+    modality = left_padded(PROMPTS["all kinds"])
+    (view,) = layers_of(modality, L=1)
+    keep = (torch.rand(2, 2, modality.shape[1]) < 0.4) & (modality >= 0)[:, None]
+    keep[1, 1] = False
+    plan = KeepPlan.from_mask(keep)
+    keys, values = merge_evicted(view.key, view.value, plan, modality, "mean")
+    start = 0
+    for b in range(2):
+        for h in range(2):
+            kept = plan.indices[b][h]
+            gone = torch.tensor([i for i in range(modality.shape[1]) if modality[b, i] > 0 and not keep[b, h, i]])
+            want = merge_into_nearest_reference(view.key[b, h], view.value[b, h], kept, gone.long(), "mean")
+            part = slice(start, start + len(kept))
+            assert torch.allclose(keys[part].double(), want[0], atol=1e-6)
+            assert torch.allclose(values[part].double(), want[1], atol=1e-6)
+            start += len(kept)
+    assert start == len(keys) == len(values)
+
+
+def padded_documents() -> dict[str, Tensor]:
+    """Two rows for `llava()`, the second shorter."""
+    torch.manual_seed(4)
+    one, two = tiny.document(9, 3), tiny.document(6, 3)
+    pad = one["input_ids"].shape[1] - two["input_ids"].shape[1]
+    return {
+        "input_ids": torch.cat([one["input_ids"], torch.nn.functional.pad(two["input_ids"], (pad, 0))]),
+        "attention_mask": torch.cat(
+            [one["attention_mask"], torch.nn.functional.pad(two["attention_mask"], (pad, 0))]
+        ),
+        "pixel_values": torch.cat([one["pixel_values"], two["pixel_values"]]),
+    }
+
+
+def row_of(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
+    """One row of `padded_documents` without its padding."""
+    n = int(inputs["attention_mask"][row].sum())
+    tokens = inputs["input_ids"][row : row + 1, -n:]
+    pictures = inputs["pixel_values"][3 * row : 3 * row + 3]
+    return {"input_ids": tokens, "attention_mask": torch.ones_like(tokens), "pixel_values": pictures}
+
+
+@pytest.mark.parametrize("lookahead", [0, 2])
+@pytest.mark.parametrize(("method", "how"), [("lookm", "pivot"), ("lookm", "weighted"), ("meda", "mean")])
+def test_the_cache_holds_merged_entries(method: str, how: str, lookahead: int) -> None:
+    model, inputs = tiny.llava(), padded_documents()
+    full = DynamicCache(config=model.config.get_text_config())
+    model(**inputs, past_key_values=full)
+    with madakv.evict(model, method, budget=0.3, merging=how, lookahead=lookahead) as run:
+        cache = model.generate(
+            **inputs, max_new_tokens=lookahead + 1, do_sample=False, return_dict_in_generate=True
+        ).past_key_values
+    assert run.last is not None
+    changed = False
+    for number, plan in enumerate(run.last.plans):
+        entries = cache.layers[number].entries
+        for b in range(2):
+            for h in range(2):
+                kept = plan.indices[b][h]
+                gone = [i for i in range(full.get_seq_length()) if run.last.modality[b, i] > 0 and i not in kept]
+                keys, values = full.layers[number].keys[b, h], full.layers[number].values[b, h]
+                want = merge_into_nearest_reference(keys, values, kept, torch.tensor(gone), how)  # type: ignore[arg-type]
+                start = int(entries.starts[b, h])
+                part = slice(start, start + len(kept))
+                assert_same(entries.keys[part], want[0], 1e-4)
+                assert_same(entries.values[part], want[1], 1e-4)
+                changed = changed or not torch.allclose(want[0].float(), keys[kept], atol=1e-3)
+    assert changed, "the case must be one where something is merged"
+
+
+def test_merging_none_drops_what_is_evicted() -> None:
+    model, inputs = tiny.llava(), tiny.document()
+    full = model(**inputs).past_key_values
+    with madakv.evict(model, "lookm", budget=0.3, merging="none") as run:
+        cache = model(**inputs).past_key_values
+    assert run.last is not None
+    for number, plan in enumerate(run.last.plans):
+        want = torch.cat([full.layers[number].keys[0, h, plan.indices[0][h]] for h in range(2)])
+        assert_same(cache.layers[number].entries.keys, want)
+
+
+# --- Lookahead ------------------------------------------------------------------------------------------------
+
+DECIDED_BY_SCORES = sorted(set(madakv.list_methods()) - {"full", "meda", "random"})
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
+    """psi of every layer, as methods score it from now on."""
+    scores: list[Tensor] = []
+    plain = PromptEviction.score
+
+    def score(self: PromptEviction, view: LayerView) -> None:
+        scores.append(self.method.score(view))
+        plain(self, view)
+
+    monkeypatch.setattr(PromptEviction, "score", score)
+    return scores
+
+
+def unmodified(model: Any, inputs: dict[str, Tensor], steps: int) -> tuple[Tensor, tuple[tuple[Tensor, ...], ...]]:
+    """The full cache's tokens, [B, steps], and the attention of each pass and layer, from the eager model."""
+    model.set_attn_implementation("eager")
+    try:
+        out = model.generate(
+            **inputs, max_new_tokens=steps, do_sample=False, return_dict_in_generate=True, output_attentions=True
+        )
+    finally:
+        model.set_attn_implementation("sdpa")
+    return out.sequences[:, inputs["input_ids"].shape[1] :], out.attentions
+
+
+def paid_to_prompt(
+    passes: tuple[tuple[Tensor, ...], ...], layer: int, N: int, queries: slice | None = None
+) -> Tensor:
+    """[B, 2, N]: summed over the given passes and their queries, averaged over the four heads of a group."""
+    attention = [step[layer][:, :, queries or slice(None), :N].double().sum(2) for step in passes]
+    return torch.stack(attention).sum(0).unflatten(1, (2, 4)).mean(2)
+
+
+@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize("name", DECIDED_BY_SCORES)
+def test_lookahead_adds_what_the_first_tokens_attend_to(name: str, n: int, recorded: list[Tensor]) -> None:
+    model, inputs = tiny.llava(), padded_documents()
+    N = inputs["input_ids"].shape[1]
+    tokens, attentions = unmodified(model, inputs, n + 1)
+    with madakv.evict(model, name, budget=0.25, lookahead=n) as run:
+        got = tiny.greedy(model, inputs, n + 3)
+    assert run.last is not None
+    assert torch.equal(got[:, : n + 1], tokens), "nothing is evicted yet"
+    assert len(recorded) == 3
+    psi = [scores + paid_to_prompt(attentions[1:], layer, N) for layer, scores in enumerate(recorded)]
+    for got_plan, want in zip(
+        run.last.plans, madakv.allocate(psi, run.last.modality, name, budget=0.25), strict=True
+    ):
+        assert got_plan.counts.tolist() == want.counts.tolist()
+        assert torch.equal(got_plan.positions, want.positions)
+
+
+def test_lookahead_from_the_eager_model_alone() -> None:
+    """H2O's sum over the prompt's queries just goes on over the answer's."""
+    model, inputs = tiny.llava(), tiny.document()
+    N = inputs["input_ids"].shape[1]
+    _, attentions = unmodified(model, inputs, 6)
+    psi = [paid_to_prompt(attentions, layer, N) for layer in range(3)]
+    with madakv.evict(model, "h2o", budget=0.2, lookahead=5) as run:
+        tiny.greedy(model, inputs, 8)
+    assert run.last is not None
+    without = madakv.allocate(
+        [paid_to_prompt(attentions[:1], layer, N) for layer in range(3)], run.last.modality, "h2o"
+    )
+    wanted = as_lists(madakv.allocate(psi, run.last.modality, "h2o", budget=0.2), 0)
+    assert as_lists(list(run.last.plans), 0) == wanted
+    assert as_lists(without, 0) != wanted, "the case must be one where looking ahead changes something"
+
+
+def test_lookahead_puts_off_eviction_and_then_frees_the_prompt() -> None:
+    model, (tokens, _) = tiny.llama(), tiny.ids(40)
+    with madakv.evict(model, "snapkv", budget=0.2, lookahead=2) as run:
+        out = model(tokens)
+        cache: RaggedCache = out.past_key_values
+        sizes, noted = [cache.prompt_nbytes], [run.last is not None]
+        for _ in range(3):
+            out = model(out.logits[:, -1:].argmax(-1), past_key_values=cache)
+            sizes.append(cache.prompt_nbytes)
+            noted.append(run.last is not None)
+    assert noted == [False, False, True, True]
+    assert sizes == [cache.full_nbytes] * 2 + [cache.full_nbytes // 5] * 2
+    assert run.last is not None
+    assert run.last.kv_bytes == cache.full_nbytes // 5
+
+
+@pytest.mark.parametrize("name", ["meda", "prefixkv"])
+def test_methods_that_see_all_layers_evict_with_the_prefill(name: str) -> None:
+    model, inputs = tiny.llava(), tiny.document()
+    with madakv.evict(model, name, budget=0.25) as run:
+        cache = model(**inputs).past_key_values
+        assert run.last is not None
+    assert cache.prompt_nbytes == cache.full_nbytes // 4
+    assert not cache.reads_prompt
+
+
+@pytest.mark.parametrize("stop", ["length", "end of sequence"])
+def test_an_answer_shorter_than_the_lookahead_evicts_all_the_same(stop: str, recorded: list[Tensor]) -> None:
+    model, inputs = tiny.llava(), tiny.document()
+    tokens, attentions = unmodified(model, inputs, 3)
+    how = {"max_new_tokens": 3} if stop == "length" else {"max_new_tokens": 9, "eos_token_id": int(tokens[0, 2])}
+    assert int(tokens[0, 2]) not in tokens[0, :2].tolist()
+    with madakv.evict(model, "h2o", budget=0.25, lookahead=20) as run:
+        out = model.generate(**inputs, do_sample=False, return_dict_in_generate=True, **how)
+    assert torch.equal(out.sequences[:, -3:], tokens)
+    cache = out.past_key_values
+    assert run.last is not None
+    assert not cache.reads_prompt
+    assert cache.prompt_nbytes == run.last.kv_bytes == cache.full_nbytes // 4
+    N = inputs["input_ids"].shape[1]
+    psi = [scores + paid_to_prompt(attentions[1:], layer, N) for layer, scores in enumerate(recorded)]
+    wanted = madakv.allocate(psi, run.last.modality, "h2o", budget=0.25)
+    assert as_lists(list(run.last.plans), 0) == as_lists(wanted, 0)
+
+
+@pytest.mark.parametrize("given_as", ["ids", "embeddings"])
+def test_a_second_turn_evicts_first(given_as: str) -> None:
+    """What a turn of many tokens reads, and what is kept, is as if the lookahead had ended with the answer."""
+    model, (tokens, mask) = tiny.llama(), tiny.ids(40, 27)
+    answer, turn = torch.randint(5, 97, (2, 2)), torch.randint(5, 97, (2, 6))
+    more = {"input_ids": turn} if given_as == "ids" else {"inputs_embeds": model.get_input_embeddings()(turn)}
+
+    def converse(lookahead: int) -> tuple[Tensor, list[Keeps]]:
+        with madakv.evict(model, "h2o", budget=0.2, lookahead=lookahead) as run:
+            cache = model(tokens, attention_mask=mask).past_key_values
+            for i in range(2):
+                seen = torch.nn.functional.pad(mask, (0, i + 1), value=1)
+                model(answer[:, i : i + 1], attention_mask=seen, past_key_values=cache)
+            assert (run.last is None) == (lookahead > 2)
+            whole = torch.nn.functional.pad(mask, (0, 8), value=1)
+            logits = model(**more, attention_mask=whole, past_key_values=cache).logits
+        assert run.last is not None
+        return logits, [as_lists(list(run.last.plans), b) for b in range(2)]
+
+    (got, kept), (want, wanted) = converse(9), converse(2)
+    assert kept == wanted
+    assert_same(got, want)
+
+
+@pytest.mark.parametrize("name", ["madakv", "h2o"])
+def test_generate_goes_on_after_a_short_answer(name: str) -> None:
+    model, (tokens, _) = tiny.llama(), tiny.ids(40)
+    turn = torch.randint(5, 97, (1, 5))
+    with madakv.evict(model, name, budget=0.2, lookahead=9) as run:
+        out = model.generate(tokens, max_new_tokens=3, do_sample=False, return_dict_in_generate=True)
+        kept = run.last
+        longer = torch.cat([out.sequences, turn], 1)
+        more = model.generate(longer, past_key_values=out.past_key_values, max_new_tokens=4, do_sample=False)
+        assert more.shape[1] == longer.shape[1] + 4
+        assert run.last is kept, "the prompt is evicted once"
+
+
+def test_lookahead_refuses_beam_search() -> None:
+    model, (tokens, _) = tiny.llama(), tiny.ids(20)
+    with madakv.evict(model, "snapkv", lookahead=3) as run:
+        with pytest.raises(UnsupportedOptionError, match="lookahead=3 .* beam search"):
+            model.generate(tokens, num_beams=2, max_new_tokens=6)
+        model.generate(tokens, max_new_tokens=6)
+    assert run.last is not None
+
+
+def test_several_samples_may_look_ahead() -> None:
+    model, (tokens, _) = tiny.llama(), tiny.ids(30)
+    with madakv.evict(model, "snapkv", budget=0.3, lookahead=4) as run:
+        torch.manual_seed(1)
+        out = model.generate(tokens, do_sample=True, num_return_sequences=3, max_new_tokens=8)
+    assert out.shape == (3, 38)
+    assert run.last is not None
+    assert [int(plan.counts.sum()) for plan in run.last.plans] == [3 * 2 * 9] * 3
+
+
+@pytest.mark.parametrize("lookahead", [0, 3])
+@pytest.mark.parametrize("name", sorted(set(madakv.list_methods()) - {"full", "random"}))
+def test_padded_rows_get_what_they_get_alone(name: str, lookahead: int) -> None:
+    model, inputs = tiny.llava(), padded_documents()
+    with madakv.evict(model, name, budget=0.25, lookahead=lookahead) as run:
+        tokens = tiny.greedy(model, inputs, 8)
+        together = run.last
+        assert together is not None
+        for b in range(2):
+            row = row_of(inputs, b)
+            pad = inputs["input_ids"].shape[1] - row["input_ids"].shape[1]
+            assert torch.equal(tiny.greedy(model, row, 8), tokens[b : b + 1])
+            assert run.last is not None
+            shifted = [[[i + pad for i in kept] for kept in x] for x in as_lists(list(run.last.plans), 0)]
+            assert as_lists(list(together.plans), b) == shifted

@@ -1,0 +1,101 @@
+"""The comparison with kvpress: its pure functions. Both libraries meet in scripts/kvpress_overlap.py itself."""
+
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import madakv
+
+PATH = Path(__file__).parent.parent / "scripts" / "kvpress_overlap.py"
+H, G, N, L = 2, 2, 40, 3
+
+
+def _load() -> Any:
+    spec = importlib.util.spec_from_file_location("kvpress_overlap", PATH)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # Dataclasses look their own module up.
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+overlap = _load()
+
+
+def attention() -> list[Tensor]:
+    hidden = torch.ones(N, N, dtype=torch.bool).triu(1)
+    return [(torch.randn(H * G, N, N) * 3).masked_fill(hidden, float("-inf")).softmax(-1) for _ in range(L)]
+
+
+def test_overlap_counts_what_kvpress_kept_and_jaccard_what_either_did() -> None:
+    ours, theirs = [[[0, 1, 2, 3]], [[5, 6]]], [[[0, 1]], [[6, 7]]]
+    found = overlap.compare(ours, theirs)
+    assert found.overlap == pytest.approx((1 + 1 / 2) / 2)
+    assert found.jaccard == pytest.approx((1 / 2 + 1 / 3) / 2)
+    assert (found.least_overlap, found.least_jaccard) == pytest.approx((1 / 2, 1 / 3))
+    assert (found.ours, found.theirs) == (3, 2)
+
+
+def test_empty_sets_agree_with_each_other_alone() -> None:
+    assert overlap.compare([[[]]], [[[]]]).jaccard == 1
+    assert overlap.compare([[[1]]], [[[]]]).jaccard == 0
+
+
+def test_unlike_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="cannot be compared"):
+        overlap.compare([[[1], [2]]], [[[1]]])
+    with pytest.raises(ValueError, match="cannot be compared"):
+        overlap.compare([[[1]]], [[[1]], [[1]]])
+
+
+@pytest.mark.parametrize("case", overlap.CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("budget", [0.5, 0.2, 0.1])
+def test_the_rules_are_those_of_madakv(case: Any, budget: float) -> None:
+    scores = attention()
+    window = case.ours.window
+    psi = [
+        (layer.sum(1) if case.ours.scores != "window" else layer[:, -window:].sum(1)).view(H, G, N).mean(1)[None]
+        for layer in scores
+    ]
+    plans = madakv.allocate(psi, torch.zeros(1, N, dtype=torch.int64), case.method, budget=budget, **case.options)
+    kept = [[head.tolist() for head in plan.indices[0]] for plan in plans]
+    assert overlap.keep(scores, H, budget, case.ours) == kept
+
+
+@pytest.mark.parametrize("budget", [0.5, 0.2, 0.1])
+def test_every_step_of_a_ladder_keeps_an_account(budget: float) -> None:
+    scores = attention()
+    for case in overlap.CASES:
+        if "same options" not in case.name:
+            continue
+        rules = case.ours
+        for _, change in case.steps:
+            rules = replace(rules, **change)
+            kept = overlap.keep(scores, H, budget, rules)
+            count = sum(len(head) for layer in kept for head in layer)
+            assert abs(count - budget * N * H * L) <= H * L
+            assert all(head == sorted(set(head)) for layer in kept for head in layer)
+
+
+def test_the_pyramid_of_kvpress_falls_back_to_even_layers() -> None:
+    assert overlap.kvpress_pyramid(4, 400, 0.5, 8, 20) == [390, 263, 137, 10]
+    assert overlap.kvpress_pyramid(4, 400, 0.1, 8, 20) == [40, 40, 40, 40]
+    assert overlap.kvpress_pyramid(4, 400, 0.5, 64, 20) == [336, 245, 155, 64]
+
+
+def test_a_hard_floor_lets_heads_differ_more_than_a_mix_of_parts() -> None:
+    score = torch.stack([torch.linspace(1, 2, N), torch.linspace(0, 0.5, N)])
+    hard = overlap._hard_floor(score, 10, 0.2)
+    assert hard.sum(-1).tolist() == [18, 2]
+    mixed = overlap._mixed(score, torch.tensor([10, 10]), 0.2)
+    assert mixed.tolist() == [18, 2]
+    halved = overlap._mixed(score, torch.tensor([10, 10]), 0.5)
+    assert halved.tolist() == [15, 5]
