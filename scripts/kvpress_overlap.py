@@ -50,6 +50,7 @@ class Rules:
         steepness: of a pyramid over the layers; None for even layers.
         safeguard: share of its even part that a head is sure of; None for even heads.
         truncates: the budget is cut off, not rounded.
+        whole_sinks: the sinks may take all of a head's share, not half of it (by position only).
         pools_apart: window tokens take no part in pooling.
         zero_borders: neighbours that do not exist are zeros of the mean.
         whole_window: the window may take all of a head's share, not half of it.
@@ -66,6 +67,7 @@ class Rules:
     steepness: float | None = None
     safeguard: float | None = None
     truncates: bool = False
+    whole_sinks: bool = False
     pools_apart: bool = False
     zero_borders: bool = False
     whole_window: bool = False
@@ -97,6 +99,7 @@ class Case:
 
 
 _TRUNCATES = ("budget cut off, not rounded", {"truncates": True})
+_WHOLE_SINKS = ("sinks may take the whole share", {"whole_sinks": True})
 _POOLING = (
     ("pooling leaves the window out", {"pools_apart": True}),
     ("pooling counts missing neighbours as zeros", {"zero_borders": True}),
@@ -118,7 +121,7 @@ _SNAPKV_STEPS = (_TRUNCATES, *_POOLING, _WHOLE_WINDOW)
 _PYRAMID_STEPS = (*_POOLING, _WHOLE_WINDOW, _PYRAMID)
 
 CASES = (
-    Case("StreamingLLM", "streaming_llm", {}, "StreamingLLMPress", {}, Rules("position"), (_TRUNCATES,)),
+    Case("StreamingLLM", "streaming_llm", {}, "StreamingLLMPress", {}, Rules("position"), (_TRUNCATES, _WHOLE_SINKS)),
     Case(
         "H2O",
         "h2o",
@@ -244,7 +247,7 @@ def keep(attention: Sequence[Tensor], heads: int, budget: float, rules: Rules) -
     for layer, total in zip(attention, totals, strict=True):
         # The first heads take what an even split leaves over.
         shares = [total // heads + (h < total % heads) for h in range(heads)]
-        mask = _select(_scores(layer, heads, rules), shares, rules)
+        mask = _select(_scores(layer, heads, shares[-1], rules), shares, rules)
         kept.append([row.nonzero()[:, 0].tolist() for row in mask])
     return kept
 
@@ -278,12 +281,13 @@ def _layer_totals(layers: int, heads: int, tokens: int, budget: float, rules: Ru
     return totals
 
 
-def _scores(attention: Tensor, heads: int, rules: Rules) -> Tensor:
+def _scores(attention: Tensor, heads: int, share: int, rules: Rules) -> Tensor:
     """[H, N] from [Hq, N, N]."""
     N = attention.shape[-1]
     if rules.scores == "position":
         place = torch.arange(N, dtype=torch.float32)
-        return torch.where(place < 4, float(N), place).expand(heads, N)
+        sinks = min(4, share if rules.whole_sinks else share // 2)
+        return torch.where(place < sinks, float(N), place).expand(heads, N)
     if rules.scores == "all":
         score = attention.sum(1)
         if rules.per_query:
@@ -404,7 +408,7 @@ def full_pass(model: Any, prompt: Tensor) -> tuple[Tensor, list[Tensor]]:
 
 def kvpress_half(folder: Path) -> None:
     """Runs in kvpress' environment: dump what each press keeps."""
-    import kvpress
+    import kvpress  # type: ignore[import-not-found]
     import transformers
     from transformers import DynamicCache
 
@@ -429,7 +433,7 @@ def kvpress_half(folder: Path) -> None:
             if case.press == "AdaKVPress":
                 dropped = [layer.self_attn.masked_key_indices for layer in model.model.layers]
                 kept[case.name][str(budget)] = [
-                    _not_dropped(*d[1:], full) for d, full in zip(dropped, keys, strict=True)
+                    _not_dropped(d[1], d[2], full) for d, full in zip(dropped, keys, strict=True)
                 ]
             else:
                 left = [layer.keys[0] for layer in cache.layers]
@@ -630,8 +634,8 @@ def table(rows: Sequence[Mapping[str, Any]], about: Mapping[str, Any]) -> str:
         "",
         "The diversity term of `mixkv` alone against `KeyDiffPress`, in heads whose redundancy is positive: "
         + "; ".join(
-            f"overlap {found['overlap']:.3f} (least {found['least_overlap']:.3f}) in {found['heads']} heads at {budget}"
-            for budget, found in about["diversity"].items()
+            f"overlap {part['overlap']:.3f} (least {part['least_overlap']:.3f}) in {part['heads']} heads at {budget}"
+            for budget, part in about["diversity"].items()
         )
         + ".",
         "",

@@ -92,10 +92,10 @@ def test_the_pyramid_of_kvpress_falls_back_to_even_layers() -> None:
 
 
 def test_a_hard_floor_lets_heads_differ_more_than_a_mix_of_parts() -> None:
-    score = torch.stack([torch.linspace(1, 2, N), torch.linspace(0, 0.5, N)])
-    hard = overlap._hard_floor(score, 10, 0.2)
-    assert hard.sum(-1).tolist() == [18, 2]
-    mixed = overlap._mixed(score, torch.tensor([10, 10]), 0.2)
-    assert mixed.tolist() == [18, 2]
-    halved = overlap._mixed(score, torch.tensor([10, 10]), 0.5)
-    assert halved.tolist() == [15, 5]
+    low = torch.linspace(0, 0.5, N)
+    # Of the 20 best of both heads, 15 are in the first.
+    score = torch.stack([low + (torch.arange(N) < 15), low + (torch.arange(N) < 5)])
+    assert overlap._hard_floor(score, 10, 0.2).sum(-1).tolist() == [15, 5]
+    assert overlap._mixed(score, torch.tensor([10, 10]), 0.2).tolist() == [14, 6]
+    # A floor above what the second head has among the best.
+    assert overlap._hard_floor(score, 10, 0.8).sum(-1).tolist() == [12, 8]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +25,8 @@ def load(model: str | None, *, device: str | None = None, dtype: str = "auto") -
     """A model in eval mode and its processor; a tokenizer for text-only models.
 
     Args:
-        model: Hub id or folder; None loads the model that comes with the package.
+        model: Hub id, folder, or the name of a model that comes with the package (`madakv.bundled.named`); None
+            loads the smallest of those.
         device: such as "cuda" or "cpu"; None takes a GPU if there is one.
         dtype: "auto" (as saved), "float32", "bfloat16" or "float16".
 
@@ -34,6 +36,8 @@ def load(model: str | None, *, device: str | None = None, dtype: str = "auto") -
     if dtype not in _DTYPES:
         raise ConfigurationError(f"dtype must be one of {', '.join(_DTYPES)}; got {dtype!r}")
     source = str(bundled.model_path()) if model is None else model
+    if not Path(source).exists():
+        source = str(bundled.named().get(source, source))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_device(device)
     try:

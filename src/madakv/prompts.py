@@ -135,6 +135,8 @@ def _keeps_order(rendered: str, without_images: str, parts: Parts) -> bool:
         rendered: the template's text for `parts`.
         without_images: its text for the words among them.
     """
+    # Blanks between images are found anywhere, and tell nothing.
+    parts = [part for part in parts if not isinstance(part, str) or part.strip()]
     gaps, bare = _around(rendered, parts), _around(without_images, parts)
     if gaps is None or bare is None:
         return True

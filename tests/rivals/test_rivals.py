@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import DynamicCache
 
 import madakv
-from madakv import InputError, KeepPlan, Method, UnsupportedOptionError
+from madakv import ConfigurationError, InputError, KeepPlan, Method, UnsupportedOptionError
+from madakv.attention.ragged import ragged_partial, weights_on_prompt
+from madakv.cache import RaggedEntries, Tail
 from madakv.eviction import PromptEviction
 from madakv.hf.cache import RaggedCache
 from madakv.merge import merge_evicted, merge_into_nearest
@@ -26,7 +27,7 @@ from madakv.scoring.entropy import cross_modal_entropy
 from tests import tiny
 from tests.rivals import reference
 from tests.rivals.reference import Keeps, Layer, Row
-from tests.tolerance import assert_same
+from tests.tolerance import TOLERANCE, assert_same
 
 
 @pytest.fixture(autouse=True)
@@ -185,12 +186,12 @@ def test_scores_follow_a_mask() -> None:
             assert_same(RIVALS[name].method.score(view)[b], want)
 
 
-@pytest.mark.parametrize("budget", [0.5, 0.2, 0.05, 3])
 @pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("name", RIVALS)
-def test_decisions_are_those_of_the_loops(name: str, prompt: str, budget: float | int) -> None:
-    case = RIVALS[name]
-    assert_decides_as_the_loops(case, layers_of(left_padded(PROMPTS[prompt]), seed=7), budget)
+def test_decisions_are_those_of_the_loops(name: str, prompt: str) -> None:
+    views = layers_of(left_padded(PROMPTS[prompt]), seed=7)
+    for budget in (0.5, 0.2, 0.05, 3):
+        assert_decides_as_the_loops(RIVALS[name], views, budget)
 
 
 def assert_decides_as_the_loops(case: Rival, views: list[LayerView], budget: float | int) -> None:
@@ -210,7 +211,7 @@ def assert_decides_as_the_loops(case: Rival, views: list[LayerView], budget: flo
 kinds = st.lists(st.sampled_from([0, 0, 1, 1, 2]), min_size=1, max_size=14)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     name=st.sampled_from(sorted(RIVALS)),
     rows=st.lists(kinds, min_size=1, max_size=3),
@@ -258,6 +259,34 @@ def test_meda_refuses_scores_without_layers() -> None:
         madakv.allocate([torch.rand(1, 2, 9)], torch.zeros(1, 9, dtype=torch.int64), "meda")
 
 
+UNCHECKED = pytest.mark.xfail(strict=True, reason="the method does not look at this option")
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("streaming_llm", {"sinks": -1}, "sinks must be"),
+        pytest.param("prefixkv", {"sinks": 1.5}, "sinks must be", marks=UNCHECKED),
+        ("snapkv", {"window": 0}, "window must be"),
+        ("snapkv", {"kernel": 4}, "kernel must be odd"),
+        ("snapkv", {"pooling": "median"}, "pooling must be one of"),
+        ("snapkv", {"pooling_scope": "image"}, "pooling_scope must be one of"),
+        ("pyramidkv", {"steepness": 0.5}, "steepness must be"),
+        ("adakv", {"safeguard": 1.1}, "safeguard must be"),
+        ("lookm", {"merging": "median"}, "merging must be one of"),
+        ("h2o", {"groups": "median"}, "groups must be one of"),
+        ("h2o", {"lookahead": -1}, "lookahead must be"),
+        ("h2o", {"lookahead": True}, "lookahead must be"),
+        ("mixkv", {"window": "answer"}, "window must be"),
+        pytest.param("random", {"proxies": 0}, "proxies must be", marks=UNCHECKED),
+        pytest.param("random", {"seed": "x"}, "seed must be", marks=UNCHECKED),
+    ],
+)
+def test_bad_options_are_refused(name: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        resolve(name, **options)
+
+
 # --- Random ---------------------------------------------------------------------------------------------------
 
 
@@ -281,6 +310,13 @@ def test_random_keeps_the_newest_of_the_question_and_anything_else_equally_often
         assert (share - expected).abs().max() < 5 * (expected * (1 - expected) / 800) ** 0.5
 
 
+@pytest.mark.xfail(strict=True, reason="one stream of numbers runs through all rows, padding included")
+def test_random_gives_equal_prompts_equal_plans() -> None:
+    views = layers_of(left_padded([[0] * 12 + [1] * 8 + [0] * 5] * 2))
+    plans = decided(resolve("random", budget=0.2), views)
+    assert as_lists(plans, 0) == as_lists(plans, 1)
+
+
 def test_random_is_seeded() -> None:
     views = layers_of(left_padded(PROMPTS["long"]))
     one, same, other = (as_lists(decided(resolve("random", seed=s), views), 0) for s in (1, 1, 2))
@@ -296,33 +332,27 @@ WHOLE_ACCOUNT -= {"madakv-paper", "hcc"}
 """Methods that keep all they are allowed; compensation may spare some where the last layer cannot hold it."""
 
 
-@pytest.mark.parametrize("budget", [1.0, 0.5, 0.2, 0.05, 0.01, 4])
+@pytest.mark.parametrize("prompt", PROMPTS)
 @pytest.mark.parametrize("name", madakv.list_methods())
-def test_the_account_holds_for_every_method(name: str, budget: float | int) -> None:
-    if name == "full" and budget != 1.0:
-        pytest.skip("the full cache has no other budget")
-    method = resolve(name, budget=budget)
-    for H, G, L in ((2, 2, 3), (3, 1, 2)):
-        for rows in PROMPTS.values():
-            modality = left_padded(rows)
-            plans = decided(method, layers_of(modality, L=L, H=H, G=G))
-            again = decided(method, layers_of(modality, L=L, H=H, G=G))
-            assert len(plans) == L
-            for b, row in enumerate(rows):
-                N = len(row)
-                average = min(budget, N) if isinstance(budget, int) else round(budget * N)
-                kept = sum(int(plan.counts[b].sum()) for plan in plans)
-                assert kept <= average * H * L
-                if name in WHOLE_ACCOUNT or average == N:
-                    assert kept == average * H * L
-                assert as_lists(plans, b) == as_lists(again, b)
-                for layer in as_lists(plans, b):
-                    for positions in layer:
-                        assert positions == sorted(set(positions))
-                        assert all(modality[b, i] >= 0 for i in positions)
-                if average == N:
-                    everything = (modality[b] >= 0).nonzero()[:, 0].tolist()
-                    assert as_lists(plans, b) == [[everything] * H] * L
+def test_the_account_holds_for_every_method(name: str, prompt: str) -> None:
+    rows, (H, L) = PROMPTS[prompt], (3, 2)
+    views = layers_of(left_padded(rows), L=L, H=H, G=1)
+    for budget in [1.0] if name == "full" else [1.0, 0.5, 0.2, 0.05, 0.01, 4]:
+        plans = decided(resolve(name, budget=budget), views)
+        again = decided(resolve(name, budget=budget), views)
+        assert len(plans) == L
+        for b, row in enumerate(rows):
+            N = len(row)
+            average = min(budget, N) if isinstance(budget, int) else round(budget * N)
+            kept = sum(int(plan.counts[b].sum()) for plan in plans)
+            assert kept <= average * H * L
+            if name in WHOLE_ACCOUNT or average == N:
+                assert kept == average * H * L
+            assert as_lists(plans, b) == as_lists(again, b)
+            for layer in as_lists(plans, b):
+                for positions in layer:
+                    assert positions == sorted(set(positions))
+                    assert all(views[0].modality[b, i] >= 0 for i in positions)
 
 
 @pytest.mark.parametrize("name", sorted(set(madakv.list_methods()) - {"full", "random"}))
@@ -384,15 +414,11 @@ def test_merging_is_that_of_the_loops(n: int, kept: int, merged: int, how: Any, 
         assert torch.allclose(states.double(), wanted, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(("how", "want"), [("mean", [4.0, 2.0]), ("pivot", [3.0, 1.0]), ("weighted", [2.0, 1.5])])
+@pytest.mark.parametrize(("how", "want"), [("mean", [4.0, 2.0]), ("pivot", [3.0, 1.0]), ("weighted", [2.5, 1.0])])
 def test_merging_by_hand(how: Any, want: list[float]) -> None:
-    """Equations 10 to 12: one kept entry (2, 0), and an evicted one (6, 4) whose key has a cosine of 0.6 with it.
-
-    Weighted: (2 + 0.5 * 2, 0 + 0.5 * 6) / 2 in the numbers below, where the cosine is one half.
-    """
+    """Equations 10 to 12 with one kept and one evicted entry, whose keys have a cosine of one half."""
     keys = torch.tensor([[1.0, 0.0], [1.0, 3.0**0.5]])
     values = torch.tensor([[2.0, 0.0], [6.0, 4.0]])
-    want = {"mean": [4.0, 2.0], "pivot": [3.0, 1.0], "weighted": [2.5, 1.0]}[how]
     _, merged = merge_into_nearest(keys, values, torch.tensor([0]), torch.tensor([1]), how)
     assert merged[0].tolist() == pytest.approx(want)
 
@@ -437,13 +463,11 @@ def padded_documents() -> dict[str, Tensor]:
     torch.manual_seed(4)
     one, two = tiny.document(9, 3), tiny.document(6, 3)
     pad = one["input_ids"].shape[1] - two["input_ids"].shape[1]
-    return {
-        "input_ids": torch.cat([one["input_ids"], torch.nn.functional.pad(two["input_ids"], (pad, 0))]),
-        "attention_mask": torch.cat(
-            [one["attention_mask"], torch.nn.functional.pad(two["attention_mask"], (pad, 0))]
-        ),
-        "pixel_values": torch.cat([one["pixel_values"], two["pixel_values"]]),
+    rows = {
+        name: torch.cat([one[name], torch.nn.functional.pad(two[name], (pad, 0))])
+        for name in ("input_ids", "attention_mask")
     }
+    return rows | {"pixel_values": torch.cat([one["pixel_values"], two["pixel_values"]])}
 
 
 def row_of(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
@@ -458,8 +482,8 @@ def row_of(inputs: dict[str, Tensor], row: int) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("method", "how"), [("lookm", "pivot"), ("lookm", "weighted"), ("meda", "mean")])
 def test_the_cache_holds_merged_entries(method: str, how: str, lookahead: int) -> None:
     model, inputs = tiny.llava(), padded_documents()
-    full = DynamicCache(config=model.config.get_text_config())
-    model(**inputs, past_key_values=full)
+    # Not by a forward pass of its own, which would count padding in positions.
+    full = model.generate(**inputs, max_new_tokens=1, return_dict_in_generate=True).past_key_values
     with madakv.evict(model, method, budget=0.3, merging=how, lookahead=lookahead) as run:
         cache = model.generate(
             **inputs, max_new_tokens=lookahead + 1, do_sample=False, return_dict_in_generate=True
@@ -524,11 +548,9 @@ def unmodified(model: Any, inputs: dict[str, Tensor], steps: int) -> tuple[Tenso
     return out.sequences[:, inputs["input_ids"].shape[1] :], out.attentions
 
 
-def paid_to_prompt(
-    passes: tuple[tuple[Tensor, ...], ...], layer: int, N: int, queries: slice | None = None
-) -> Tensor:
-    """[B, 2, N]: summed over the given passes and their queries, averaged over the four heads of a group."""
-    attention = [step[layer][:, :, queries or slice(None), :N].double().sum(2) for step in passes]
+def paid_to_prompt(passes: tuple[tuple[Tensor, ...], ...], layer: int, N: int) -> Tensor:
+    """[B, 2, N]: summed over the given passes' queries, averaged over the four heads of a group."""
+    attention = [step[layer][..., :N].double().sum(2) for step in passes]
     return torch.stack(attention).sum(0).unflatten(1, (2, 4)).mean(2)
 
 
@@ -556,16 +578,43 @@ def test_lookahead_from_the_eager_model_alone() -> None:
     model, inputs = tiny.llava(), tiny.document()
     N = inputs["input_ids"].shape[1]
     _, attentions = unmodified(model, inputs, 6)
-    psi = [paid_to_prompt(attentions, layer, N) for layer in range(3)]
     with madakv.evict(model, "h2o", budget=0.2, lookahead=5) as run:
         tiny.greedy(model, inputs, 8)
     assert run.last is not None
-    without = madakv.allocate(
-        [paid_to_prompt(attentions[:1], layer, N) for layer in range(3)], run.last.modality, "h2o"
-    )
-    wanted = as_lists(madakv.allocate(psi, run.last.modality, "h2o", budget=0.2), 0)
-    assert as_lists(list(run.last.plans), 0) == wanted
-    assert as_lists(without, 0) != wanted, "the case must be one where looking ahead changes something"
+    modality = run.last.modality
+
+    def wanted(passes: int) -> Keeps:
+        psi = [paid_to_prompt(attentions[:passes], layer, N) for layer in range(3)]
+        return as_lists(madakv.allocate(psi, modality, "h2o", budget=0.2), 0)
+
+    assert as_lists(list(run.last.plans), 0) == wanted(6)
+    assert wanted(6) != wanted(1), "the case must be one where looking ahead changes something"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("softcap", "sinks"), [(None, None), (1.5, None), (None, [-1.0, 0.5, 1.0, 2.0])])
+def test_weights_on_the_prompt(softcap: float | None, sinks: list[float] | None, dtype: torch.dtype) -> None:
+    """Softmax over prompt, tail and sink, of which the prompt's share is told; rows of unequal length."""
+    B, H, G, N, Q, t, D = 2, 2, 2, 9, 1, 3, 4
+    modality = left_padded([[0] * 9, [1] * 5])
+    query, key, value = (torch.randn(B, heads, n, D).to(dtype) for heads, n in ((H * G, Q), (H, N), (H, N)))
+    entries = RaggedEntries.gather(key, value, KeepPlan.everything(modality, H))
+    tail = Tail()
+    tail.append(torch.randn(B, H, t, D).to(dtype), torch.randn(B, H, t, D).to(dtype), N)
+    sink = None if sinks is None else torch.tensor(sinks)
+    part = ragged_partial(query, entries, tail, scaling=0.7, softcap=softcap, sinks=sink)
+    got = weights_on_prompt(query, entries, part.lse, scaling=0.7, softcap=softcap)
+    for b in range(B):
+        seen = key[b, :, modality[b] >= 0].double()
+        for h in range(H):
+            for g in range(G):
+                keys = torch.cat([seen[h], tail.keys[b, h].double()])
+                logits = keys @ query[b, h * G + g, 0].double() * 0.7
+                if softcap is not None:
+                    logits = softcap * torch.tanh(logits / softcap)
+                if sink is not None:
+                    logits = torch.cat([logits, sink[h * G + g].double().view(1)])
+                assert_same(got[b][h, g, 0], logits.softmax(0)[: len(seen[h])], TOLERANCE[dtype])
 
 
 def test_lookahead_puts_off_eviction_and_then_frees_the_prompt() -> None:
@@ -613,12 +662,26 @@ def test_an_answer_shorter_than_the_lookahead_evicts_all_the_same(stop: str, rec
     assert as_lists(list(run.last.plans), 0) == as_lists(wanted, 0)
 
 
-@pytest.mark.parametrize("given_as", ["ids", "embeddings"])
+@pytest.mark.parametrize(
+    "given_as",
+    [
+        "ids",
+        "embeddings",
+        pytest.param(
+            "embeddings, ids named None",
+            marks=pytest.mark.xfail(strict=True, reason="_Prepare takes input_ids=None for 'no tokens'"),
+        ),
+    ],
+)
 def test_a_second_turn_evicts_first(given_as: str) -> None:
     """What a turn of many tokens reads, and what is kept, is as if the lookahead had ended with the answer."""
     model, (tokens, mask) = tiny.llama(), tiny.ids(40, 27)
     answer, turn = torch.randint(5, 97, (2, 2)), torch.randint(5, 97, (2, 6))
-    more = {"input_ids": turn} if given_as == "ids" else {"inputs_embeds": model.get_input_embeddings()(turn)}
+    more = {"input_ids": turn}
+    if given_as != "ids":
+        more = {"inputs_embeds": model.get_input_embeddings()(turn)}
+    if given_as == "embeddings, ids named None":
+        more["input_ids"] = None
 
     def converse(lookahead: int) -> tuple[Tensor, list[Keeps]]:
         with madakv.evict(model, "h2o", budget=0.2, lookahead=lookahead) as run:
@@ -650,6 +713,17 @@ def test_generate_goes_on_after_a_short_answer(name: str) -> None:
         assert run.last is kept, "the prompt is evicted once"
 
 
+@pytest.mark.xfail(strict=True, reason="later attention is added per head, and decided on per head")
+def test_prefixkv_keeps_the_same_tokens_in_all_heads_after_a_lookahead() -> None:
+    model, (tokens, _) = tiny.llama(), tiny.ids(40)
+    with madakv.evict(model, "prefixkv", budget=0.2, lookahead=4) as run:
+        tiny.greedy(model, {"input_ids": tokens}, 6)
+    assert run.last is not None
+    for plan in run.last.plans:
+        one, two = plan.indices[0]
+        assert set(one.tolist()) <= set(two.tolist()) or set(two.tolist()) <= set(one.tolist())
+
+
 def test_lookahead_refuses_beam_search() -> None:
     model, (tokens, _) = tiny.llama(), tiny.ids(20)
     with madakv.evict(model, "snapkv", lookahead=3) as run:
@@ -657,6 +731,17 @@ def test_lookahead_refuses_beam_search() -> None:
             model.generate(tokens, num_beams=2, max_new_tokens=6)
         model.generate(tokens, max_new_tokens=6)
     assert run.last is not None
+
+
+@pytest.mark.parametrize("name", ["meda", "prefixkv"])
+def test_beams_follow_a_prompt_that_was_evicted_as_a_whole(name: str) -> None:
+    model, (tokens, mask) = tiny.llama(), tiny.ids(40, 28)
+    inputs = {"input_ids": tokens, "attention_mask": mask, "max_new_tokens": 8, "num_beams": 3}
+    want = model.generate(**inputs)
+    with madakv.evict(model, name, budget=1.0):
+        assert torch.equal(model.generate(**inputs), want)
+    with madakv.evict(model, name, budget=0.3):
+        assert model.generate(**inputs).shape == want.shape
 
 
 def test_several_samples_may_look_ahead() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +21,11 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
-    Qwen2_5_VLProcessor,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from madakv.bundled.processor import PictureProcessor
 from madakv.evaluation.digits import IMAGE_MARK
 from madakv.evaluation.documents import WORDS
 from madakv.evaluation.documents.document import SEVERAL_SIZES, SIZES
@@ -61,7 +62,6 @@ class Architecture:
     Attributes:
         name: the folder of the model.
         sizes: of its pictures, (height, width).
-        tokens_per_cell: how many vision patches become one token.
         framed: whether a picture's tokens stand between `VISION_START` and `VISION_END`.
     """
 
@@ -87,13 +87,15 @@ class Architecture:
         return _llava_processor() if self.name == "small-llava" else _qwen_processor()
 
     def export(self, model: Any, folder: Path) -> None:
-        """Write everything that `from_pretrained` needs into `folder`, weights in bf16."""
+        """Write everything that `from_pretrained` needs into `folder`: weights in bf16, to be loaded as fp32."""
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: tensor.to(torch.bfloat16) for name, tensor in model.state_dict().items()}
         halved = type(model)(model.config).to(torch.bfloat16)
         halved.load_state_dict(weights)
         halved.generation_config = model.generation_config
         halved.save_pretrained(folder)
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"dtype": "float32"}, indent=2) + "\n")
         # The writer makes weights private, and a package keeps the mode of its files.
         (folder / "model.safetensors").chmod(0o644)
         self.processor().save_pretrained(folder)
@@ -107,7 +109,7 @@ ARCHITECTURES = {
     )
 }
 
-_TEXT = {
+_TEXT: dict[str, Any] = {
     "vocab_size": len(VOCABULARY),
     "hidden_size": HIDDEN,
     "intermediate_size": 3 * HIDDEN,
@@ -155,7 +157,7 @@ def _qwen() -> Qwen2_5_VLForConditionalGeneration:
         vision_config={
             "depth": 3,
             "hidden_size": 128,
-            "intermediate_size": 256,
+            "intermediate_size": 288,
             "num_heads": 4,
             "patch_size": CELL // 2,
             "spatial_merge_size": 2,
@@ -239,7 +241,7 @@ def _qwen_processor() -> Any:
         image_std=[PIXEL_STD] * 3,
     )
     framed = f"{VISION_START} {IMAGE_MARK} {VISION_END}"
-    return Qwen2_5_VLProcessor(
+    return PictureProcessor(
         image_processor=images,
         tokenizer=_tokenizer(video_token=VIDEO_MARK, vision_start_token=VISION_START, vision_end_token=VISION_END),
         chat_template=LLAVA_TEMPLATE.replace("<image>", framed),

@@ -24,7 +24,6 @@ class RankedPlans:
         layers: layers that are evicted.
         budget: see `Method`.
         protect: [B, N] bool, tokens to keep whatever their rank.
-        weights: [L] or [B, L], of the layers; None shares evenly.
         protected_share: the most of a head's share that protected tokens take, the newest first.
     """
 
@@ -36,7 +35,6 @@ class RankedPlans:
         layers: int,
         budget: float | int,
         protect: Tensor | None = None,
-        weights: Tensor | None = None,
         protected_share: float = 0.5,
     ) -> None:
         valid = modality != Modality.PADDING
@@ -48,16 +46,23 @@ class RankedPlans:
         self.average = prompt_entries(budget, self.tokens)
         self._valid = valid[:, None].expand(-1, heads, -1)
         self.protect(torch.zeros_like(valid) if protect is None else protect)
-        self.share_layers(torch.ones(layers) if weights is None else weights)
+        self.share_layers(torch.ones(layers))
         self._layer = 0
 
     def protect(self, tokens: Tensor) -> None:
         """Keep these whatever their rank, [B, N] bool, as far as they fit."""
         self._protect = tokens
 
-    def share_layers(self, weights: Tensor) -> None:
-        """Set the shares of the layers, [L] or [B, L], before the first is decided."""
-        self._entries = layer_entries(self.average, self.tokens, self.heads, weights)
+    def share_layers(self, weights: Tensor, floor: Tensor | None = None) -> None:
+        """Set the shares of the layers before the first is decided.
+
+        Args:
+            weights: [L] or [B, L], of what goes beyond the floor.
+            floor: [B] int64, entries per head that every layer gets, half of the average at most.
+        """
+        least = torch.zeros_like(self.average) if floor is None else torch.minimum(floor, self.average // 2)
+        beyond = layer_entries(self.average - least, self.tokens - least, self.heads, weights)
+        self._entries = beyond + (least * self.heads)[:, None]
 
     def keep(self, rank: Tensor, *, floor: float = 1.0) -> KeepPlan:
         """The next layer's plan.

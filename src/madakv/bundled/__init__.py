@@ -1,6 +1,8 @@
-"""A small real vision-language model (2.6 M parameters) and a sample document, to try everything offline.
+"""Small real vision-language models and a sample document, to try everything offline.
 
-The model is transformers' own Llava, trained on `madakv.evaluation.digits` by `training/bundled/train.py`.
+`model` (2.6 M parameters) is transformers' own Llava, trained on `madakv.evaluation.digits` by
+`training/bundled/train.py`. `small-llava` and `small-qwen2.5-vl` (5 M each) read the long documents of
+`madakv.evaluation.documents`; `training/small/train_small.py` made them.
 """
 
 from __future__ import annotations
@@ -36,6 +38,11 @@ class Sample:
 def model_path() -> Path:
     """The folder to give to `from_pretrained`."""
     return _HERE / "model"
+
+
+def named() -> dict[str, Path]:
+    """Folders of the models that can be asked for by name."""
+    return {folder.parent.name: folder.parent for folder in sorted(_HERE.glob("small-*/config.json"))}
 
 
 def load() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:

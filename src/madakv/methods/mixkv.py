@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from madakv.methods.snapkv import SnapKV
 from madakv.modality import Modality
 from madakv.scoring import LayerView, proxy_mask
-from madakv.scoring.pooling import Pooling, pool
+from madakv.scoring.pooling import Pooling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class MixKV(SnapKV):
         valid = view.modality != Modality.PADDING
         candidates = (valid & ~proxy_mask(view.modality, self.window))[:, None]
         attention = super().score(view)
-        attention = pool(attention, view.modality, self.kernel, self.pooling, self.pooling_scope)
+        attention = super().rank(attention, view.modality)
         key = normalize(view.key.float(), dim=-1) * valid[:, None, :, None]
         tokens = valid.sum(-1).clamp_min(1)[:, None]
         mean = key.sum(2) / tokens[..., None]

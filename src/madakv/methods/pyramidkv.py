@@ -15,10 +15,10 @@ from madakv.scoring import ProxyRule
 
 @dataclass(frozen=True, kw_only=True)
 class PyramidKV(SnapKV):
-    """SnapKV's scores; the layers' budgets fall in equal steps from the first to the last (equations 4 and 5).
+    """SnapKV's scores; what the layers keep beyond the window falls in equal steps (equations 4 and 5).
 
-    Ours differs in that the layers' budgets, windows included, sum to the account exactly; the authors' code rounds
-    up, and keeps layers even where a budget of more than half of the prompt is asked for.
+    Ours differs in that the layers' budgets sum to the account exactly, where the authors' code rounds up, and in
+    that the pyramid stands however large the budget is, where theirs turns flat.
 
     Attributes:
         window: see `SnapKV` (8 in the authors' LongBench settings).
@@ -35,5 +35,5 @@ class PyramidKV(SnapKV):
             raise ConfigurationError(f"steepness must be 1 or more; got {self.steepness!r}")
 
     def layer_weights(self, layers: int) -> Tensor:
-        """[L], falling."""
+        """[L], falling from the first layer to the last."""
         return pyramid(layers, self.steepness)

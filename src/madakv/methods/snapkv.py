@@ -21,8 +21,9 @@ class SnapKV(Method):
     """Every head keeps the observation window and the best-scored tokens before it.
 
     A token's score is the attention that the window pays to it, pooled over neighbours so that spans survive
-    (section 4). Ours differs in that budgets count the window, and in averaging the query heads of a group, where
-    the authors' code repeats the keys.
+    (section 4); the window does not pool. Ours differs in that budgets count the window, of which at most the newest
+    half of a head's share is kept; in averaging the query heads of a group, where the authors' code repeats the
+    keys; and in pooling by mean over the neighbours that there are, where theirs counts missing ones as zeros.
 
     Attributes:
         window: the last tokens whose attention scores, and which are kept (32 in the authors' LongBench settings).
@@ -54,10 +55,11 @@ class SnapKV(Method):
 
     def rank(self, psi: Tensor, modality: Tensor) -> Tensor:
         """[B, H, N]: what is kept first, from summed scores."""
-        return pool(psi, modality, self.kernel, self.pooling, self.pooling_scope)
+        window = proxy_mask(modality, self.window)
+        return pool(psi, modality, self.kernel, self.pooling, self.pooling_scope, without=window)
 
     def layer_weights(self, layers: int) -> Tensor:
-        """[L], how the budget is shared by the layers: evenly."""
+        """[L], how the budget beyond the window is shared by the layers: evenly."""
         return torch.ones(layers)
 
     @property
@@ -67,14 +69,9 @@ class SnapKV(Method):
 
     def allocator(self, modality: Tensor, *, heads: int, layers: int) -> Allocator:
         """Shares of the layers and heads, ranked by pooled scores."""
-        plans = RankedPlans(
-            modality,
-            heads=heads,
-            layers=layers,
-            budget=self.budget,
-            protect=proxy_mask(modality, self.window),
-            weights=self.layer_weights(layers),
-        )
+        window = proxy_mask(modality, self.window)
+        plans = RankedPlans(modality, heads=heads, layers=layers, budget=self.budget, protect=window)
+        plans.share_layers(self.layer_weights(layers), floor=window.sum(-1))
         return _Observed(self, plans)
 
 

@@ -16,7 +16,15 @@ PoolingScope = Literal["all", "text", "modality"]
 or every modality within itself."""
 
 
-def pool(score: Tensor, modality: Tensor, width: int, how: Pooling = "max", scope: PoolingScope = "all") -> Tensor:
+def pool(
+    score: Tensor,
+    modality: Tensor,
+    width: int,
+    how: Pooling = "max",
+    scope: PoolingScope = "all",
+    *,
+    without: Tensor | None = None,
+) -> Tensor:
     """The maximum or mean of the scores of neighbours; padding and tokens out of scope take no part.
 
     Args:
@@ -25,6 +33,7 @@ def pool(score: Tensor, modality: Tensor, width: int, how: Pooling = "max", scop
         width: neighbours in all, the token itself included; odd. 1 changes nothing.
         how: "max", or "mean" over as many neighbours as there are.
         scope: see `PoolingScope`.
+        without: [B, N] bool, further tokens that take no part, such as an observation window; they keep their scores.
 
     Returns:
         [B, H, N], as `score` where nothing is pooled.
@@ -33,11 +42,14 @@ def pool(score: Tensor, modality: Tensor, width: int, how: Pooling = "max", scop
     """
     if width == 1:
         return score
+    members = modality != Modality.PADDING
+    if without is not None:
+        members = members & ~without
     if scope == "all":
-        return _pooled(score, modality != Modality.PADDING, width, how)
+        return _pooled(score, members, width, how)
     pooled = score
     for kind in KINDS if scope == "modality" else (Modality.TEXT,):
-        own = modality == kind
+        own = members & (modality == kind)
         pooled = torch.where(own[:, None], _pooled(score, own, width, how), pooled)
     return pooled
 

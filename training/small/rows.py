@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from architecture import CELL, EOS, PAD, PIXEL_MEAN, PIXEL_STD, VOCABULARY, Architecture
-from curriculum import Asked
 from numpy.typing import NDArray
+from stages import Asked
 from torch import Tensor
 
 from madakv.evaluation.digits import COLOURS, IMAGE_MARK

@@ -1,8 +1,8 @@
 """Train a small vision-language model on long documents.
 
-    python training/small/train.py small-llava --from src/madakv/bundled/model --out DIR [--resume] [--smoke]
+    python training/small/train_small.py small-llava --from src/madakv/bundled/model --out DIR [--resume] [--smoke]
 
-The curriculum is declared in `curriculum.py`. All randomness of step s comes from (SEED, s), so that a
+The curriculum is declared in `stages.py`. All randomness of step s comes from (SEED, s), so that a
 resumed run equals an uninterrupted one.
 """
 
@@ -23,9 +23,9 @@ import numpy as np
 import torch
 import transformers
 from architecture import ARCHITECTURES, Architecture
-from batches import Batch, Item, caption_item, collate, copy_item, document_item
-from curriculum import CAPTIONS_PER_STEP, LENGTHS, MANY, SEED, SHAPES, STAGES, TOKENS_PER_STEP, Stage
 from inherit import adopt, grow
+from rows import Batch, Item, caption_item, collate, copy_item, document_item
+from stages import CAPTIONS_PER_STEP, LENGTHS, MANY, SEED, SHAPES, STAGES, TOKENS_PER_STEP, Stage
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
