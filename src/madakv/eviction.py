@@ -57,9 +57,9 @@ class PromptEviction:
 
         Args:
             layer: which of the evicted layers.
-            attention: [B, H, N] fp32.
+            attention: [B, H, G, N] fp32.
         """
-        self._psi[layer] = self._psi[layer] + attention.to(self.modality.device)
+        self._psi[layer] = self._psi[layer] + self.method.later_score(attention).to(self.modality.device)
 
     def decide(self) -> KeepPlan:
         """The plan of the next layer, on the device of the prompt's modality map."""

@@ -95,15 +95,22 @@ def paid(row: Row, queries: Sequence[int], groups: str = "mean") -> Layer:
     return layer
 
 
-def pooled(scores: Sequence[float], kinds: Sequence[int], width: int, how: str, scope: str) -> list[float]:
-    """Each token's score becomes the maximum or mean of those of `width` places around it that are of its scope."""
+def pooled(
+    scores: Sequence[float],
+    kinds: Sequence[int],
+    window: Sequence[int],
+    *,
+    width: int = 7,
+    how: str = "max",
+    scope: str = "all",
+) -> list[float]:
+    """Each score before the window becomes the maximum or mean of those of `width` places around, of its scope."""
     out = list(scores)
-    for i, kind in enumerate(kinds):
-        if kind == PADDING or (scope == "text" and kind != TEXT):
-            continue
+    before = [i for i in tokens_of(kinds) if i not in window and (scope != "text" or kinds[i] == TEXT)]
+    for i in before:
         near = []
         for j in range(i - width // 2, i + width // 2 + 1):
-            if 0 <= j < len(kinds) and kinds[j] != PADDING and (scope == "all" or kinds[j] == kind):
+            if j in before and (scope == "all" or kinds[j] == kinds[i]):
                 near.append(scores[j])
         out[i] = max(near) if how == "max" else sum(near) / len(near)
     return out
@@ -182,12 +189,13 @@ def keep_snapkv(
     pooling: str = "max",
     scope: str = "all",
 ) -> Keeps:
-    """The window, then the best by pooled votes. Window tokens pool too, since not all of them need to fit."""
-    C, protect = account(kinds, budget), observers(kinds, window)
-    return [
-        [keep_one(pooled(head, kinds, kernel, pooling, scope), kinds, protect, C, C // 2) for head in layer]
-        for layer in psi
-    ]
+    """The window, its newest half of the part at most, then the best by votes, which are pooled before the window."""
+    C, watching = account(kinds, budget), observers(kinds, window)
+    keeps = []
+    for layer in psi:
+        ranks = [pooled(head, kinds, watching, width=kernel, how=pooling, scope=scope) for head in layer]
+        keeps.append([keep_one(rank, kinds, watching, C, C // 2) for rank in ranks])
+    return keeps
 
 
 # --- PyramidKV (arXiv 2406.02069), equations 4 and 5 -----------------------------------------------------------
@@ -196,15 +204,23 @@ def keep_snapkv(
 def keep_pyramidkv(
     psi: list[Layer], kinds: list[int], budget: float | int, *, window: str | int = 8, steepness: float = 20.0
 ) -> Keeps:
-    """k[L-1] = k_total / (beta L), k[0] = 2 k_total / L - k[L-1], and a straight line between; within, SnapKV."""
-    L, H = len(psi), len(psi[0])
+    """k[L-1] = k_total / (beta L), k[0] = 2 k_total / L - k[L-1], a straight line between, and the window on top.
+
+    Within a layer as SnapKV: half of a layer's part at most goes to the window.
+    """
+    L, H, N, C = len(psi), len(psi[0]), len(tokens_of(kinds)), account(kinds, budget)
+    watching, keeps = observers(kinds, window), []
+    top = min(len(watching), C // 2)
     last = 1 / steepness
     first = 2 - last
     weights = [first - (first - last) * number / max(1, L - 1) for number in range(L)]
-    protect, keeps = observers(kinds, window), []
-    for layer, total in zip(psi, of_layers(kinds, budget, H, weights), strict=True):
-        parts = zip(layer, of_heads(total, H), strict=True)
-        keeps.append([keep_one(pooled(x, kinds, 7, "max", "all"), kinds, protect, C, C // 2) for x, C in parts])
+    beyond = split((C - top) * H * L, weights, [(N - top) * H] * L)
+    for layer, more in zip(psi, beyond, strict=True):
+        shares = of_heads(more + top * H, H)
+        ranks = [pooled(head, kinds, watching) for head in layer]
+        keeps.append(
+            [keep_one(r, kinds, watching, share, share // 2) for r, share in zip(ranks, shares, strict=True)]
+        )
     return keeps
 
 
@@ -221,7 +237,7 @@ def keep_adakv(
     others = [i for i in tokens_of(kinds) if i not in sure]
     for layer in psi:
         H, free = len(layer), C - len(sure)
-        ranks = [pooled(head, kinds, 7, "max", "all") for head in layer]
+        ranks = [pooled(head, kinds, protect) for head in layer]
         pool = sorted((-ranks[h][i], h, i) for h in range(H) for i in others)[: free * H]
         stars = [sum(1 for _, of, _ in pool if of == h) for h in range(H)]
         wanted = [(1 - safeguard) * star + safeguard * free for star in stars]
@@ -321,7 +337,7 @@ def score_mixkv(row: Row, *, window: str | int = 32, kernel: int = 5) -> Layer:
     candidates = [i for i in tokens if i not in watching]
     layer = []
     for h, votes in enumerate(score_snapkv(row, window=window)):
-        attention = pooled(votes, kinds, kernel, "mean", "all")
+        attention = pooled(votes, kinds, watching, width=kernel, how="mean")
         unit = {i: [x / math.sqrt(dot(row.key[h][i], row.key[h][i])) for x in row.key[h][i]] for i in tokens}
         mean = [sum(column) / T for column in zip(*unit.values(), strict=True)]
         pairs = [dot(unit[i], unit[j]) for i in tokens for j in tokens if i != j]

@@ -237,6 +237,19 @@ def test_ties_go_to_the_earlier_token(name: str) -> None:
         assert as_lists(plans, b) == case.keep(layers, modality[b].tolist(), 0.2, **case.options)
 
 
+@pytest.mark.parametrize("budget", [0.6, 0.3])
+@pytest.mark.parametrize("name", [name for name in RIVALS if name != "meda"])
+def test_decisions_on_peaked_scores(name: str, budget: float) -> None:
+    """A few tokens anywhere hold most of a layer's attention, the more so the deeper it is; heads agree."""
+    case, modality = RIVALS[name], left_padded([LONG[:40], LONG[10:35]])
+    scores = torch.rand(3, 2, 1, modality.shape[1]) * (modality >= 0)[:, None]
+    psi = [(layer ** (4 * number)).expand(-1, 2, -1) for number, layer in enumerate(scores, start=1)]
+    plans = madakv.allocate(psi, modality, case.method, budget=budget)
+    for b in range(2):
+        layers = [layer[b].tolist() for layer in psi]
+        assert as_lists(plans, b) == case.keep(layers, modality[b].tolist(), budget, **case.options)
+
+
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_entropy_between_modalities(prompt: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (view,) = layers_of(left_padded(PROMPTS[prompt]), L=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,19 @@ class Item:
             return [self.document[self.document.index(prompt[-1]) + 1]]
         return []
 
+    def picture_hints(self) -> dict[int, str]:
+        """By the index of its mark in the document, what a picture's last token should know: its name, or, of the
+        second of a pair, the cell in which it differs."""
+        differs = {prompt[-1]: answer[0] for prompt, answer in self.asked if prompt[-2:-1] == ["differ"]}
+        hints = {}
+        for i, word in enumerate(self.document):
+            before = self.document[max(0, i - 3) : i]
+            if word == IMAGE_MARK and before[-2:-1] == ["image"]:
+                hints[i] = before[-1]
+            elif word == IMAGE_MARK and before[:1] == ["pair"] and before[1] in differs:
+                hints[i] = differs[before[1]]
+        return hints
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -52,7 +65,7 @@ class Batch:
         targets: [A] int64, its id.
         question: [A] int64, which question of the batch it belongs to.
         kinds: of each question.
-        hint_at, hints: like `at` and `targets`, for what `Item.hints` gives.
+        hint_at, hints: like `at` and `targets`, for what `Item.hints` and `Item.picture_hints` give.
     """
 
     inputs: dict[str, Tensor]
@@ -123,19 +136,16 @@ def collate(items: Sequence[Item], architecture: Architecture) -> Batch:
     hints: list[int] = []
     for row, item in enumerate(items):
         pictures = iter(item.pixels)
-
-        def tokenise(words: Sequence[str], pictures: object = pictures) -> list[int]:
-            ids: list[int] = []
-            for word in words:
-                if word == IMAGE_MARK:
-                    ids += architecture.picture_ids(*next(pictures).shape[:2])  # type: ignore[call-overload]
-                else:
-                    ids.append(VOCABULARY[word])
-            return ids
-
-        ids = tokenise(item.document)
+        knows = item.picture_hints()
+        ids: list[int] = []
+        for i, word in enumerate(item.document):
+            ids += _ids(word, pictures, architecture)
+            if i in knows:
+                hint_at.append((row, len(ids) - 1))
+                hints.append(VOCABULARY[knows[i]])
         for number, ((prompt, answer), kind) in enumerate(zip(item.asked, item.kinds, strict=True)):
-            ids += tokenise(prompt)
+            for word in prompt:
+                ids += _ids(word, pictures, architecture)
             answered = [VOCABULARY[word] for word in answer]
             at += [(row, len(ids) - 1 + i) for i in range(len(answered) + 1)]
             targets += [*answered, VOCABULARY[EOS]]
@@ -165,6 +175,11 @@ def collate(items: Sequence[Item], architecture: Architecture) -> Batch:
         hint_at=torch.tensor([row * width + column for row, column in hint_at], dtype=torch.int64),
         hints=torch.tensor(hints, dtype=torch.int64),
     )
+
+
+def _ids(word: str, pictures: Iterator[NDArray[np.uint8]], architecture: Architecture) -> list[int]:
+    """The ids of a word, or of the next picture."""
+    return architecture.picture_ids(*next(pictures).shape[:2]) if word == IMAGE_MARK else [VOCABULARY[word]]
 
 
 def normalise(pixels: NDArray[np.uint8]) -> Tensor:

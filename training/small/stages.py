@@ -32,8 +32,9 @@ class Stage:
     """`mix` gives the chance of every task, one of which is drawn per step.
 
     The learning rate warms up over `warmup` steps, is constant, and falls linearly over the last `decay`
-    steps to `end` times its height. With `hints`, what can be copied is also read off the middle of the text model:
-    from answers alone copying settles in the last layers, and there it is too late for the second half of a hop.
+    steps to `end` times its height. With `hints`, what can be copied, the
+    names of pictures and differences of pairs are also read off the middle of the text model: from answers alone
+    these settle in the last layers, and there it is too late for what builds on them.
     """
 
     name: str
@@ -63,17 +64,17 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
         Stage("copying", 550, {"copy": 0.7, "facts": 0.12, "few": 0.1, "caption": 0.08}, hints=True),
         Stage(
             "few look-ups",
-            500,
-            {"facts": 0.2, "pairs": 0.2, "few": 0.3, "lookups": 0.2, "copy": 0.05, "caption": 0.05},
+            800,
+            {"facts": 0.2, "pairs": 0.25, "few": 0.2, "lookups": 0.3, "caption": 0.05},
             hints=True,
         ),
-        Stage("500", 500, {"500": 0.65, "facts": 0.2, "caption": 0.15}),
-        Stage("1000", 400, {"1000": 0.5, "500": 0.25, "facts": 0.15, "caption": 0.1}),
-        Stage("2000", 300, {"2000": 0.4, "1000": 0.3, "500": 0.2, "caption": 0.1}),
-        Stage("4000", 500, {"4000": 0.4, "2000": 0.2, "1000": 0.2, "500": 0.1, "caption": 0.1}, decay=450),
+        Stage("500", 300, {"500": 0.6, "facts": 0.15, "pairs": 0.1, "lookups": 0.1, "caption": 0.05}, hints=True),
+        Stage("1000", 300, {"1000": 0.6, "500": 0.25, "pairs": 0.1, "caption": 0.05}, hints=True),
+        Stage("2000", 200, {"2000": 0.5, "1000": 0.3, "500": 0.15, "caption": 0.05}),
+        Stage("4000", 400, {"4000": 0.45, "2000": 0.2, "1000": 0.2, "500": 0.1, "caption": 0.05}, decay=350),
     ),
     "small-qwen2.5-vl": (
-        Stage("captions", 500, {"caption": 0.7, "copy": 0.1, "facts": 0.2}, warmup=50),
+        Stage("captions", 450, {"caption": 0.8, "copy": 0.2}, warmup=50),
         Stage("look-ups", 600, {"facts": 0.3, "pairs": 0.2, "few": 0.2, "lookups": 0.15, "caption": 0.15}),
         Stage("500", 300, {"500": 0.65, "facts": 0.2, "caption": 0.15}),
         Stage("1000", 250, {"1000": 0.5, "500": 0.25, "facts": 0.15, "caption": 0.1}),

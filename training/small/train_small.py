@@ -50,16 +50,23 @@ def scored_logits(model: Any, batch: Batch, device: torch.device) -> torch.Tenso
     return logits.float()
 
 
-def hinted_loss(model: Any, batch: Batch, device: torch.device) -> torch.Tensor:
-    """Loss of the answers, and of reading what can be copied off the middle of the text model."""
-    inputs = {name: tensor.to(device) for name, tensor in batch.inputs.items()}
-    with torch.compiler.set_stance("force_eager"):
-        states = model.model(**inputs, use_cache=False, output_hidden_states=True)
-    answers = model.lm_head(states.last_hidden_state.flatten(0, 1)[batch.at.to(device)])
-    middle = states.hidden_states[HINTED_LAYER].flatten(0, 1)[batch.hint_at.to(device)]
-    early = model.lm_head(model.model.language_model.norm(middle))
-    loss: torch.Tensor = F.cross_entropy(answers, batch.targets.to(device))
-    return loss + F.cross_entropy(early, batch.hints.to(device))
+class Tap:
+    """Keeps what enters a layer in the middle of the text model, for hints to be read off it."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self._seen: torch.Tensor | None = None
+        model.model.language_model.layers[HINTED_LAYER].register_forward_pre_hook(self._keep)
+
+    def _keep(self, _module: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        self._seen = args[0]
+
+    def loss(self, batch: Batch, device: torch.device) -> torch.Tensor:
+        """Of reading the batch's hints off what was kept of its forward pass."""
+        assert self._seen is not None
+        middle = self._seen.flatten(0, 1)[batch.hint_at.to(device)]
+        logits = self._model.lm_head(self._model.model.language_model.norm(middle))
+        return F.cross_entropy(logits.float(), batch.hints.to(device))
 
 
 def draw_shape(rng: np.random.Generator, task: str) -> Shape:
@@ -201,11 +208,15 @@ def train(
 
     ends = list(accumulate(stage.steps for stage in stages))
     began = time.time() - spent
+    tap = Tap(model)
     # Several times the arithmetic goes into small element-wise operations, which compilation fuses.
-    if shrink == 1:
-        model.model.language_model.compile(dynamic=True)
+    for number, layer in enumerate(model.model.language_model.layers if shrink == 1 else ()):
+        if number != HINTED_LAYER:
+            layer.compile(dynamic=True)
+    # On a CPU without matrix units bf16 is slower than fp32.
     precision = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
     losses: list[float] = []
+    hint_losses: list[float] = []
     tokens, paused = 0, time.time()
     for step in range(first, ends[-1]):
         number = next(i for i, end in enumerate(ends) if step < end)
@@ -217,15 +228,14 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         with precision:
-            if stage.hints and len(batch.hints):
-                loss = hinted_loss(model, batch, device)
-            else:
-                loss = F.cross_entropy(scored_logits(model, batch, device), batch.targets.to(device))
+            loss = F.cross_entropy(scored_logits(model, batch, device), batch.targets.to(device))
+            hint = tap.loss(batch, device) if stage.hints and len(batch.hints) else loss.new_zeros(())
         optimizer.zero_grad()
-        loss.backward()
+        (loss + hint).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         losses.append(float(loss.detach()))
+        hint_losses.append(float(hint.detach()))
         tokens += batch.tokens
 
         done = step + 1
@@ -236,11 +246,12 @@ def train(
                 step=done,
                 stage=stage.name,
                 loss=round(float(np.mean(losses)), 4),
+                hint=round(float(np.mean(hint_losses)), 4),
                 lr=round(rate, 7),
                 tokens_per_second=round(tokens / (time.time() - paused)),
                 seconds=round(time.time() - began),
             )
-            losses, tokens, paused = [], 0, time.time()
+            losses, hint_losses, tokens, paused = [], [], 0, time.time()
         if done % EVALUATE_EVERY == 0 or last:
             with torch.compiler.set_stance("force_eager"), precision:
                 for judged in (t for t in stage.mix if t not in ("copy", "pairs", "few", "lookups")):

@@ -62,6 +62,7 @@ class RankedPlans:
         """
         least = torch.zeros_like(self.average) if floor is None else torch.minimum(floor, self.average // 2)
         beyond = layer_entries(self.average - least, self.tokens - least, self.heads, weights)
+        self._floor = least
         self._entries = beyond + (least * self.heads)[:, None]
 
     def keep(self, rank: Tensor, *, floor: float = 1.0) -> KeepPlan:
@@ -75,7 +76,7 @@ class RankedPlans:
         total = self._entries[:, self._layer]
         self._layer += 1
         share = per_head(total, self.heads)
-        most = (share * self._protected_share).to(torch.int64)
+        most = torch.maximum((share * self._protected_share).to(torch.int64), self._floor[:, None])
         protected = newest(self._protect[:, None].expand_as(self._valid), most[..., None])
         candidates = self._valid & ~protected
         free = share - protected.sum(-1)

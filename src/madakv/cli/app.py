@@ -17,7 +17,7 @@ app = typer.Typer(
 )
 
 ModelOption = Annotated[
-    str | None, typer.Option(help="Hub id or folder; without it, the small model that comes with the package.")
+    str | None, typer.Option(help="Hub id, folder, small-llava or small-qwen2.5-vl; without it, the bundled model.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cuda or cpu; by default a GPU if there is one.")]
 DtypeOption = Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")]
@@ -102,6 +102,35 @@ def evaluate(
             samples=samples,
             seed=seed,
             max_new_tokens=max_new_tokens,
+            out=out,
+            device=device,
+            dtype=dtype,
+        )
+
+
+@app.command()
+def distance(
+    out: Annotated[Path, typer.Option(help="Folder of results; goes on where an earlier run stopped.")],
+    suite: Annotated[str, typer.Option(help="Which documents and questions.")] = "digits",
+    model: ModelOption = None,
+    methods: Annotated[str, typer.Option(help="As for generate, separated by commas.")] = "madakv",
+    budgets: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "0.2",
+    samples: Annotated[int, typer.Option(min=1, help="Documents; each has one question of every kind.")] = 10,
+    seed: Annotated[int, typer.Option(min=0, help="Of the first document.")] = 0,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+) -> None:
+    """Measure how far attention outputs are from the full cache's, and what an oracle would do with the bytes."""
+    with one_line_errors():
+        from madakv.cli.evaluate import run_distance
+
+        run_distance(
+            suite_name=suite,
+            model=model,
+            methods=methods,
+            budgets=budgets,
+            samples=samples,
+            seed=seed,
             out=out,
             device=device,
             dtype=dtype,

@@ -41,7 +41,7 @@ class Later:
         query: [1, Hq, Q, Dk] of the later tokens.
         key: [1, H, Q, Dk].
         value: [1, H, Q, Dv].
-        paid: [Q, H, N] fp32, attention of each later token to the prompt, averaged over the query heads of a group.
+        paid: [Q, H, G, N] fp32, attention of each later token to the prompt.
         out: [1, Hq, Q, Dv], attention output over everything.
     """
 
@@ -86,7 +86,7 @@ def _part(view: LayerView, prompt: int) -> Later:
     tail, mask = _tail(key, value)
     options: dict[str, Any] = {"scaling": view.scaling, "softcap": view.softcap}
     part = ragged_partial(query, whole, tail, mask=mask, sinks=view.sinks, **options)
-    paid = weights_on_prompt(query, whole, part.lse, **options)[0].mean(1).transpose(0, 1)
+    paid = weights_on_prompt(query, whole, part.lse, **options)[0].permute(2, 0, 1, 3)
     out = ragged_attention(query, whole, tail, mask=mask, sinks=view.sinks, **options)
     return Later(view=own, query=query, key=key, value=value, paid=paid, out=out)
 
@@ -139,7 +139,7 @@ def oracle_plans(layers: Sequence[Later], plans: Sequence[KeepPlan], decides: st
         plans: the method's.
         decides: one of `ORACLES`.
     """
-    psi = [layer.paid.sum(0)[None] for layer in layers]
+    psi = [layer.paid.sum(0).mean(1)[None] for layer in layers]
     modality = layers[0].view.modality
     valid = (modality != Modality.PADDING)[:, None]
     if decides == "layers":

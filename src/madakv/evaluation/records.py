@@ -8,16 +8,18 @@ import platform
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import transformers
 
 import madakv
 from madakv.errors import ConfigurationError
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,15 @@ def provenance(**settings: Any) -> dict[str, Any]:
 
 
 @contextmanager
-def open_results(folder: Path, settings: dict[str, Any]) -> Iterator[tuple[list[Row], Callable[[Row], None]]]:
+def open_results(
+    folder: Path, settings: dict[str, Any], kind: type[R]
+) -> Iterator[tuple[list[R], Callable[[R], None]]]:
     """Open a folder of results to go on with, or a new one.
 
     Args:
         folder: holds `run.json` and `rows.jsonl`.
         settings: what must agree for rows to be comparable.
+        kind: the dataclass of the rows.
 
     Yields:
         The rows already there, and a function that appends and flushes one. A last line that was cut off by a
@@ -91,7 +96,7 @@ def open_results(folder: Path, settings: dict[str, Any]) -> Iterator[tuple[list[
     try:
         folder.mkdir(parents=True, exist_ok=True)
         found = json.loads(about.read_text()) if about.exists() else None
-        rows, whole = read_rows(path)
+        rows, whole = read_rows(path, kind)
     except (OSError, ValueError, TypeError) as error:
         raise ConfigurationError(f"cannot use {folder} for results: {error}") from error
     if found is not None:
@@ -107,26 +112,26 @@ def open_results(folder: Path, settings: dict[str, Any]) -> Iterator[tuple[list[
     noted = found is here
     with path.open("a") as file:
 
-        def append(row: Row) -> None:
+        def append(row: R) -> None:
             nonlocal noted
             if not noted:
                 # So that rows of other code or another machine can be told apart.
                 found.setdefault("resumed", []).append(here | {"rows_before": len(rows)})
                 about.write_text(json.dumps(found, indent=2) + "\n")
                 noted = True
-            file.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+            file.write(json.dumps(vars(row), ensure_ascii=False) + "\n")
             file.flush()
 
         yield rows, append
 
 
-def read_rows(path: Path) -> tuple[list[Row], int]:
-    """All complete rows of a JSONL file, and how many bytes they take."""
+def read_rows(path: Path, kind: type[R]) -> tuple[list[R], int]:
+    """All complete rows of a JSONL file, as objects of `kind`, and how many bytes they take."""
     if not path.exists():
         return [], 0
     whole = path.read_bytes()
     whole = whole[: whole.rfind(b"\n") + 1]
-    return [Row(**json.loads(line)) for line in whole.splitlines()], len(whole)
+    return [kind(**json.loads(line)) for line in whole.splitlines()], len(whole)
 
 
 def _git_hash() -> str | None:

@@ -48,10 +48,9 @@ def run_suite(
     Returns:
         All rows of these methods, earlier ones included.
     """
-    several_sizes = hasattr(getattr(processor, "image_processor", None), "merge_size")
-    todo = list(suite(suite_name)(samples, seed, several_sizes))
+    todo = list(suite(suite_name)(samples, seed, takes_several_sizes(processor)))
     settings = {"suite": suite_name, "model": model_name, "seed": seed, "max_new_tokens": max_new_tokens}
-    with open_results(out, settings) as (rows, append):
+    with open_results(out, settings, Row) as (rows, append):
         done = {(row.method, row.sample) for row in rows}
         total = len(todo) * len(methods)
         wanted = {(repr(method), sample.id) for method in methods for sample in todo}
@@ -70,6 +69,11 @@ def run_suite(
                 finished += 1
                 progress(finished, total)
     return [row for row in rows if (row.method, row.sample) in wanted]
+
+
+def takes_several_sizes(processor: Any) -> bool:
+    """Whether the model behind a processor reads pictures in their own size."""
+    return hasattr(getattr(processor, "image_processor", None), "merge_size")
 
 
 def _answer_row(

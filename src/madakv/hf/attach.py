@@ -24,6 +24,7 @@ from madakv.hf.options import (
     check_forward_options,
     check_generation_options,
     check_later_pass,
+    new_tokens,
     own_cache_implementation,
 )
 from madakv.modality import family_of, prompt_modality
@@ -98,7 +99,7 @@ class _Prepare:
             cache.begin_prompt(modality)
         else:
             check_later_pass(cache, kwargs)
-            new = kwargs.get("input_ids", kwargs.get("inputs_embeds"))
+            new = new_tokens(kwargs)
             if cache.reads_prompt and new is not None and new.shape[1] > 1:
                 # The next turn: the answer was shorter than the lookahead.
                 record(cache, self._run)

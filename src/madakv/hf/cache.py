@@ -142,7 +142,8 @@ class RaggedLayer(CacheLayerMixin):
         plan = self._slot.reading().decide().to(whole.keys.device)
         valid = self.modality(whole.keys.device) != Modality.PADDING
         self.entries = whole.narrow(plan, valid.cumsum(-1) - 1)
-        self._merge(*whole.rectangle(valid), plan, self.modality(whole.keys.device))
+        if self._slot.reading().method.merge is not None:
+            self._merge(*whole.rectangle(valid), plan, self.modality(whole.keys.device))
         self._mean_entries = sum(self.entries.lengths) // len(self.entries.lengths)
 
     def _merge(self, keys: Tensor, values: Tensor, plan: KeepPlan, modality: Tensor) -> None:
@@ -177,10 +178,11 @@ class RaggedLayer(CacheLayerMixin):
         if self.entries is None:
             return
         modality = self.modality(query.device)
-        seen = torch.zeros(*self.entries.counts.shape, modality.shape[1], device=query.device)
         weights = weights_on_prompt(query, self.entries, lse, scaling=scaling, softcap=softcap)
+        B, N = modality.shape
+        seen = weights[0].new_zeros(B, *weights[0].shape[:2], N)
         for b, paid in enumerate(weights):
-            seen[b, :, modality[b] != Modality.PADDING] = paid.mean(1).sum(1)
+            seen[b, :, :, modality[b] != Modality.PADDING] = paid.sum(2)
         self._slot.reading().add_later(self.number, seen)
 
     def move(self, device: torch.device | str) -> None:

@@ -86,7 +86,7 @@ def check_later_pass(cache: RaggedCache, options: dict[str, Any]) -> None:
     if cache.unread_layers:
         raise UnsupportedOptionError("past_key_values: this cache's prefill was interrupted; start with a new one")
     mask = options.get("attention_mask")
-    new = next((x for name in ("input_ids", "inputs_embeds") if (x := options.get(name)) is not None), None)
+    new = new_tokens(options)
     if not isinstance(mask, Tensor) or new is None:
         return
     if mask.dim() != 2:
@@ -104,6 +104,11 @@ def check_later_pass(cache: RaggedCache, options: dict[str, Any]) -> None:
     prompt = cache.modality.shape[1]
     if bool(((mask[:, :prompt] != 0) != (cache.modality >= 0).to(mask.device)).any()):
         raise UnsupportedOptionError("attention_mask hides other prompt tokens than it did when the prompt was read")
+
+
+def new_tokens(options: dict[str, Any]) -> Tensor | None:
+    """What a forward pass reads, [B, n] ids or [B, n, D] embeddings."""
+    return next((x for name in ("input_ids", "inputs_embeds") if (x := options.get(name)) is not None), None)
 
 
 def check_cache(cache: Any) -> None:

@@ -10,10 +10,10 @@ from typing import ClassVar
 from torch import Tensor
 
 from madakv.budget.ledger import check_budget
-from madakv.errors import ConfigurationError
 from madakv.merge import Merge
+from madakv.methods.options import check_choice, check_number
 from madakv.plan import KeepPlan
-from madakv.scoring import LayerView
+from madakv.scoring import GroupReduction, LayerView
 
 
 class Allocator(ABC):
@@ -57,8 +57,7 @@ class Method(ABC):
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
-        if isinstance(self.lookahead, bool) or not isinstance(self.lookahead, int) or self.lookahead < 0:
-            raise ConfigurationError(f"lookahead must be a number of tokens, 0 or more; got {self.lookahead!r}")
+        check_number("lookahead", self.lookahead)
 
     @property
     def label(self) -> str:
@@ -84,6 +83,10 @@ class Method(ABC):
     def score(self, view: LayerView) -> Tensor:
         """psi, [B, H, N] fp32, from one layer's prefill."""
 
+    def later_score(self, attention: Tensor) -> Tensor:
+        """What a generated token adds to psi, [B, H, N], from its attention to the prompt, [B, H, G, N]."""
+        return attention.mean(2)
+
     @abstractmethod
     def allocator(self, modality: Tensor, *, heads: int, layers: int) -> Allocator:
         """The decision maker for one prompt.
@@ -93,3 +96,22 @@ class Method(ABC):
             heads: KV heads of every layer.
             layers: layers that are evicted.
         """
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupedMethod(Method):
+    """A method that scores by attention.
+
+    Attributes:
+        groups: how the query heads that share a KV head agree on a score.
+    """
+
+    groups: GroupReduction = "mean"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_choice("groups", self.groups, GroupReduction)
+
+    def later_score(self, attention: Tensor) -> Tensor:
+        """The mean or the maximum over the group."""
+        return attention.mean(2) if self.groups == "mean" else attention.amax(2)

@@ -8,32 +8,23 @@ from typing import ClassVar
 from torch import Tensor
 
 from madakv.budget.ranked import RankedPlans
-from madakv.methods.base import Allocator, Method
-from madakv.methods.options import check_choice
+from madakv.methods.base import Allocator, GroupedMethod
 from madakv.modality import Modality
 from madakv.plan import KeepPlan
-from madakv.scoring import GroupReduction, LayerView, proxy_attention
+from madakv.scoring import LayerView, proxy_attention
 
 
 @dataclass(frozen=True, kw_only=True)
-class H2O(Method):
+class H2O(GroupedMethod):
     """Every head keeps the tokens that all queries of the prompt attended to most, and the newest ones.
 
     Half of a head's share goes to the newest tokens, half to the heavy hitters among the others (the paper's
     split). The paper evicts one entry per step as it reads; ours evicts once, when the prompt is read, from the
     attention summed over all its queries. That sum is computed block by block, never N x N at once, but costs as
     much arithmetic as the prefill's own attention.
-
-    Attributes:
-        groups: how the query heads that share a KV head agree on a score; the paper has no groups.
     """
 
     name: ClassVar[str] = "h2o"
-    groups: GroupReduction = "mean"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("groups", self.groups, GroupReduction)
 
     def score(self, view: LayerView) -> Tensor:
         """The attention of all queries."""

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from madakv.budget.ranked import RankedPlans
 from madakv.merge import Merge
-from madakv.methods.base import Allocator, Method
+from madakv.methods.base import Allocator, GroupedMethod
 from madakv.methods.options import check_choice
 from madakv.modality import Modality
 from madakv.plan import KeepPlan
-from madakv.scoring import GroupReduction, LayerView, proxy_attention
+from madakv.scoring import LayerView, proxy_attention
 
 
 @dataclass(frozen=True, kw_only=True)
-class LookM(Method):
+class LookM(GroupedMethod):
     """Every head keeps its newest tokens, then text, then the pictures that all queries attended to most.
 
     Half of a share goes to the newest tokens (the paper's split). Of the others, the score is the attention summed
@@ -30,18 +30,15 @@ class LookM(Method):
 
     Attributes:
         merging: `"pivot"` (the paper's best), `"mean"` or `"weighted"`, see `Merge`; `"none"` drops what is evicted.
-        groups: how the query heads that share a KV head agree on a score; the paper has no groups.
     """
 
     name: ClassVar[str] = "lookm"
     merging: str = "pivot"
-    groups: GroupReduction = "mean"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.merging != "none":
             check_choice("merging", self.merging, Merge)
-        check_choice("groups", self.groups, GroupReduction)
 
     @property
     def merge(self) -> Merge | None:

@@ -18,11 +18,11 @@ from madakv.budget import (
     top_of_each_modality,
 )
 from madakv.errors import ConfigurationError
-from madakv.methods.base import Allocator, Method
+from madakv.methods.base import Allocator, GroupedMethod
 from madakv.methods.options import check_choice, check_proxies, check_width, is_count
 from madakv.modality import Modality
 from madakv.plan import KeepPlan
-from madakv.scoring import GroupReduction, LayerView, ProxyRule, proxy_attention, proxy_mask
+from madakv.scoring import LayerView, ProxyRule, proxy_attention, proxy_mask
 from madakv.scoring.pooling import pool
 from madakv.scoring.proxies import newest
 
@@ -31,7 +31,7 @@ Compensation = Literal["none", "capped", "demand", "signal"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MadaKV(Method):
+class MadaKV(GroupedMethod):
     """Each head keeps, of each modality, the tokens its proxies attend to most.
 
     A layer's allotment is shared evenly by its heads. Of a head's share the proxies come first, the newest that
@@ -48,7 +48,6 @@ class MadaKV(Method):
             `"signal"`: keep the allotment and let demand only steer the next layer's.
         proxies: whose queries score, see `ProxyRule`.
         max_proxies: the most proxies that `"question"` takes, the newest.
-        groups: how the query heads that share a KV head agree on a score.
         text_pooling: width of the max-pool over neighbouring text tokens' scores, 1 = none; spans that are
             copied need their neighbours, patches do not. Ours; the paper has no pooling.
     """
@@ -58,7 +57,6 @@ class MadaKV(Method):
     compensation: Compensation = "capped"
     proxies: ProxyRule = "question"
     max_proxies: int = 32
-    groups: GroupReduction = "mean"
     text_pooling: int = 5
 
     def __post_init__(self) -> None:
@@ -66,7 +64,6 @@ class MadaKV(Method):
         if not isinstance(self.theta, int | float) or not 0 < self.theta <= 1:
             raise ConfigurationError(f"theta must be in (0, 1]; got {self.theta!r}")
         check_choice("compensation", self.compensation, Compensation)
-        check_choice("groups", self.groups, GroupReduction)
         check_proxies("proxies", self.proxies)
         if not is_count(self.max_proxies):
             raise ConfigurationError(f"max_proxies must be a positive int; got {self.max_proxies!r}")

@@ -25,6 +25,12 @@ def check_width(field: str, value: object) -> None:
         raise ConfigurationError(f"{field} must be odd and a positive int; got {value!r}")
 
 
+def check_number(field: str, value: object) -> None:
+    """Raise ConfigurationError unless `value` is an int of 0 or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ConfigurationError(f"{field} must be a whole number, 0 or more; got {value!r}")
+
+
 def check_proxies(field: str, value: object) -> None:
     """Raise ConfigurationError unless `value` is a `ProxyRule`."""
     if value != "question" and not is_count(value):

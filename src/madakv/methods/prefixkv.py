@@ -11,6 +11,7 @@ from torch import Tensor
 
 from madakv.budget.ranked import RankedPlans
 from madakv.methods.base import Allocator, Method
+from madakv.methods.options import check_number
 from madakv.modality import Modality
 from madakv.plan import KeepPlan
 from madakv.scoring import LayerView, proxy_attention
@@ -22,7 +23,8 @@ class PrefixKV(Method):
 
     Importance is the attention of all queries, averaged over heads, so that all heads of a layer keep the same
     tokens. The share is found by bisection, such that all layers together meet the budget. The first tokens and the
-    newest are always kept, as in the authors' code. All layers must be read before the first can be evicted.
+    newest are kept, as in the authors' code, as long as they fit in half of a layer's part. All layers must be read
+    before the first can be evicted.
 
     Ours differs in that the search runs for every prompt (the paper reports equal quality), where the authors
     estimate the layers' shares on a few samples once.
@@ -35,10 +37,13 @@ class PrefixKV(Method):
     sees_all_layers: ClassVar[bool] = True
     sinks: int = 4
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("sinks", self.sinks)
+
     def score(self, view: LayerView) -> Tensor:
-        """The attention of all queries, averaged over heads."""
-        psi = proxy_attention(view, view.modality != Modality.PADDING)
-        return psi.mean(1, keepdim=True).expand_as(psi).clone()
+        """The attention of all queries."""
+        return proxy_attention(view, view.modality != Modality.PADDING)
 
     def allocator(self, modality: Tensor, *, heads: int, layers: int) -> Allocator:
         """Shares of the layers by cumulative priority."""
@@ -64,7 +69,7 @@ class _ByPriority(Allocator):
         self._plans.share_layers(_sizes_at_one_share(held, self._plans.average * len(psi)))
 
     def decide(self, psi: Tensor) -> KeepPlan:
-        return self._plans.keep(psi)
+        return self._plans.keep(psi.mean(1, keepdim=True).expand_as(psi))
 
 
 def _sizes_at_one_share(held: Tensor, target: Tensor) -> Tensor:

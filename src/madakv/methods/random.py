@@ -10,6 +10,8 @@ from torch import Tensor
 
 from madakv.budget.ranked import RankedPlans
 from madakv.methods.base import Allocator, Method
+from madakv.methods.options import check_number, check_proxies
+from madakv.modality import Modality
 from madakv.plan import KeepPlan
 from madakv.scoring import LayerView, ProxyRule, proxy_mask
 
@@ -27,6 +29,11 @@ class Random(Method):
     seed: int = 0
     proxies: ProxyRule = "question"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_number("seed", self.seed)
+        check_proxies("proxies", self.proxies)
+
     def score(self, view: LayerView) -> Tensor:
         """Zeros: nothing is compared."""
         B, H, N, _ = view.key.shape
@@ -42,8 +49,14 @@ class Random(Method):
 class _Shuffled(Allocator):
     def __init__(self, plans: RankedPlans, seed: int) -> None:
         self._plans = plans
-        # On the CPU, so that plans do not depend on the device.
-        self._generator = torch.Generator().manual_seed(seed)
+        self._seed = seed
+        self._layer = 0
 
     def decide(self, psi: Tensor) -> KeepPlan:
-        return self._plans.keep(torch.rand(psi.shape, generator=self._generator).to(psi.device))
+        rank = torch.zeros(psi.shape)
+        for row, valid in zip(rank, self._plans.modality.cpu() != Modality.PADDING, strict=True):
+            # On the CPU and row by row, so that plans depend neither on the device nor on other rows.
+            generator = torch.Generator().manual_seed(self._seed + (self._layer << 32))
+            row[:, valid] = torch.rand(len(row), int(valid.sum()), generator=generator)
+        self._layer += 1
+        return self._plans.keep(rank.to(psi.device))

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from madakv.budget.ranked import RankedPlans
-from madakv.methods.base import Allocator, Method
+from madakv.methods.base import Allocator, GroupedMethod
 from madakv.methods.options import check_choice, check_proxies, check_width
 from madakv.plan import KeepPlan
-from madakv.scoring import GroupReduction, LayerView, ProxyRule, proxy_attention, proxy_mask
+from madakv.scoring import LayerView, ProxyRule, proxy_attention, proxy_mask
 from madakv.scoring.pooling import Pooling, PoolingScope, pool
 
 
 @dataclass(frozen=True, kw_only=True)
-class SnapKV(Method):
+class SnapKV(GroupedMethod):
     """Every head keeps the observation window and the best-scored tokens before it.
 
     A token's score is the attention that the window pays to it, pooled over neighbours so that spans survive
@@ -31,7 +31,6 @@ class SnapKV(Method):
         kernel: width of the pool (7 there).
         pooling: "max" (there), or "mean".
         pooling_scope: which tokens pool with which, see `PoolingScope`; published: all with all.
-        groups: how the query heads that share a KV head agree on a score.
     """
 
     name: ClassVar[str] = "snapkv"
@@ -39,7 +38,6 @@ class SnapKV(Method):
     kernel: int = 7
     pooling: Pooling = "max"
     pooling_scope: PoolingScope = "all"
-    groups: GroupReduction = "mean"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,7 +45,6 @@ class SnapKV(Method):
         check_width("kernel", self.kernel)
         check_choice("pooling", self.pooling, Pooling)
         check_choice("pooling_scope", self.pooling_scope, PoolingScope)
-        check_choice("groups", self.groups, GroupReduction)
 
     def score(self, view: LayerView) -> Tensor:
         """The attention of the window."""

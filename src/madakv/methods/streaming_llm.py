@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from madakv.budget.ranked import RankedPlans
-from madakv.errors import ConfigurationError
 from madakv.methods.base import Allocator, Method
+from madakv.methods.options import check_number
 from madakv.modality import Modality
 from madakv.plan import KeepPlan
 from madakv.scoring import LayerView
@@ -32,8 +32,7 @@ class StreamingLLM(Method):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if isinstance(self.sinks, bool) or not isinstance(self.sinks, int) or self.sinks < 0:
-            raise ConfigurationError(f"sinks must be a number of tokens, 0 or more; got {self.sinks!r}")
+        check_number("sinks", self.sinks)
 
     def score(self, view: LayerView) -> Tensor:
         """Zeros: positions alone decide."""

@@ -1,0 +1,101 @@
+"""Run the distance of methods from the full cache, and of the oracle at their bytes, over a suite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from madakv.evaluation.distance import ORACLES, errors, oracle_plans, plans_of, read_with_answer
+from madakv.evaluation.records import open_results
+from madakv.evaluation.runner import Progress, takes_several_sizes
+from madakv.evaluation.suites import suite
+from madakv.methods import Method
+from madakv.prompts import model_inputs
+
+
+@dataclass(frozen=True)
+class DistanceRow:
+    """One method on one sample.
+
+    Attributes:
+        method: repr, budget included.
+        label, budget: see `Row`.
+        sample, kind: see `Row`.
+        errors: relative error of the attention output, per layer.
+        oracle: mean error over layers when the oracle decides, by what it decides (`ORACLES`).
+    """
+
+    method: str
+    label: str
+    budget: float | int
+    sample: str
+    kind: str
+    errors: list[float]
+    oracle: dict[str, float]
+
+
+def run_distances(
+    model: Any,
+    processor: Any,
+    *,
+    suite_name: str,
+    model_name: str,
+    methods: Sequence[Method],
+    samples: int,
+    seed: int,
+    out: Path,
+    progress: Progress,
+) -> list[DistanceRow]:
+    """Measure every method on every sample; args and resuming as `run_suite`. Follow-up questions are left out."""
+    tokenizer = getattr(processor, "tokenizer", processor)
+    drawn = suite(suite_name)(samples, seed, takes_several_sizes(processor))
+    todo = [sample for sample in drawn if sample.follow_up is None]
+    settings = {"measures": "distance", "suite": suite_name, "model": model_name, "seed": seed}
+    with open_results(out, settings, DistanceRow) as (rows, append):
+        done = {(row.method, row.sample) for row in rows}
+        wanted = {(repr(method), sample.id) for method in methods for sample in todo}
+        finished = len(done & wanted)
+        progress(finished, len(wanted))
+        for sample in todo:
+            left = [method for method in methods if (repr(method), sample.id) not in done]
+            if not left:
+                continue
+            inputs = model_inputs(processor, sample.prompt, sample.images).to(model.device)
+            answer = tokenizer(sample.gold, add_special_tokens=False)["input_ids"]
+            layers = read_with_answer(model, inputs, answer)
+            for method in left:
+                plans = plans_of(layers, method)
+                row = DistanceRow(
+                    method=repr(method),
+                    label=method.label,
+                    budget=method.budget,
+                    sample=sample.id,
+                    kind=sample.kind,
+                    errors=errors(layers, plans, method),
+                    oracle={name: mean(errors(layers, oracle_plans(layers, plans, name))) for name in ORACLES},
+                )
+                append(row)
+                rows.append(row)
+                finished += 1
+                progress(finished, len(wanted))
+    return [row for row in rows if (row.method, row.sample) in wanted]
+
+
+def distance_table(rows: Sequence[DistanceRow]) -> str:
+    """A Markdown table: one line per method, one column per layer, and what the oracle would still gain."""
+    layers = len(rows[0].errors) if rows else 0
+    head = ["method", "budget", *(f"layer {number}" for number in range(layers)), "mean"]
+    head += [f"oracle: {name}" if i == 0 else f"+ {name}" for i, name in enumerate(ORACLES)]
+    body = []
+    for method in dict.fromkeys(row.method for row in rows):
+        own = [row for row in rows if row.method == method]
+        per_layer = [mean(row.errors[number] for row in own) for number in range(layers)]
+        cells = [*per_layer, mean(per_layer), *(mean(row.oracle[name] for row in own) for name in ORACLES)]
+        budget = own[0].budget
+        asked = f"{budget:.0%}" if isinstance(budget, float) else str(budget)
+        body.append([f"`{own[0].label}`", asked, *(f"{cell:.3f}" for cell in cells)])
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *body]) + "\n"
