@@ -64,8 +64,8 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
         Stage("copying", 550, {"copy": 0.7, "facts": 0.12, "few": 0.1, "caption": 0.08}, hints=True),
         Stage(
             "few look-ups",
-            800,
-            {"facts": 0.2, "pairs": 0.25, "few": 0.2, "lookups": 0.3, "caption": 0.05},
+            950,
+            {"facts": 0.2, "pairs": 0.35, "few": 0.15, "lookups": 0.25, "caption": 0.05},
             hints=True,
         ),
         Stage("500", 300, {"500": 0.6, "facts": 0.15, "pairs": 0.1, "lookups": 0.1, "caption": 0.05}, hints=True),

@@ -116,7 +116,7 @@ def draft(
     writer = _Writer(rng, shape)
     blocks = writer.write()
     contents = [content for block in blocks for content in block.contents]
-    pixels = on_canvas(rng, paint(rng, contents, split=split, distort=distort), sizes)
+    pixels = on_canvas(rng, paint(rng, contents, split=split, distort=distort), contents, sizes)
     questions = []
     for kind, pool in writer.asked.items():
         order = rng.permutation(len(pool))[: 1 if asked is None else asked.get(kind, 0)]
@@ -126,17 +126,19 @@ def draft(
 
 
 def on_canvas(
-    rng: np.random.Generator, pictures: NDArray[np.uint8], sizes: Sequence[tuple[int, int]]
+    rng: np.random.Generator,
+    pictures: NDArray[np.uint8],
+    contents: Sequence[Content],
+    sizes: Sequence[tuple[int, int]],
 ) -> tuple[NDArray[np.uint8], ...]:
-    """Each picture somewhere on a dark canvas of one of the sizes."""
+    """Each picture somewhere on a dark canvas of one of the sizes; grids, which are compared, fill theirs."""
     import numpy as np
 
     placed = []
-    for picture in pictures:
-        height, width = sizes[int(rng.integers(len(sizes)))]
-        y = int(rng.integers(height - picture.shape[0] + 1))
-        x = int(rng.integers(width - picture.shape[1] + 1))
-        canvas = np.zeros((height, width, 3), np.uint8)
+    for picture, content in zip(pictures, contents, strict=True):
+        room = picture.shape[:2] if isinstance(content, Grid) else sizes[int(rng.integers(len(sizes)))]
+        y, x = (int(rng.integers(room[axis] - picture.shape[axis] + 1)) for axis in range(2))
+        canvas = np.zeros((*room, 3), np.uint8)
         canvas[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
         placed.append(canvas)
     return tuple(placed)
