@@ -152,7 +152,7 @@ def _llava() -> LlavaForConditionalGeneration:
 
 
 def _qwen() -> Qwen2_5_VLForConditionalGeneration:
-    """Windowed vision of 3 layers, and a Qwen2 of 6 layers with 6 query and 2 KV heads of 32 dimensions."""
+    """Windowed vision of 3 layers, and a Qwen2 of 6 layers with 6 query and 3 KV heads of 32 dimensions (5.1 M)."""
     config = Qwen2_5_VLConfig(
         vision_config={
             "depth": 3,
@@ -168,7 +168,7 @@ def _qwen() -> Qwen2_5_VLForConditionalGeneration:
         },
         text_config={
             **_TEXT,
-            "num_key_value_heads": 2,
+            "num_key_value_heads": HEADS // 2,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
         },
         image_token_id=VOCABULARY[IMAGE_MARK],

@@ -6,14 +6,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
-from architecture import HEADS, VOCABULARY
+from architecture import CELL, HEADS, VOCABULARY
+from numpy.typing import NDArray
+from rows import normalise, patches
 from torch import Tensor
+from torch.nn import functional as F
 
 NEW_LAYERS = (2, 5)
 """The layers of the grown model that do nothing at first."""
+IMITATION_STEPS = 600
 
 
 def grow(model: Any, old: Any, old_vocabulary: dict[str, int]) -> None:
@@ -63,3 +69,40 @@ def adopt(model: Any, old: Any) -> None:
             tensor = tensor.view(groups, HEADS // groups, -1, tensor.shape[1]).mean(1).flatten(0, 1)
         weights[name] = tensor.clone()
     model.load_state_dict(weights)
+
+
+def imitate(model: Any, old: Any, pictures: Callable[[int], NDArray[np.uint8]], log: Callable[..., None]) -> None:
+    """Teach the vision tower of the Qwen `model` to give the tokens that the Llava `old` gives for the same pictures.
+
+    Args:
+        model, old: on one device.
+        pictures: from a step to uint8 [n, 32, 32, 3].
+        log: takes fields of an entry.
+    """
+    device = next(model.parameters()).device
+    optimizer = torch.optim.AdamW(model.model.visual.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.01)
+    losses: list[float] = []
+    for step in range(IMITATION_STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * min(1.0, (step + 1) / 50, 2 * (IMITATION_STEPS - step) / IMITATION_STEPS)
+        batch = pictures(step)
+        pixels = normalise(batch).permute(0, 3, 1, 2).contiguous().to(device)
+        grid = torch.tensor([[1, 2 * batch.shape[1] // CELL, 2 * batch.shape[2] // CELL]] * len(batch), device=device)
+        with torch.no_grad():
+            wanted = torch.cat(list(old.get_image_features(pixel_values=pixels).pooler_output))
+        rows = torch.cat([patches(picture) for picture in batch]).to(device)
+        got = torch.cat(list(model.get_image_features(pixel_values=rows, image_grid_thw=grid).pooler_output))
+        loss = F.mse_loss(got, wanted.flatten(0, -2)) / wanted.var()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.model.visual.parameters(), 1.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        if (step + 1) % 50 == 0:
+            log(
+                event="imitation",
+                step=0,
+                pictures=(step + 1) * len(batch),
+                unexplained=round(float(np.mean(losses)), 4),
+            )
+            losses = []

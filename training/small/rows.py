@@ -98,22 +98,23 @@ def copy_item(rng: np.random.Generator) -> Item:
     return Item(words, [(words[:1], words[1:])], ["copy"], [])
 
 
-def caption_item(rng: np.random.Generator, sizes: Sequence[tuple[int, int]], split: str, distort: bool) -> Item:
-    """One picture and, right after it, what it shows."""
+def draw_caption(rng: np.random.Generator) -> tuple[Content, str, str]:
+    """What one picture shows, its kind, and what is said of it."""
     colours = list(COLOURS)
-    content: Content
     sort = rng.random()
     if sort < 0.5:
-        content = THINGS[int(rng.integers(len(THINGS)))]
-        kind, said = "thing", content.words
-    elif sort < 0.8:
+        thing = THINGS[int(rng.integers(len(THINGS)))]
+        return thing, "thing", thing.words
+    if sort < 0.8:
         upper, lower = (PAINTED[i] for i in rng.integers(len(PAINTED), size=2))
-        content = Painting(upper, lower, colours[int(rng.integers(len(colours)))])
-        kind, said = "painting", f"{upper} {lower}"
-    else:
-        a, b, c, d = (colours[i] for i in rng.integers(len(colours), size=4))
-        content = Grid((a, b, c, d))
-        kind, said = "grid", f"{a} {b} {c} {d}"
+        return Painting(upper, lower, colours[int(rng.integers(len(colours)))]), "painting", f"{upper} {lower}"
+    a, b, c, d = (colours[i] for i in rng.integers(len(colours), size=4))
+    return Grid((a, b, c, d)), "grid", f"{a} {b} {c} {d}"
+
+
+def caption_item(rng: np.random.Generator, sizes: Sequence[tuple[int, int]], split: str, distort: bool) -> Item:
+    """One picture and, right after it, what it shows."""
+    content, kind, said = draw_caption(rng)
     pixels = on_canvas(rng, paint(rng, [content], split=split, distort=distort), [content], sizes)
     name = NAMES[int(rng.integers(len(NAMES)))]
     return Item(["image", name], [([IMAGE_MARK], said.split())], [kind], pixels)
@@ -172,7 +173,7 @@ def collate(items: Sequence[Item], architecture: Architecture) -> Batch:
         inputs["mm_token_type_ids"] = (inputs["input_ids"] == VOCABULARY[IMAGE_MARK]).long()
     if pixels and architecture.framed:
         inputs["image_grid_thw"] = torch.tensor([[1, 2 * p.shape[0] // CELL, 2 * p.shape[1] // CELL] for p in pixels])
-        inputs["pixel_values"] = torch.cat([_patches(p) for p in pixels])
+        inputs["pixel_values"] = torch.cat([patches(p) for p in pixels])
     elif pixels:
         inputs["pixel_values"] = normalise(np.stack(pixels)).permute(0, 3, 1, 2).contiguous()
     return Batch(
@@ -196,7 +197,7 @@ def normalise(pixels: NDArray[np.uint8]) -> Tensor:
     return (torch.from_numpy(pixels).float() / 255 - PIXEL_MEAN) / PIXEL_STD
 
 
-def _patches(picture: NDArray[np.uint8]) -> Tensor:
+def patches(picture: NDArray[np.uint8]) -> Tensor:
     """[height, width, 3] to Qwen's rows of patches, [patches, 3 * 2 * side * side], 2 x 2 neighbours together."""
     side = CELL // 2
     height, width = picture.shape[0] // CELL, picture.shape[1] // CELL

@@ -23,13 +23,15 @@ import numpy as np
 import torch
 import transformers
 from architecture import ARCHITECTURES, Architecture
-from inherit import adopt, grow
-from rows import Batch, Item, caption_item, collate, copy_item, document_item
+from inherit import adopt, grow, imitate
+from numpy.typing import NDArray
+from rows import Batch, Item, caption_item, collate, copy_item, document_item, draw_caption
 from stages import CAPTIONS_PER_STEP, LENGTHS, MANY, SEED, SHAPES, STAGES, TOKENS_PER_STEP, Stage
 from torch.nn import functional as F
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from madakv.evaluation.documents import Shape
+from madakv.evaluation.documents.pictures import paint
 
 HERE = Path(__file__).parent
 LOG_EVERY = 25
@@ -137,6 +139,11 @@ def save_checkpoint(path: Path, model: torch.nn.Module, optimizer: torch.optim.O
     partial.replace(path)
 
 
+def resumed_step(state: Path) -> int:
+    """The step that a run is resumed at."""
+    return int(torch.load(state / "last.pt", map_location="cpu")["step"])
+
+
 class Log:
     """JSON lines, one per event, flushed at once."""
 
@@ -155,16 +162,24 @@ class Log:
             file.write(line + "\n")
 
 
-def start(architecture: Architecture, ancestor: Path | None) -> Any:
+def start(architecture: Architecture, ancestor: Path | None, log: Log, device: torch.device) -> Any:
     """A model to train: fresh, or started from a trained one."""
     torch.manual_seed(SEED)
-    model = architecture.build()
-    if ancestor is not None:
-        old: Any = AutoModelForImageTextToText.from_pretrained(ancestor, dtype=torch.float32)
-        if architecture.name == "small-llava":
-            grow(model, old, AutoTokenizer.from_pretrained(ancestor).get_vocab())
-        else:
-            adopt(model, old)
+    model = architecture.build().to(device)
+    if ancestor is None:
+        return model
+    old: Any = AutoModelForImageTextToText.from_pretrained(ancestor, dtype=torch.float32).to(device)
+    if architecture.name == "small-llava":
+        grow(model, old, AutoTokenizer.from_pretrained(ancestor).get_vocab())
+        return model
+    adopt(model, old)
+
+    def pictures(step: int) -> NDArray[np.uint8]:
+        rng = np.random.default_rng([SEED, step, 3])
+        contents = [draw_caption(rng)[0] for _ in range(CAPTIONS_PER_STEP)]
+        return paint(rng, contents, split="train", distort=True)
+
+    imitate(model, old, pictures, log)
     return model
 
 
@@ -180,7 +195,8 @@ def train(
     device: torch.device,
 ) -> None:
     """Run the stages; `shrink` divides the sizes of batches and evaluations."""
-    model = start(architecture, ancestor).train().to(device)
+    log = Log(state / "log.jsonl", upto=resumed_step(state) if resume else 0)
+    model = start(architecture, None if resume else ancestor, log, device).train()
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01, fused=True)
     checkpoint = state / "last.pt"
     first, spent = 0, 0.0
@@ -189,7 +205,6 @@ def train(
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         first, spent = saved["step"], saved["seconds"]
-    log = Log(state / "log.jsonl", upto=first)
     log(
         event="start",
         step=first,
