@@ -111,7 +111,6 @@ def test_pairs_differ_in_one_cell_alone() -> None:
 
 
 def test_things_of_twins_and_groups_are_shown_nowhere_else() -> None:
-    """Pictures of the thing that is counted are as many as the answer says, told by their pixels' colour and shape."""
     rng = np.random.default_rng(0)
     shape = Shape(twins=1, groups=1, named=30, unnamed=40)
     for _ in range(5):

@@ -168,7 +168,8 @@ def start(architecture: Architecture, ancestor: Path | None, log: Log, device: t
     model = architecture.build().to(device)
     if ancestor is None:
         return model
-    old: Any = AutoModelForImageTextToText.from_pretrained(ancestor, dtype=torch.float32).to(device)
+    old: Any = AutoModelForImageTextToText.from_pretrained(ancestor, dtype=torch.float32)
+    old.to(device)
     if architecture.name == "small-llava":
         grow(model, old, AutoTokenizer.from_pretrained(ancestor).get_vocab())
         return model
