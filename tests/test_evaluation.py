@@ -162,8 +162,8 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
 
 
 def test_the_suite_is_the_same_every_time() -> None:
-    a, b = list(suite("digits")(2, 9)), list(suite("digits")(2, 9))
+    a, b = list(suite("digits")(2, 9, False)), list(suite("digits")(2, 9, False))
     assert [(s.id, s.prompt, s.gold) for s in a] == [(s.id, s.prompt, s.gold) for s in b]
     assert len({s.id for s in a}) == 10
-    with pytest.raises(ConfigurationError, match="unknown suite 'x'; known: digits"):
+    with pytest.raises(ConfigurationError, match="unknown suite 'x'; known: digits, long"):
         suite("x")

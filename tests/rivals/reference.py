@@ -206,7 +206,7 @@ def keep_pyramidkv(
 ) -> Keeps:
     """k[L-1] = k_total / (beta L), k[0] = 2 k_total / L - k[L-1], a straight line between, and the window on top.
 
-    Within a layer as SnapKV: half of a layer's part at most goes to the window.
+    The window is kept in all layers alike: half of an average part at most goes to it.
     """
     L, H, N, C = len(psi), len(psi[0]), len(tokens_of(kinds)), account(kinds, budget)
     watching, keeps = observers(kinds, window), []
@@ -219,7 +219,10 @@ def keep_pyramidkv(
         shares = of_heads(more + top * H, H)
         ranks = [pooled(head, kinds, watching) for head in layer]
         keeps.append(
-            [keep_one(r, kinds, watching, share, share // 2) for r, share in zip(ranks, shares, strict=True)]
+            [
+                keep_one(r, kinds, watching, share, max(share // 2, top))
+                for r, share in zip(ranks, shares, strict=True)
+            ]
         )
     return keeps
 

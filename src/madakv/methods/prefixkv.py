@@ -42,8 +42,8 @@ class PrefixKV(Method):
         check_number("sinks", self.sinks)
 
     def score(self, view: LayerView) -> Tensor:
-        """The attention of all queries."""
-        return proxy_attention(view, view.modality != Modality.PADDING)
+        """The attention of all queries, averaged over heads."""
+        return _over_heads(proxy_attention(view, view.modality != Modality.PADDING))
 
     def allocator(self, modality: Tensor, *, heads: int, layers: int) -> Allocator:
         """Shares of the layers by cumulative priority."""
@@ -69,7 +69,7 @@ class _ByPriority(Allocator):
         self._plans.share_layers(_sizes_at_one_share(held, self._plans.average * len(psi)))
 
     def decide(self, psi: Tensor) -> KeepPlan:
-        return self._plans.keep(psi.mean(1, keepdim=True).expand_as(psi))
+        return self._plans.keep(_over_heads(psi))
 
 
 def _sizes_at_one_share(held: Tensor, target: Tensor) -> Tensor:
@@ -85,3 +85,8 @@ def _sizes_at_one_share(held: Tensor, target: Tensor) -> Tensor:
 def _sizes(held: Tensor, share: Tensor) -> Tensor:
     """The fewest tokens of each layer that hold a share of its attention."""
     return (held < share[:, None, None]).sum(-1) + 1
+
+
+def _over_heads(psi: Tensor) -> Tensor:
+    """[B, H, N], every head with the mean of all."""
+    return psi.mean(1, keepdim=True).expand_as(psi)

@@ -56,7 +56,7 @@ class _Shuffled(Allocator):
         rank = torch.zeros(psi.shape)
         for row, valid in zip(rank, self._plans.modality.cpu() != Modality.PADDING, strict=True):
             # On the CPU and row by row, so that plans depend neither on the device nor on other rows.
-            generator = torch.Generator().manual_seed(self._seed + (self._layer << 32))
+            generator = torch.Generator().manual_seed(self._seed * 10_007 + self._layer)
             row[:, valid] = torch.rand(len(row), int(valid.sum()), generator=generator)
         self._layer += 1
         return self._plans.keep(rank.to(psi.device))

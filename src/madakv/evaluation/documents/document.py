@@ -13,7 +13,7 @@ kind        prompt          answer                needs
 ``differ``  ? differ n9     b1 red blue           two pictures, and the cell in which they differ
 ``plan``    ? plan          ring 4 7 cross 1      the pictures of all steps, in order
 ``change``  ? change n8     red 7 blue ring       two pictures of a thing, before and after
-``count``   ? count red 7   n4 n9 n31 3           all pictures of a thing, in reading order
+``count``   ? count red 7   red 7 3               all pictures of a thing
 ``show``    ? show n17      red 7                 one picture, by its name
 ==========  ==============  ====================  =====================================================
 """
@@ -167,7 +167,6 @@ class _Writer:
         kinds = shape.twins + shape.groups
         # Things of twins and groups occur nowhere else.
         self._special, self._common = things[:kinds], things[kinds:]
-        self._groups: list[Thing] = []
         self._blocks: list[_Block] = []
         self.asked: dict[str, list[tuple[str, str]]] = {}
         """(prompt, answer) of every question that can be asked, per kind."""
@@ -191,11 +190,7 @@ class _Writer:
         self._pictures()
         self._blocks += [_Block(IMAGE_MARK, (self._thing(),)) for _ in range(shape.unnamed)]
         self._prose()
-        ordered = self._in_order()
-        for thing in self._groups:
-            names = [block.words.split()[1] for block in ordered if block.contents == (thing,)]
-            self._ask("count", f"? count {thing.words}", " ".join([*names, str(len(names))]))
-        return ordered
+        return self._in_order()
 
     def _in_order(self) -> list[_Block]:
         """Blocks in random order, those of a track in theirs."""
@@ -234,9 +229,10 @@ class _Writer:
 
     def _group(self) -> None:
         thing = self._special.pop()
-        self._groups.append(thing)
-        for _ in range(int(self._rng.integers(2, 5))):
+        pictures = int(self._rng.integers(1, 5))
+        for _ in range(pictures):
             self._picture(thing)
+        self._ask("count", f"? count {thing.words}", f"{thing.words} {pictures}")
 
     def _change(self) -> None:
         name = self._names.pop()
