@@ -16,7 +16,7 @@ from madakv.evaluation.digits import COLOURS, IMAGE_MARK
 from madakv.evaluation.documents import WORDS, Shape, draft
 from madakv.evaluation.documents.document import on_canvas
 from madakv.evaluation.documents.pictures import THINGS, Content, Grid, Painting, paint
-from madakv.evaluation.documents.words import CELLS, NAMES, PAINTED, PROSE
+from madakv.evaluation.documents.words import NAMES, PAINTED, PROSE
 
 COPY_LENGTHS = (8, 24)
 COPIED = WORDS[: -len(PROSE)]
@@ -41,26 +41,10 @@ class Item:
             return [self.document[self.document.index(prompt[-1]) + 1]]
         return []
 
-    def picture_hints(self) -> dict[int, dict[int, str]]:
-        """By the index of its mark in the document, what tokens of a picture should know.
-
-        The last token (-1) of a named picture: its name. Every token (-16 to -1) of the second of a pair: the cell in
-        which it differs if it lies there, else a full stop.
-        """
-        differs = {prompt[-1]: answer[0] for prompt, answer in self.asked if prompt[-2:-1] == ["differ"]}
-        hints: dict[int, dict[int, str]] = {}
-        for i, word in enumerate(self.document):
-            before = self.document[max(0, i - 3) : i]
-            if word == IMAGE_MARK and before[-2:-1] == ["image"]:
-                hints[i] = {-1: before[-1]}
-            elif word == IMAGE_MARK and before[:1] == ["pair"] and before[1] in differs:
-                cell = CELLS.index(differs[before[1]])
-                hints[i] = {
-                    4 * row + column - 16: CELLS[cell] if (row // 2, column // 2) == divmod(cell, 2) else "."
-                    for row in range(4)
-                    for column in range(4)
-                }
-        return hints
+    def picture_hints(self) -> dict[int, str]:
+        """By the index of its mark in the document, what a picture's last token should know: its name."""
+        marks = [i for i, word in enumerate(self.document) if word == IMAGE_MARK]
+        return {i: self.document[i - 1] for i in marks if self.document[max(0, i - 2)] in ("image", "pair")}
 
 
 @dataclass(frozen=True)
@@ -149,10 +133,9 @@ def collate(items: Sequence[Item], architecture: Architecture) -> Batch:
         ids: list[int] = []
         for i, word in enumerate(item.document):
             ids += _ids(word, pictures, architecture)
-            end = len(ids) - architecture.framed
-            for back, known in knows.get(i, {}).items():
-                hint_at.append((row, end + back))
-                hints.append(VOCABULARY[known])
+            if i in knows:
+                hint_at.append((row, len(ids) - 1 - architecture.framed))
+                hints.append(VOCABULARY[knows[i]])
         for number, ((prompt, answer), kind) in enumerate(zip(item.asked, item.kinds, strict=True)):
             for word in prompt:
                 ids += _ids(word, pictures, architecture)

@@ -75,7 +75,7 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
             lr=7e-4,
             hints=True,
         ),
-        Stage("comparing", 250, {"pairs": 0.5, "few": 0.2, "lookups": 0.2, "caption": 0.1}, hints=True),
+        Stage("comparing", 350, {"pairs": 0.3, "few": 0.25, "lookups": 0.35, "caption": 0.1}, hints=True),
         Stage(
             "500",
             250,

@@ -10,7 +10,7 @@ kind        prompt          answer                needs
 ``read``    ? read n5       apple river           one picture of painted words
 ``twin``    ? twin n5       red 7 n17             a picture, then the other one that shows the same
 ``owner``   ? show n7       red 7                 a picture, through the fact ``owner n7 n17 .``
-``differ``  ? differ n9     b1 red blue           two pictures, and the cell in which they differ
+``differ``  ? differ n9     b1 red                two pictures: which cell is empty in one, and what the other has
 ``plan``    ? plan          ring 4 7 cross 1      the pictures of all steps, in order
 ``change``  ? change n8     red 7 blue ring       two pictures of a thing, before and after
 ``count``   ? count red 7   red 7 3               all pictures of a thing
@@ -244,13 +244,14 @@ class _Writer:
     def _pair(self) -> None:
         name = self._names.pop()
         colours = list(COLOURS)
-        before = [colours[i] for i in self._rng.integers(len(colours), size=4)]
+        before: list[str | None] = [colours[i] for i in self._rng.integers(len(colours), size=4)]
         cell = int(self._rng.integers(4))
         after = list(before)
-        after[cell] = [c for c in colours if c != before[cell]][int(self._rng.integers(len(colours) - 1))]
-        grids = tuple(Grid((a, b, c, d)) for a, b, c, d in (before, after))
-        self._blocks.append(_Block(f"pair {name} {IMAGE_MARK} {IMAGE_MARK}", grids))
-        self._ask("differ", f"? differ {name}", f"{CELLS[cell]} {before[cell]} {after[cell]}")
+        after[cell] = None
+        self._blocks.append(
+            _Block(f"pair {name} {IMAGE_MARK} {IMAGE_MARK}", (Grid(tuple(before)), Grid(tuple(after))))
+        )
+        self._ask("differ", f"? differ {name}", f"{CELLS[cell]} {before[cell]}")
 
     def _plan(self) -> None:
         shown = [self._thing() for _ in range(self._shape.steps)]

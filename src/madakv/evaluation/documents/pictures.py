@@ -45,9 +45,9 @@ class Painting:
 
 @dataclass(frozen=True)
 class Grid:
-    """Four cells in colours, in the order a1, a2, b1, b2."""
+    """Four cells in colours or empty, in the order a1, a2, b1, b2."""
 
-    colours: tuple[str, str, str, str]
+    colours: tuple[str | None, ...]
 
 
 Content = Thing | Painting | Grid
@@ -77,10 +77,11 @@ def paint(rng: np.random.Generator, contents: Sequence[Content], *, split: str, 
     return out
 
 
-def _colours(names: Sequence[str]) -> Floats:
+def _colours(names: Sequence[str | None]) -> Floats:
     import numpy as np
 
-    return np.array([COLOURS[name] for name in names], dtype=np.float32).reshape(-1, 3)
+    black = (0, 0, 0)
+    return np.array([COLOURS[name] if name else black for name in names], dtype=np.float32).reshape(-1, 3)
 
 
 def _digits(rng: np.random.Generator, things: list[Thing], split: str, distort: bool) -> Pixels:
