@@ -11,10 +11,11 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 import madakv
 from madakv import UnsupportedModelError, bundled
 from madakv.answering import answer
+from madakv.evaluation.records import Row
 from madakv.evaluation.runner import run_suite
 from madakv.evaluation.suites import Sample, suite
 from madakv.hf.replay import ReadPrompt, continue_greedily, finish, read_more
-from madakv.methods import from_text
+from madakv.methods import Method, from_text
 from madakv.prompts import model_inputs
 from tests import tiny
 
@@ -90,10 +91,9 @@ def test_models_with_other_layers_are_refused() -> None:
         ReadPrompt.of(model, {"input_ids": torch.randint(5, 60, (1, 12))})
 
 
-def test_the_runner_answers_as_generate_does(tmp_path: Path) -> None:
+def run(out: Path, methods: list[Method]) -> list[Row]:
     model, processor = bundled.load()
-    methods = [from_text(text) for text in ("full", "madakv", "snapkv:lookahead=2")]
-    rows = run_suite(
+    return run_suite(
         model,
         processor,
         suite_name="digits",
@@ -101,10 +101,27 @@ def test_the_runner_answers_as_generate_does(tmp_path: Path) -> None:
         methods=methods,
         samples=1,
         seed=3,
-        out=tmp_path,
+        out=out,
         max_new_tokens=20,
         progress=lambda done, total: None,
     )
+
+
+def test_models_that_cannot_be_replayed_read_for_each_method(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    methods = [from_text("madakv"), from_text("h2o:lookahead=1")]
+    replayed = run(tmp_path / "replayed", methods)
+
+    def refuse(*_: object) -> None:
+        raise UnsupportedModelError("not this one")
+
+    monkeypatch.setattr(ReadPrompt, "of", refuse)
+    assert run(tmp_path / "read", methods) == replayed
+
+
+def test_the_runner_answers_as_generate_does(tmp_path: Path) -> None:
+    model, processor = bundled.load()
+    methods = [from_text(text) for text in ("full", "madakv", "snapkv:lookahead=2")]
+    rows = run(tmp_path, methods)
     samples: dict[str, Sample] = {sample.id: sample for sample in suite("digits")(1, 3, False)}
     assert len(rows) == len(methods) * len(samples)
     for row in rows:

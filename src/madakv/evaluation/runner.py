@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from madakv.api import evict
+from madakv.errors import UnsupportedModelError
 from madakv.evaluation.records import Row, open_results
 from madakv.evaluation.suites import Sample, suite
-from madakv.hf.replay import ReadPrompt, continue_greedily, end_ids, finish, read_more
+from madakv.hf.replay import ReadPrompt, continue_greedily, end_ids, finish, prefill, read_more
 from madakv.methods import Method
 from madakv.prompts import model_inputs
 
@@ -32,7 +33,8 @@ def run_suite(
 ) -> list[Row]:
     """Answer every sample with every method; rows already in `out` are not done again.
 
-    Each prompt is read once, and every method evicts from that same prefill.
+    Each prompt is read once, and every method evicts from that same prefill; a model with layers that are not
+    evicted reads it for each method.
 
     Args:
         model, processor: as from `madakv.loading.load`.
@@ -61,9 +63,9 @@ def run_suite(
             if not left:
                 continue
             inputs = model_inputs(processor, sample.prompt, sample.images).to(model.device)
-            prompt = ReadPrompt.of(model, inputs)
+            prompt = _read_once(model, inputs)
             for method in left:
-                row = _answer_row(model, processor, prompt, method, sample, max_new_tokens)
+                row = _answer_row(model, processor, inputs, prompt, method, sample, max_new_tokens)
                 append(row)
                 rows.append(row)
                 finished += 1
@@ -76,14 +78,28 @@ def takes_several_sizes(processor: Any) -> bool:
     return hasattr(getattr(processor, "image_processor", None), "merge_size")
 
 
+def _read_once(model: Any, inputs: Any) -> ReadPrompt | None:
+    """The prompt's prefill for all methods; None if the model has layers that cannot be replayed."""
+    try:
+        return ReadPrompt.of(model, inputs)
+    except UnsupportedModelError:
+        return None
+
+
 def _answer_row(
-    model: Any, processor: Any, prompt: ReadPrompt, method: Method, sample: Sample, max_new_tokens: int
+    model: Any,
+    processor: Any,
+    inputs: Any,
+    prompt: ReadPrompt | None,
+    method: Method,
+    sample: Sample,
+    max_new_tokens: int,
 ) -> Row:
     tokenizer = getattr(processor, "tokenizer", processor)
     end = end_ids(model)
     with evict(model, method) as run:
-        cache = prompt.evicted(model, run)
-        ids = continue_greedily(model, cache, prompt.logits, end=end, max_new_tokens=max_new_tokens)
+        cache, logits = prefill(model, inputs) if prompt is None else (prompt.evicted(model, run), prompt.logits)
+        ids = continue_greedily(model, cache, logits, end=end, max_new_tokens=max_new_tokens)
         finish(cache, run)
         if sample.follow_up is not None:
             # What ended the first answer was not read, and need not be.

@@ -81,6 +81,13 @@ class ReadPrompt:
 
 
 @torch.no_grad()
+def prefill(model: Any, inputs: Any) -> tuple[RaggedCache, Tensor]:
+    """Read a prompt inside `madakv.evict`; returns its cache and the logits [B, V] at the last position."""
+    out = model(**inputs, use_cache=True, logits_to_keep=1)
+    return out.past_key_values, out.logits[:, -1]
+
+
+@torch.no_grad()
 def continue_greedily(
     model: Any, cache: RaggedCache, logits: Tensor, *, end: set[int], max_new_tokens: int
 ) -> list[int]:
