@@ -46,15 +46,15 @@ class Rules:
     Attributes:
         scores: by position, by the window's attention, or by that of all queries.
         window: last tokens that score and are kept; 0 for none.
-        kernel, pooling: how the window's scores are pooled.
+        kernel, pooling: how the scores before the window are pooled.
         steepness: of a pyramid over the layers; None for even layers.
         safeguard: share of its even part that a head is sure of; None for even heads.
         truncates: the budget is cut off, not rounded.
         whole_sinks: the sinks may take all of a head's share, not half of it (by position only).
-        pools_apart: window tokens take no part in pooling.
         zero_borders: neighbours that do not exist are zeros of the mean.
         whole_window: the window may take all of a head's share, not half of it.
         hard_floor: the safeguard is a lower bound inside the layer's best, not a mix of these and even parts.
+        pyramid_over_window: the pyramid shares out whole budgets, not only what is beyond the window.
         pyramid: layers' shares as kvpress reckons them.
         no_recent: no newest tokens are kept whatever their score (all queries only).
         per_query: attention is averaged over the queries that can see a token (all queries only).
@@ -68,10 +68,10 @@ class Rules:
     safeguard: float | None = None
     truncates: bool = False
     whole_sinks: bool = False
-    pools_apart: bool = False
     zero_borders: bool = False
     whole_window: bool = False
     hard_floor: bool = False
+    pyramid_over_window: bool = False
     pyramid: bool = False
     no_recent: bool = False
     per_query: bool = False
@@ -100,13 +100,13 @@ class Case:
 
 _TRUNCATES = ("budget cut off, not rounded", {"truncates": True})
 _WHOLE_SINKS = ("sinks may take the whole share", {"whole_sinks": True})
-_POOLING = (
-    ("pooling leaves the window out", {"pools_apart": True}),
-    ("pooling counts missing neighbours as zeros", {"zero_borders": True}),
-)
+_ZERO_BORDERS = ("pooling counts missing neighbours as zeros", {"zero_borders": True})
 _WHOLE_WINDOW = ("window may take the whole share", {"whole_window": True})
 _HARD_FLOOR = ("safeguard is a lower bound", {"hard_floor": True})
-_PYRAMID = ("layers' shares as kvpress has them", {"pyramid": True})
+_PYRAMID = (
+    ("pyramid shares out the window, too", {"pyramid_over_window": True}),
+    ("pyramid rounds and turns flat as kvpress' does", {"pyramid": True}),
+)
 _AS_KVPRESS = (
     ("window of 64", {"window": 64}),
     ("kernel of 5", {"kernel": 5}),
@@ -117,8 +117,8 @@ _NEAR = {"window": 8, "kernel": 5, "pooling": "mean"}
 _NEAR_PRESS = {"window_size": 8, "kernel_size": 5}
 _WINDOW = Rules("window", window=8, kernel=5)
 _DEFAULT = Rules("window", window=32, kernel=7, pooling="max")
-_SNAPKV_STEPS = (_TRUNCATES, *_POOLING, _WHOLE_WINDOW)
-_PYRAMID_STEPS = (*_POOLING, _WHOLE_WINDOW, _PYRAMID)
+_SNAPKV_STEPS = (_TRUNCATES, _ZERO_BORDERS, _WHOLE_WINDOW)
+_PYRAMID_STEPS = (_ZERO_BORDERS, _WHOLE_WINDOW, *_PYRAMID)
 
 CASES = (
     Case("StreamingLLM", "streaming_llm", {}, "StreamingLLMPress", {}, Rules("position"), (_TRUNCATES, _WHOLE_SINKS)),
@@ -242,12 +242,14 @@ def _mean(values: Sequence[float]) -> float:
 def keep(attention: Sequence[Tensor], heads: int, budget: float, rules: Rules) -> KeptSets:
     """Apply rules to the attention of every layer, [Hq, N, N] each, of one prompt without padding."""
     N = attention[0].shape[-1]
-    totals = _layer_totals(len(attention), heads, N, budget, rules)
+    average = _average(N, budget, rules)
+    floor = 0 if rules.pyramid_over_window else min(rules.window, average // 2)
+    totals = _layer_totals(len(attention), heads, N, budget, average, floor, rules)
     kept: KeptSets = []
     for layer, total in zip(attention, totals, strict=True):
         # The first heads take what an even split leaves over.
         shares = [total // heads + (h < total % heads) for h in range(heads)]
-        mask = _select(_scores(layer, heads, shares[-1], rules), shares, rules)
+        mask = _select(_scores(layer, heads, shares[-1], rules), shares, floor, rules)
         kept.append([row.nonzero()[:, 0].tolist() for row in mask])
     return kept
 
@@ -265,20 +267,26 @@ def kvpress_pyramid(layers: int, tokens: int, budget: float, window: int, steepn
     return [round(first - layer * (first - last) / max(1, layers - 1)) for layer in range(layers)]
 
 
-def _layer_totals(layers: int, heads: int, tokens: int, budget: float, rules: Rules) -> list[int]:
-    """Entries of every layer over all its heads."""
+def _average(tokens: int, budget: float, rules: Rules) -> int:
+    """Entries per head and layer."""
+    # Cut off as kvpress does it, from the ratio that goes: 400 * (1 - 0.8) is 79.99... and gives 79.
+    return max(1, int(tokens * (1 - (1 - budget)))) if rules.truncates else round(budget * tokens)
+
+
+def _layer_totals(
+    layers: int, heads: int, tokens: int, budget: float, average: int, floor: int, rules: Rules
+) -> list[int]:
+    """Entries of every layer over all its heads; each head has the floor, and the pyramid shares what is beyond."""
     if rules.pyramid:
         steepness = rules.steepness or 1.0
         return [heads * n for n in kvpress_pyramid(layers, tokens, budget, rules.window, steepness)]
-    # Cut off as kvpress does it, from the ratio that goes: 400 * (1 - 0.8) is 79.99... and gives 79.
-    average = max(1, int(tokens * (1 - (1 - budget)))) if rules.truncates else round(budget * tokens)
     if rules.steepness is None:
         return [heads * average] * layers
     from madakv.budget.layers import layer_entries, pyramid
 
     weights = pyramid(layers, rules.steepness)
-    totals: list[int] = layer_entries(torch.tensor([average]), torch.tensor([tokens]), heads, weights)[0].tolist()
-    return totals
+    beyond = layer_entries(torch.tensor([average - floor]), torch.tensor([tokens - floor]), heads, weights)
+    return [heads * floor + n for n in beyond[0].tolist()]
 
 
 def _scores(attention: Tensor, heads: int, share: int, rules: Rules) -> Tensor:
@@ -294,8 +302,6 @@ def _scores(attention: Tensor, heads: int, share: int, rules: Rules) -> Tensor:
             score = score / torch.arange(N, 0, -1)
         return score.view(heads, -1, N).mean(1)
     score = attention[:, -rules.window :].mean(1).view(heads, -1, N).mean(1)
-    if not rules.pools_apart:
-        return pooled(score, rules.kernel, rules.pooling, rules.zero_borders)
     before = pooled(score[:, : -rules.window], rules.kernel, rules.pooling, rules.zero_borders)
     return torch.cat([before, score[:, -rules.window :]], -1)
 
@@ -307,8 +313,8 @@ def pooled(score: Tensor, kernel: int, how: Literal["mean", "max"], zero_borders
     return avg_pool1d(score, kernel, stride=1, padding=kernel // 2, count_include_pad=zero_borders)
 
 
-def _select(score: Tensor, shares: Sequence[int], rules: Rules) -> Tensor:
-    """[H, N] bool."""
+def _select(score: Tensor, shares: Sequence[int], floor: int, rules: Rules) -> Tensor:
+    """[H, N] bool; the window takes half of a share, or the floor if that is more."""
     H, N = score.shape
     share = torch.tensor(list(shares))
     mask = torch.zeros(H, N, dtype=torch.bool)
@@ -323,7 +329,8 @@ def _select(score: Tensor, shares: Sequence[int], rules: Rules) -> Tensor:
                 mask[h, score[h].topk(n).indices] = True
             return mask
     if rules.scores == "window":
-        protected = torch.minimum(share if rules.whole_window else share // 2, torch.tensor(rules.window))
+        most = share if rules.whole_window else (share // 2).clamp_min(floor)
+        protected = most.clamp_max(rules.window)
     else:
         protected = torch.zeros_like(share) if rules.scores == "position" or rules.no_recent else share // 2
     place = torch.arange(N)

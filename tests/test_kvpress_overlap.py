@@ -85,6 +85,21 @@ def test_every_step_of_a_ladder_keeps_an_account(budget: float) -> None:
             assert all(head == sorted(set(head)) for layer in kept for head in layer)
 
 
+def test_our_pyramid_stands_on_the_window_and_that_of_kvpress_holds_it() -> None:
+    ours = overlap.Rules("window", window=8, kernel=5, steepness=4.0)
+    assert overlap._layer_totals(4, 4, 400, 0.1, 40, 8, ours) == [4 * n for n in (64, 48, 32, 16)]
+    over = replace(ours, pyramid_over_window=True)
+    assert overlap._layer_totals(4, 4, 400, 0.1, 40, 0, over) == [4 * n for n in (70, 50, 30, 10)]
+    assert overlap.kvpress_pyramid(4, 400, 0.1, 8, 4) == [70, 50, 30, 10]
+
+
+def test_the_window_takes_its_floor_in_every_layer() -> None:
+    rules = overlap.Rules("window", window=8, kernel=5, steepness=20.0)
+    last = overlap.keep(attention(), H, 0.25, rules)[-1]
+    # The average is 10, so the floor is 5, and what the pyramid adds to it in the last layer is next to nothing.
+    assert all(head[-5:] == [35, 36, 37, 38, 39] and len(head) <= 6 for head in last)
+
+
 def test_the_pyramid_of_kvpress_falls_back_to_even_layers() -> None:
     assert overlap.kvpress_pyramid(4, 400, 0.5, 8, 20) == [390, 263, 137, 10]
     assert overlap.kvpress_pyramid(4, 400, 0.1, 8, 20) == [40, 40, 40, 40]

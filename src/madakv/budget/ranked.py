@@ -24,7 +24,8 @@ class RankedPlans:
         layers: layers that are evicted.
         budget: see `Method`.
         protect: [B, N] bool, tokens to keep whatever their rank.
-        protected_share: the most of a head's share that protected tokens take, the newest first.
+        protected_share: the most of a head's share that protected tokens take, the newest first, unless the floor of
+            `share_layers` is more.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ class PyramidKV(SnapKV):
 
     Attributes:
         window: see `SnapKV` (8 in the authors' LongBench settings).
-        steepness: beta; the last layer gets 1 / beta of the average (code: 20).
+        steepness: beta; beyond the window, the last layer gets 1 / beta of the average (code: 20).
     """
 
     name: ClassVar[str] = "pyramidkv"
