@@ -9,7 +9,7 @@ most: the scores, the split between modalities, between heads, or between layers
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -72,15 +72,7 @@ def read_with_answer(model: Any, inputs: Any, answer: Sequence[int]) -> list[Lat
 
 
 def _part(view: LayerView, prompt: int) -> Later:
-    cut = slice(None, prompt)
-    own = replace(
-        view,
-        query=view.query[:, :, cut],
-        key=view.key[:, :, cut],
-        value=view.value[:, :, cut],
-        modality=view.modality[:, cut],
-        mask=None if view.mask is None else view.mask[:, :, cut, cut],
-    )
+    own = view.prefix(prompt)
     query, key, value = (x[:, :, prompt:] for x in (view.query, view.key, view.value))
     whole = RaggedEntries.gather(own.key, own.value, KeepPlan.everything(own.modality, key.shape[1]))
     tail, mask = _tail(key, value)

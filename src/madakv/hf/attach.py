@@ -19,6 +19,7 @@ from madakv.errors import (
 )
 from madakv.hf.attention import register
 from madakv.hf.cache import IMPLEMENTATION, RaggedCache
+from madakv.hf.draft import generate_with_draft
 from madakv.hf.options import (
     check_cache,
     check_forward_options,
@@ -159,12 +160,17 @@ def _guarded(model: PreTrainedModel, generate: Callable[..., Any], run: Run) -> 
         default = model.generation_config
         check_generation_options(kwargs, generation_config, default)
         check_cache(kwargs.get("past_key_values"))
-        if kwargs.get("past_key_values") is None:
-            kwargs["past_key_values"] = RaggedCache(model.config, run.method)
+        cache: RaggedCache | None = kwargs.pop("past_key_values", None)
         kwargs.pop("cache_implementation", None)
+        kwargs["generation_config"] = generation_config
         with own_cache_implementation(default):
-            out = generate(inputs, generation_config=generation_config, **kwargs)
-        cache: RaggedCache = kwargs["past_key_values"]
+            if cache is None and run.method.draft:
+                ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+                return generate_with_draft(
+                    generate, ids, lambda: RaggedCache(model.config, run.method), run.method.draft, **kwargs
+                )
+            cache = RaggedCache(model.config, run.method) if cache is None else cache
+            out = generate(inputs, past_key_values=cache, **kwargs)
         if cache.reads_prompt:
             # The answer was shorter than the lookahead.
             record(cache, run)

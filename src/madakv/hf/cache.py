@@ -18,7 +18,7 @@ from madakv.merge import merge_evicted
 from madakv.methods import Method
 from madakv.modality import Modality
 from madakv.plan import KeepPlan
-from madakv.scoring import LayerView
+from madakv.scoring import LayerView, attention_paid
 
 _LAYER_TAG = "_madakv_layer"
 
@@ -32,6 +32,13 @@ IMPLEMENTATION = "madakv"
 """The name under which transformers knows madakv's attention; configs carry it inside `madakv.evict` only."""
 
 
+def attention_to_prefix(view: LayerView, later: int) -> Tensor:
+    """What the last `later` tokens attend to among those before them, [B, H, G, N] fp32."""
+    N = view.key.shape[2] - later
+    rows = (view.modality != Modality.PADDING) & (torch.arange(N + later, device=view.key.device) >= N)
+    return attention_paid(view, rows)[..., :N]
+
+
 class _PromptSlot:
     """Where a cache and its layers meet: what is known of the prompt.
 
@@ -40,12 +47,14 @@ class _PromptSlot:
     Attributes:
         config: the text config that the attention modules consult.
         modality: [B, N] of the prompt, once it is announced; follows the cache's rows.
+        drafted: how many tokens at the end of what is read are a draft of the answer: they score, and are not kept.
         eviction: the decisions, while the prompt is being read.
     """
 
     def __init__(self, config: Any) -> None:
         self.config = config
         self.modality: Tensor | None = None
+        self.drafted = 0
         self.eviction: PromptEviction | None = None
 
     def reading(self) -> PromptEviction:
@@ -120,7 +129,13 @@ class RaggedLayer(CacheLayerMixin):
         Without gradients: an autograd graph behind the kept entries would keep the evicted ones alive.
         """
         eviction = self._slot.reading()
-        eviction.score(view)
+        if self._slot.drafted:
+            whole, view = view, view.prefix(view.key.shape[2] - self._slot.drafted)
+            eviction.score(view)
+            eviction.add_later(self.number, attention_to_prefix(whole, self._slot.drafted))
+            self.prompt_length = view.key.shape[2]
+        else:
+            eviction.score(view)
         if eviction.method.waits:
             plan = KeepPlan.everything(view.modality, view.key.shape[1])
             self.entries = RaggedEntries.gather(view.key, view.value, plan)
@@ -292,6 +307,15 @@ class RaggedCache(Cache):
         """Whether the next forward pass is the prefill; a one-token prompt is one too."""
         return self._slot.modality is None
 
+    def forget_tail(self) -> None:
+        """Forget what was read after the prompt."""
+        for layer in self.ragged_layers:
+            layer.tail = Tail()
+
+    def expect_draft(self, tokens: int) -> None:
+        """Announce that the prompt is followed by so many tokens of a draft, which score and are not kept."""
+        self._slot.drafted = tokens
+
     @property
     def reads_prompt(self) -> bool:
         """Whether the prompt has been announced and `end_prompt` has not been called."""
@@ -315,7 +339,8 @@ class RaggedCache(Cache):
             modality: [B, N] of `Modality` values.
         """
         self._slot.modality = modality
-        self._slot.eviction = PromptEviction(self.method, modality, len(self.evicted_layers))
+        own = modality[:, : modality.shape[1] - self._slot.drafted]
+        self._slot.eviction = PromptEviction(self.method, own, len(self.evicted_layers))
 
     def end_prompt(self) -> list[KeepPlan]:
         """Hand over the plans of the evicted layers, in order; the cache lets go of them.
@@ -323,6 +348,7 @@ class RaggedCache(Cache):
         Layers whose eviction was put off are evicted now, whatever the method still waits for.
         """
         eviction = self._slot.reading()
+        self._slot.modality, self._slot.drafted = eviction.modality, 0
         if eviction.method.waits:
             for layer in self.ragged_layers:
                 layer.evict_later()

@@ -48,10 +48,10 @@ def check_generation_options(options: dict[str, Any], given: Any, default: Any) 
         UnsupportedOptionError: the message starts with the option and its value.
     """
     for name, why in _REFUSED.items():
-        value = _effective(name, options, given, default)
+        value = effective(name, options, given, default)
         if value is not None and value != _NEUTRAL.get(name):
             raise UnsupportedOptionError(f"{name}={_short(value)} cannot be combined with eviction: {why}")
-    if _effective("use_cache", options, given, default) is False:
+    if effective("use_cache", options, given, default) is False:
         raise UnsupportedOptionError(_NO_CACHE)
     wanted = options.get("cache_implementation") or getattr(given, "cache_implementation", None)
     if wanted not in (None, "dynamic"):
@@ -137,7 +137,8 @@ def own_cache_implementation(config: Any) -> Iterator[None]:
         config.cache_implementation = named
 
 
-def _effective(name: str, options: dict[str, Any], given: Any, default: Any) -> Any:
+def effective(name: str, options: dict[str, Any], given: Any, default: Any) -> Any:
+    """A generation option as it counts: of the call, else of the call's config, else of the model's."""
     if name in options:
         return options[name]
     for config in (given, default):

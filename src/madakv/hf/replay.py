@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from madakv.errors import UnsupportedModelError
 from madakv.hf.attach import attached, record
 from madakv.hf.cache import RaggedCache
-from madakv.methods import Full
+from madakv.methods import Full, Method
 from madakv.run import Run
 from madakv.scoring import LayerView
 
@@ -70,13 +70,26 @@ class ReadPrompt:
             model: the model that read it, inside `madakv.evict`.
             run: the block's handle.
         """
-        cache = RaggedCache(model.config, run.method)
+        cache = self._read_by(model, run.method)
+        if cache.is_due:
+            record(cache, run)
+        if run.method.draft:
+            drafted = continue_greedily(
+                model, cache, self.logits, end=end_ids(model), max_new_tokens=run.method.draft
+            )
+            cache = self._read_by(model, replace(run.method, draft=0, lookahead=len(drafted)))
+            for token in drafted:
+                # The last of them makes the cache evict.
+                read_more(model, cache, [token])
+            cache.forget_tail()
+        return cache
+
+    def _read_by(self, model: Any, method: Method) -> RaggedCache:
+        cache = RaggedCache(model.config, method)
         cache.begin_prompt(self.modality)
         for layer, view in zip(cache.ragged_layers, self.views, strict=True):
             layer.prompt_length = view.key.shape[2]
             layer.read_prompt(view)
-        if cache.is_due:
-            record(cache, run)
         return cache
 
 

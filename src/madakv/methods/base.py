@@ -10,6 +10,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from madakv.budget.ledger import check_budget
+from madakv.errors import ConfigurationError
 from madakv.merge import Merge
 from madakv.methods.options import check_choice, check_number
 from madakv.plan import KeepPlan
@@ -46,6 +47,8 @@ class Method(ABC):
         budget: share of the prompt that stays, a float in (0, 1], or entries per head and layer, an int.
         lookahead: how many generated tokens are read with the full cache, and add their attention to the scores,
             before anything is evicted. The prompt then takes its full memory until that many tokens are there.
+        draft: how many tokens of the answer are drafted on the evicted cache, for the prompt to be read a second time
+            and their attention added to the scores. Only `generate` drafts; it takes a second prefill, and no memory.
     """
 
     name: ClassVar[str]
@@ -54,10 +57,16 @@ class Method(ABC):
 
     budget: float | int = 0.2
     lookahead: int = 0
+    draft: int = 0
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
         check_number("lookahead", self.lookahead)
+        check_number("draft", self.draft)
+        if self.draft and self.lookahead:
+            raise ConfigurationError(
+                f"lookahead={self.lookahead} and draft={self.draft}: both look at the answer; choose one"
+            )
 
     @property
     def label(self) -> str:

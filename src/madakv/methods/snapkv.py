@@ -21,9 +21,10 @@ class SnapKV(GroupedMethod):
     """Every head keeps the observation window and the best-scored tokens before it.
 
     A token's score is the attention that the window pays to it, pooled over neighbours so that spans survive
-    (section 4); the window does not pool, and where it does not fit its tokens compete unpooled. Ours differs in that budgets count the window, of which at most the newest
-    half of a head's share is kept; in averaging the query heads of a group, where the authors' code repeats the
-    keys; and in pooling by mean over the neighbours that there are, where theirs counts missing ones as zeros.
+    (section 4); the window does not pool, and where it does not fit its tokens compete unpooled. Ours differs in that
+    budgets count the window, of which at most the newest half of a head's share is kept; in averaging the query heads
+    of a group, where the authors' code repeats the keys; and in pooling by mean over the neighbours that there are,
+    where theirs counts missing ones as zeros.
 
     Attributes:
         window: the last tokens whose attention scores, and which are kept (32 in the authors' LongBench settings).

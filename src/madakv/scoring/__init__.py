@@ -1,6 +1,6 @@
 """How much each prompt token matters to a head: psi and the choice of whose queries measure it."""
 
-from madakv.scoring.attention import GroupReduction, proxy_attention, proxy_attention_reference
+from madakv.scoring.attention import GroupReduction, attention_paid, proxy_attention, proxy_attention_reference
 from madakv.scoring.proxies import ProxyRule, proxy_mask
 from madakv.scoring.view import LayerView
 
@@ -8,6 +8,7 @@ __all__ = [
     "GroupReduction",
     "LayerView",
     "ProxyRule",
+    "attention_paid",
     "proxy_attention",
     "proxy_attention_reference",
     "proxy_mask",

@@ -31,9 +31,23 @@ def proxy_attention(view: LayerView, proxies: Tensor, groups: GroupReduction = "
     Returns:
         [B, H, N] fp32, zero at padding.
     """
+    paid = attention_paid(view, proxies)
+    return paid.mean(2) if groups == "mean" else paid.amax(2)
+
+
+def attention_paid(view: LayerView, proxies: Tensor) -> Tensor:
+    """What each query head's proxies attend to, summed over proxies.
+
+    Args:
+        view: the layer's prefill.
+        proxies: [B, N] bool.
+
+    Returns:
+        [B, H, G, N] fp32, zero at padding.
+    """
     B, H, N, D = view.key.shape
     G = view.query.shape[1] // H
-    psi = torch.zeros(B, H, N, dtype=torch.float32, device=view.key.device)
+    paid = torch.zeros(B, H, G, N, dtype=torch.float32, device=view.key.device)
     for b, rows in enumerate(_proxy_rows(proxies)):
         if not len(rows):
             continue
@@ -42,11 +56,9 @@ def proxy_attention(view: LayerView, proxies: Tensor, groups: GroupReduction = "
         for start in range(0, H, step):
             heads = slice(start, min(start + step, H))
             key = view.key[b, heads].float()
-            per_query_head = torch.zeros(key.shape[0], G, N, dtype=torch.float32, device=key.device)
             for chunk in rows.split(P):
-                per_query_head += _attention(view, b, heads, key, chunk).sum(2)
-            psi[b, heads] = per_query_head.mean(1) if groups == "mean" else per_query_head.amax(1)
-    return psi
+                paid[b, heads] += _attention(view, b, heads, key, chunk).sum(2)
+    return paid
 
 
 def _attention(view: LayerView, b: int, heads: slice, key: Tensor, rows: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -30,3 +30,15 @@ class LayerView:
     mask: Tensor | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
+
+    def prefix(self, length: int) -> LayerView:
+        """The view of the first `length` tokens alone."""
+        cut = slice(None, length)
+        return replace(
+            self,
+            query=self.query[:, :, cut],
+            key=self.key[:, :, cut],
+            value=self.value[:, :, cut],
+            modality=self.modality[:, cut],
+            mask=None if self.mask is None else self.mask[:, :, cut, cut],
+        )

@@ -1,0 +1,151 @@
+"""A draft of the answer scores the prompt: same first token, same budget, and what it needs is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig, TextStreamer
+
+import madakv
+from madakv import ConfigurationError, UnsupportedOptionError, bundled
+from madakv.methods import from_text, resolve
+from madakv.prompts import model_inputs
+from tests import tiny
+
+
+def drafted(
+    model: Any, inputs: dict[str, Any], method: str = "madakv", steps: int = 8, **options: Any
+) -> torch.Tensor:
+    with madakv.evict(model, from_text(method, budget=0.2), draft=4):
+        return tiny.greedy(model, inputs, steps, **options)
+
+
+def test_kept_is_what_question_and_draft_attend_to() -> None:
+    """The second reading's plans are those of psi from full attention, question and draft together."""
+    torch.manual_seed(1)
+    model, inputs = tiny.llava(), tiny.document()
+    method = resolve("madakv", budget=0.2)
+    with madakv.evict(model, method) as run:
+        draft = tiny.greedy(model, inputs, 4)
+    with madakv.evict(model, method, draft=4) as run:
+        out = tiny.greedy(model, inputs, 8)
+    assert run.last is not None
+    assert out[0, 0] == draft[0, 0]
+    N = inputs["input_ids"].shape[1]
+    longer = {**inputs, "input_ids": torch.cat([inputs["input_ids"], draft], 1)}
+    longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+    eager = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    attentions = model(**longer, output_attentions=True).attentions
+    model.set_attn_implementation(eager)
+    psi = []
+    for layer in attentions:
+        grouped = layer[0, :, :, :N].unflatten(0, (2, 4)).mean(1)
+        rows = [*range(N - 10, N), *range(N, N + 4)]
+        psi.append(grouped[:, rows].sum(1)[None])
+    modality = (inputs["input_ids"] == tiny.IMAGE_TOKEN).long()
+    plans = madakv.allocate(psi, modality, method)
+    for plan, kept in zip(plans, run.last.plans, strict=True):
+        assert torch.equal(plan.positions, kept.positions)
+    assert run.last.kv_bytes <= 0.2 * run.last.kv_bytes_full * 1.01
+
+
+def test_at_budget_one_nothing_changes() -> None:
+    torch.manual_seed(1)
+    model, inputs = tiny.llava(), tiny.document()
+    with madakv.evict(model, budget=1.0, draft=3):
+        assert torch.equal(tiny.greedy(model, inputs), tiny.greedy(model, inputs, use_cache=True))
+    plain = tiny.greedy(model, inputs)
+    with madakv.evict(model, budget=1.0, draft=3):
+        assert torch.equal(tiny.greedy(model, inputs), plain)
+
+
+def test_padded_rows_get_what_they_get_alone() -> None:
+    torch.manual_seed(2)
+    model, (tokens, mask) = tiny.llama(), tiny.ids(40, 27)
+    both = drafted(model, {"input_ids": tokens, "attention_mask": mask})
+    for row, length in enumerate((40, 27)):
+        alone = drafted(model, {"input_ids": tokens[row : row + 1, -length:]})
+        assert torch.equal(both[row], alone[0])
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_short_answers(steps: int) -> None:
+    torch.manual_seed(3)
+    model, inputs = tiny.llava(), tiny.document()
+    out = drafted(model, inputs, steps=steps)
+    assert out.shape == (1, steps)
+    assert torch.equal(out[:, :1], tiny.greedy(model, inputs, 1))
+
+
+def test_rows_that_end_at_once_are_filled() -> None:
+    torch.manual_seed(4)
+    model, (tokens, mask) = tiny.llama(), tiny.ids(40, 27)
+    inputs = {"input_ids": tokens, "attention_mask": mask}
+    end = int(tiny.greedy(model, inputs, 1)[1, 0])
+    out = drafted(model, inputs, eos_token_id=end)
+    assert out[1, 0] == end
+    assert (out[1, 1:] == 0).all()
+    alone = drafted(model, {"input_ids": tokens[1:, -27:]}, eos_token_id=end)
+    assert alone.tolist() == [[end]]
+
+
+def test_streamers_hear_every_token_once() -> None:
+    heard: list[torch.Tensor] = []
+
+    class Ear(TextStreamer):
+        def __init__(self) -> None:
+            pass
+
+        def put(self, value: torch.Tensor) -> None:
+            heard.append(value.reshape(-1))
+
+        def end(self) -> None:
+            heard.append(torch.tensor([-1]))
+
+    torch.manual_seed(5)
+    model, inputs = tiny.llava(), tiny.document()
+    out = drafted(model, inputs, streamer=Ear())
+    assert torch.equal(heard[0], inputs["input_ids"][0])
+    assert torch.cat(heard[1:]).tolist() == [*out[0].tolist(), -1]
+
+
+@pytest.mark.parametrize("name", ["max_new_tokens", "max_length"])
+def test_lengths_are_kept(name: str) -> None:
+    torch.manual_seed(6)
+    model, inputs = tiny.llava(), tiny.document()
+    N = inputs["input_ids"].shape[1]
+    config = GenerationConfig(**{name: 7 if name == "max_new_tokens" else N + 7}, do_sample=False)
+    with madakv.evict(model, draft=4):
+        assert model.generate(**inputs, generation_config=config).shape == (1, N + 7)
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_beams": 2}, {"num_return_sequences": 2, "do_sample": True}, {"output_scores": True}]
+)
+def test_what_needs_one_reading_is_refused(options: dict[str, Any]) -> None:
+    model, inputs = tiny.llava(), tiny.document()
+    name, value = next(iter(options.items()))
+    with madakv.evict(model, draft=4), pytest.raises(UnsupportedOptionError, match=f"{name}={value}"):
+        model.generate(**inputs, max_new_tokens=4, **options)
+
+
+def test_lookahead_and_draft_exclude_each_other() -> None:
+    with pytest.raises(ConfigurationError, match="choose one"):
+        resolve("madakv", lookahead=1, draft=1)
+
+
+def test_the_bundled_model_answers_more_with_a_draft() -> None:
+    """A draft finds what only the answer asks for: all digits in order, at a fifth of the memory."""
+    model, processor = bundled.load()
+    sample = bundled.sample()
+    question = next(question for question in sample.questions if question.kind == "which")
+    inputs = model_inputs(processor, f"{sample.text} {question.prompt}", sample.images)
+    answers = []
+    for draft in (0, 12):
+        with madakv.evict(model, budget=0.2, draft=draft):
+            out = model.generate(**inputs, max_new_tokens=20, do_sample=False)
+        answers.append(processor.tokenizer.decode(out[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    assert answers[1] == question.answer
