@@ -10,6 +10,7 @@ from transformers import GenerationConfig, TextStreamer
 
 import madakv
 from madakv import ConfigurationError, UnsupportedOptionError, bundled
+from madakv.evaluation.distance import read_with_answer
 from madakv.methods import from_text, resolve
 from madakv.prompts import model_inputs
 from tests import tiny
@@ -26,7 +27,7 @@ def test_kept_is_what_question_and_draft_attend_to() -> None:
     """The second reading's plans are those of psi from full attention, question and draft together."""
     torch.manual_seed(1)
     model, inputs = tiny.llava(), tiny.document()
-    method = resolve("madakv", budget=0.2)
+    method = resolve("madakv", budget=0.2, values=False)
     with madakv.evict(model, method) as run:
         draft = tiny.greedy(model, inputs, 4)
     with madakv.evict(model, method, draft=4) as run:
@@ -50,6 +51,25 @@ def test_kept_is_what_question_and_draft_attend_to() -> None:
     for plan, kept in zip(plans, run.last.plans, strict=True):
         assert torch.equal(plan.positions, kept.positions)
     assert run.last.kv_bytes <= 0.2 * run.last.kv_bytes_full * 1.01
+
+
+@pytest.mark.parametrize("lookahead", [0, 3])
+def test_scores_weigh_what_an_entry_adds(lookahead: int) -> None:
+    """psi of question and answer, times the norm of the value, decides."""
+    torch.manual_seed(7)
+    model, inputs = tiny.llava(), tiny.document()
+    layers = read_with_answer(model, inputs, tiny.greedy(model, inputs, 6)[0].tolist())
+    method = resolve("madakv", budget=0.2, lookahead=lookahead)
+    with madakv.evict(model, method) as run:
+        tiny.greedy(model, inputs, 6)
+    weighed = []
+    for layer in layers:
+        psi = method.score(layer.view) + layer.paid[:lookahead].sum(0).mean(1)[None]
+        weighed.append(psi * layer.view.value.norm(dim=-1))
+    assert run.last is not None
+    plans = madakv.allocate(weighed, layers[0].view.modality, method)
+    for plan, kept in zip(plans, run.last.plans, strict=True):
+        assert torch.equal(plan.positions, kept.positions)
 
 
 def test_at_budget_one_nothing_changes() -> None:

@@ -36,6 +36,7 @@ class PromptEviction:
         self.layers = layers
         self.plans: list[KeepPlan] = []
         self._psi: list[Tensor] = []
+        self._worth: list[Tensor | None] = []
         self._allocator: Allocator | None = None
 
     def score(self, view: LayerView) -> None:
@@ -50,6 +51,8 @@ class PromptEviction:
                 f"in {view.key.dtype}; load it in another dtype"
             )
         self._psi.append(psi)
+        worth = self.method.worth(view)
+        self._worth.append(None if worth is None else worth.to(self.modality.device))
         self._allocator.observe(view)
 
     def add_later(self, layer: int, attention: Tensor) -> None:
@@ -66,10 +69,15 @@ class PromptEviction:
         if self._allocator is None:
             raise RuntimeError("no layer has been scored")
         if self.method.waits and not self.plans:
-            self._allocator.foresee(self._psi)
-        plan = self._allocator.decide(self._psi[len(self.plans)])
+            self._allocator.foresee([self._final(layer) for layer in range(len(self._psi))])
+        plan = self._allocator.decide(self._final(len(self.plans)))
         self.plans.append(plan)
         return plan
+
+    def _final(self, layer: int) -> Tensor:
+        """[B, H, N]: what the allocator sees."""
+        worth = self._worth[layer]
+        return self._psi[layer] if worth is None else self._psi[layer] * worth
 
 
 def allocate(

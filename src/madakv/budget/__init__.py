@@ -2,12 +2,13 @@
 
 from madakv.budget.apportion import apportion
 from madakv.budget.ledger import Ledger, per_head, prompt_entries
-from madakv.budget.mpa import Demand, demand, preference, top_of_each_modality
+from madakv.budget.mpa import Demand, best_of_all_heads, demand, preference, top_of_each_modality
 
 __all__ = [
     "Demand",
     "Ledger",
     "apportion",
+    "best_of_all_heads",
     "demand",
     "per_head",
     "preference",

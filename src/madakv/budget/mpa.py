@@ -89,6 +89,26 @@ def top_of_each_modality(score: Tensor, modality: Tensor, candidates: Tensor, co
     return torch.zeros_like(chosen).scatter(-1, order, chosen)
 
 
+def best_of_all_heads(score: Tensor, modality: Tensor, candidates: Tensor, count: Tensor) -> Tensor:
+    """How many of a layer's best candidates are of each head and modality; ties to the earlier head, then token.
+
+    Args:
+        score: [B, H, N] float.
+        modality: [B, N] of `Modality` values.
+        candidates: [B, H, N] bool.
+        count: [B] int64, how many are the best, over all heads together.
+
+    Returns:
+        [B, H, M] int64.
+    """
+    flat = score.masked_fill(~candidates, float("-inf")).flatten(1)
+    order = flat.argsort(dim=-1, descending=True, stable=True)
+    rank = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    place = torch.empty_like(order).scatter_(-1, order, rank).view_as(score)
+    best = candidates & (place < count[:, None, None])
+    return (_one_hot(modality)[:, None] & best[..., None]).sum(2)
+
+
 def _one_hot(modality: Tensor) -> Tensor:
     """[B, N] -> [B, N, M] bool, all false at padding."""
     return modality[..., None] == torch.arange(len(KINDS), device=modality.device)

@@ -95,7 +95,7 @@ def _adapted(ranked: Tensor, candidates: Tensor, free: Tensor, floor: float) -> 
     flat = ranked.flatten(1).argsort(dim=-1, descending=True, stable=True)
     total = free.sum(-1)
     best = (candidates.flatten(1) & (_inverse(flat) < total[:, None])).view(B, H, N).sum(-1)
-    wanted = floor * free + (1 - floor) * best
+    wanted = floor * free.to(torch.float64) + (1 - floor) * best.to(torch.float64)
     return apportion(total, wanted, candidates.sum(-1))
 
 

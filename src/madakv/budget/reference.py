@@ -7,7 +7,7 @@ shared with that code, so that a mistake in one shows as a difference between bo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -90,6 +90,8 @@ def _allocate_row(
             entries = allotment // H + (1 if h < allotment % H else 0)
             heads.append(_consider(scores, kinds, proxies, entries, method))
 
+        if method.safeguard < 1:
+            heads = _compete(heads, layer, kinds, method)
         protected = sum(len(head.protected) for head in heads)
         demanded = sum(sum(head.demand) for head in heads)
         if method.compensation in ("none", "signal") or ample or last:
@@ -129,6 +131,32 @@ def _consider(
         demand.append(_fewest(values, method.theta * weight[-1]))
     share = apportion_reference(entries - protect, weight, [len(candidates) for candidates in ranked])
     return _Head(protected=protected, ranked=ranked, share=share, demand=demand)
+
+
+def _compete(
+    heads: Sequence[_Head], psi: Sequence[Sequence[float]], kinds: Sequence[int], method: MadaKV
+) -> list[_Head]:
+    """The heads once they have competed for what lies above their safeguard, with new shares."""
+    sure = method.safeguard
+    even = [sum(head.share) for head in heads]
+    entries = [
+        (-_ranking_score(psi[h], kinds, i, method.text_pooling), h, i, m)
+        for h, head in enumerate(heads)
+        for m, candidates in enumerate(head.ranked)
+        for i in candidates
+    ]
+    best = [(h, m) for _, h, _, m in sorted(entries)[: sum(even)]]
+    counts = [[best.count((h, m)) for m in MODALITIES] for h in range(len(heads))]
+    wanted = [
+        [sure * own + (1 - sure) * c for own, c in zip(head.share, count, strict=True)]
+        for head, count in zip(heads, counts, strict=True)
+    ]
+    rooms = [[len(candidates) for candidates in head.ranked] for head in heads]
+    free = apportion_reference(sum(even), [_plain_sum(parts) for parts in wanted], [sum(room) for room in rooms])
+    return [
+        replace(head, share=apportion_reference(own, parts, room))
+        for head, own, parts, room in zip(heads, free, wanted, rooms, strict=True)
+    ]
 
 
 def _plain_sum(values: Sequence[float]) -> float:

@@ -92,6 +92,10 @@ class Method(ABC):
     def score(self, view: LayerView) -> Tensor:
         """psi, [B, H, N] fp32, from one layer's prefill."""
 
+    def worth(self, view: LayerView) -> Tensor | None:  # noqa: ARG002
+        """What psi is multiplied by once all queries have been heard, [B, H, N] fp32; None: nothing."""
+        return None
+
     def later_score(self, attention: Tensor) -> Tensor:
         """What a generated token adds to psi, [B, H, N], from its attention to the prompt, [B, H, G, N]."""
         return attention.mean(2)
@@ -120,6 +124,10 @@ class GroupedMethod(Method):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("groups", self.groups, GroupReduction)
+
+    def worth(self, view: LayerView) -> Tensor | None:  # noqa: ARG002
+        """What psi is multiplied by once all queries have been heard, [B, H, N] fp32; None: nothing."""
+        return None
 
     def later_score(self, attention: Tensor) -> Tensor:
         """The mean or the maximum over the group."""

@@ -11,6 +11,7 @@ from torch import Tensor
 from madakv.budget import (
     Ledger,
     apportion,
+    best_of_all_heads,
     demand,
     per_head,
     preference,
@@ -19,7 +20,7 @@ from madakv.budget import (
 )
 from madakv.errors import ConfigurationError
 from madakv.methods.base import Allocator, GroupedMethod
-from madakv.methods.options import check_choice, check_proxies, check_width, is_count
+from madakv.methods.options import check_choice, check_flag, check_proxies, check_share, check_width, is_count
 from madakv.modality import Modality
 from madakv.plan import KeepPlan
 from madakv.scoring import LayerView, ProxyRule, proxy_attention, proxy_mask
@@ -34,10 +35,12 @@ Compensation = Literal["none", "capped", "demand", "signal"]
 class MadaKV(GroupedMethod):
     """Each head keeps, of each modality, the tokens its proxies attend to most.
 
-    A layer's allotment is shared evenly by its heads. Of a head's share the proxies come first, the newest that
-    fit in half of it; the rest is split between modalities in proportion to the attention they get (MPA), and
-    what a modality cannot use goes to the others. What a layer spares or overdraws is spread over the layers
-    after it (HCC). Over the whole prompt at most `round(budget * N) * H * L` entries stay.
+    Of a head's even share of its layer's allotment the proxies come first, the newest that fit in half of it; the
+    rest is split between modalities in proportion to the attention they get (MPA), and what a modality cannot use
+    goes to the others. Heads compete for what lies above their safeguard. What a layer spares or overdraws can be
+    spread over the layers after it (HCC). Over the whole prompt at most `round(budget * N) * H * L` entries stay.
+
+    Ours beyond the paper: `text_pooling`, `values`, `safeguard`, `draft` and `lookahead`. `madakv-paper` is without.
 
     Attributes:
         budget: see `Method`.
@@ -49,15 +52,21 @@ class MadaKV(GroupedMethod):
         proxies: whose queries score, see `ProxyRule`.
         max_proxies: the most proxies that `"question"` takes, the newest.
         text_pooling: width of the max-pool over neighbouring text tokens' scores, 1 = none; spans that are
-            copied need their neighbours, patches do not. Ours; the paper has no pooling.
+            copied need their neighbours, patches do not.
+        values: whether scores are multiplied by the norm of the token's value, so that they weigh what an entry adds
+            to the head's output.
+        safeguard: share of its even part, and of that part's split between modalities, that each head is sure of; the
+            rest goes to the best-ranked of all heads of the layer together (as in AdaKV, arXiv 2407.11550).
     """
 
     name: ClassVar[str] = "madakv"
     theta: float = 0.9
-    compensation: Compensation = "capped"
+    compensation: Compensation = "none"
     proxies: ProxyRule = "question"
     max_proxies: int = 32
     text_pooling: int = 5
+    values: bool = True
+    safeguard: float = 0.2
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -68,10 +77,16 @@ class MadaKV(GroupedMethod):
         if not is_count(self.max_proxies):
             raise ConfigurationError(f"max_proxies must be a positive int; got {self.max_proxies!r}")
         check_width("text_pooling", self.text_pooling)
+        check_flag("values", self.values)
+        check_share("safeguard", self.safeguard)
 
     def score(self, view: LayerView) -> Tensor:
         """psi from the proxies' attention."""
         return proxy_attention(view, self.proxy_mask(view.modality), self.groups)
+
+    def worth(self, view: LayerView) -> Tensor | None:
+        """The norms of the values, if they count."""
+        return view.value.float().norm(dim=-1) if self.values else None
 
     def proxy_mask(self, modality: Tensor) -> Tensor:
         """[B, N] bool: the proxies of each row."""
@@ -104,8 +119,9 @@ class _MadaAllocator(Allocator):
         share = per_head(allotment, ledger.heads)
         protected = newest(self.protectable[:, None].expand_as(self.valid), (share // 2)[..., None])
         candidates = self.valid & ~protected
-        split = self._split(psi, candidates, share - protected.sum(-1), allotment)
-        best = top_of_each_modality(self._ranking(psi), self.modality, candidates, split)
+        ranking = self._ranking(psi)
+        split = self._split(psi, ranking, candidates, share - protected.sum(-1), allotment)
+        best = top_of_each_modality(ranking, self.modality, candidates, split)
         keep = protected | best
         ledger.spend(keep.sum((1, 2)))
         return KeepPlan.from_mask(keep)
@@ -118,19 +134,20 @@ class _MadaAllocator(Allocator):
         steered = torch.minimum(self.steered, ledger.most(self.reserve))
         return torch.where(ledger.ample, ledger.even(), torch.maximum(steered, self.reserve))
 
-    def _split(self, psi: Tensor, candidates: Tensor, free: Tensor, allotment: Tensor) -> Tensor:
+    def _split(self, psi: Tensor, ranking: Tensor, candidates: Tensor, free: Tensor, allotment: Tensor) -> Tensor:
         """[B, H, M] int64: how many candidates of each modality each head keeps.
 
         Args:
+            ranking: [B, H, N], what is kept first.
             free: [B, H], each head's share without its protected tokens.
             allotment: [B], the layer's allotment, protected tokens included.
         """
         method, ledger = self.method, self.ledger
         if method.compensation == "none":
             weight, tokens = preference(psi, self.modality, candidates)
-            return apportion(free, weight, tokens)
+            return self._compete(ranking, candidates, apportion(free, weight, tokens), tokens)
         asked = demand(psi, self.modality, candidates, method.theta)
-        split = apportion(free, asked.weight, asked.tokens)
+        split = self._compete(ranking, candidates, apportion(free, asked.weight, asked.tokens), asked.tokens)
         protected = allotment - free.sum(-1)
         surplus = protected + asked.wanted.sum((1, 2)) - allotment
         if method.compensation == "signal":
@@ -147,6 +164,22 @@ class _MadaAllocator(Allocator):
             granted = apportion(room, per_head_wanted.to(torch.float64), per_head_wanted)
             kept = apportion(granted, asked.wanted.to(torch.float64), asked.wanted)
         return torch.where(settled[:, None, None], split, kept)
+
+    def _compete(self, ranking: Tensor, candidates: Tensor, split: Tensor, tokens: Tensor) -> Tensor:
+        """[B, H, M] int64: what heads keep once they have competed for all beyond their safeguard.
+
+        Args:
+            split: [B, H, M], what they would keep without competition.
+            tokens: [B, H, M], how many candidates there are.
+        """
+        sure = self.method.safeguard
+        if sure == 1:
+            return split
+        total = split.sum((1, 2))
+        best = best_of_all_heads(ranking, self.modality, candidates, total)
+        wanted = sure * split.to(torch.float64) + (1 - sure) * best.to(torch.float64)
+        free = apportion(total, wanted.sum(-1), tokens.sum(-1))
+        return apportion(free, wanted, tokens)
 
     def _ranking(self, psi: Tensor) -> Tensor:
         """[B, H, N]: psi, for text tokens pooled over text neighbours."""

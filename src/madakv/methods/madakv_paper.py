@@ -18,6 +18,8 @@ class MadaKVPaper(MadaKV):
     name: ClassVar[str] = "madakv-paper"
     compensation: Compensation = "capped"
     text_pooling: int = 1
+    values: bool = False
+    safeguard: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

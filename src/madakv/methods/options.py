@@ -19,6 +19,12 @@ def check_share(field: str, value: object) -> None:
         raise ConfigurationError(f"{field} must be from 0 to 1; got {value!r}")
 
 
+def check_flag(field: str, value: object) -> None:
+    """Raise ConfigurationError unless `value` is a bool."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{field} must be True or False; got {value!r}")
+
+
 def check_width(field: str, value: object) -> None:
     """Raise ConfigurationError unless `value` is an odd, positive int."""
     if not is_count(value) or value % 2 == 0:  # type: ignore[operator]
