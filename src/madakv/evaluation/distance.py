@@ -92,12 +92,13 @@ def _tail(key: Tensor, value: Tensor) -> tuple[Tail, Tensor]:
 
 
 def plans_of(layers: Sequence[Later], method: Method) -> list[KeepPlan]:
-    """What a method keeps of every layer."""
+    """What a method keeps of every layer; a draft is taken to be right."""
+    heard = max(method.lookahead, method.draft)
     eviction = PromptEviction(method, layers[0].view.modality, len(layers))
     for number, layer in enumerate(layers):
         eviction.score(layer.view)
-        if method.lookahead:
-            eviction.add_later(number, layer.paid[: method.lookahead].sum(0)[None])
+        if heard:
+            eviction.add_later(number, layer.paid[:heard].sum(0)[None])
     return [eviction.decide() for _ in layers]
 
 
