@@ -208,7 +208,7 @@ def test_methods_with_options() -> None:
 
 def test_methods_and_budgets_multiply() -> None:
     assert [repr(method).split(",")[0] for method in expand("full,madakv", "0.2,16")] == [
-        "Full(budget=1.0)",
+        "Full(budget=1.0",
         "MadaKV(budget=0.2",
         "MadaKV(budget=16",
     ]

@@ -22,7 +22,7 @@ from tests import tiny
 METHODS = [
     *("full", "madakv", "snapkv", "lookm", "meda", "prefixkv"),
     *("madakv:lookahead=2", "h2o:lookahead=3", "lookm:lookahead=1"),
-    *("madakv:draft=4", "snapkv:draft=1:window=4", "lookm:draft=20", "meda:draft=3"),
+    *("madakv:draft=4", "snapkv:draft=1:window=4", "lookm:draft=12", "meda:draft=3"),
 ]
 
 

@@ -14,8 +14,10 @@ from transformers import (
     AutoTokenizer,
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+from transformers.utils.import_utils import is_torchvision_available
 
 from madakv import bundled
+from madakv.bundled.processor import PictureProcessor
 from madakv.errors import ConfigurationError
 
 _DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -46,13 +48,22 @@ def load(model: str | None, *, device: str | None = None, dtype: str = "auto") -
         auto_model = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
         loaded: Any = auto_model.from_pretrained(source, dtype=_DTYPES[dtype])
         loaded = loaded.to(device).eval()
-        processor = (AutoProcessor if multimodal else AutoTokenizer).from_pretrained(source)
+        processor = _processor_class(config, multimodal).from_pretrained(source)
     except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         # Whole sentences: the first lines of these messages end where the terminal of their author did.
         reason = text if len(text) <= 300 else text[:300].rsplit(". ", 1)[0]
         raise ConfigurationError(f"cannot load the model {source!r} on {device!r}: {reason}") from error
     return loaded, processor
+
+
+def _processor_class(config: Any, multimodal: bool) -> Any:
+    """What reads a model's inputs; without torchvision, the pictures of Qwen2.5-VL alone, not its videos."""
+    if not multimodal:
+        return AutoTokenizer
+    if config.model_type == "qwen2_5_vl" and not is_torchvision_available():
+        return PictureProcessor
+    return AutoProcessor
 
 
 def _check_device(name: str) -> None:

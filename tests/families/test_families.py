@@ -274,6 +274,19 @@ def test_a_model_without_its_head_is_evicted_alike(name: str) -> None:
         assert torch.equal(plan.positions, other.positions)
 
 
+@every_family
+def test_a_draft_leaves_no_trace(name: str) -> None:
+    """At budget 1.0 the prompt that was read a second time is the prompt; where that cannot be, it is refused."""
+    one = case(name)
+    with madakv.evict(one.model, "madakv", budget=1.0, draft=3):
+        if len(one.family.full_layers) < one.family.layers:
+            with pytest.raises(madakv.UnsupportedOptionError, match="draft=3 needs"):
+                one.model.generate(**one.rows[0], max_new_tokens=STEPS, do_sample=False)
+            return
+        tokens = one.model.generate(**one.batch, max_new_tokens=STEPS, do_sample=False)
+    assert torch.equal(tokens[:, one.batch["input_ids"].shape[1] :], one.together.tokens)
+
+
 @every_mrope_family
 def test_mrope_positions_are_those_of_the_images(name: str) -> None:
     one = case(name)

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
@@ -32,11 +33,14 @@ IMPLEMENTATION = "madakv"
 """The name under which transformers knows madakv's attention; configs carry it inside `madakv.evict` only."""
 
 
-def attention_to_prefix(view: LayerView, later: int) -> Tensor:
-    """What the last `later` tokens attend to among those before them, [B, H, G, N] fp32."""
-    N = view.key.shape[2] - later
-    rows = (view.modality != Modality.PADDING) & (torch.arange(N + later, device=view.key.device) >= N)
-    return attention_paid(view, rows)[..., :N]
+def attention_to_prefix(view: LayerView, heard: Tensor) -> Tensor:
+    """What those of the last tokens that are `heard` ([B, n] bool) attend to among all before the last n.
+
+    Returns:
+        [B, H, G, N] fp32.
+    """
+    N = view.key.shape[2] - heard.shape[1]
+    return attention_paid(view, pad(heard.to(view.key.device), (N, 0)))[..., :N]
 
 
 class _PromptSlot:
@@ -47,14 +51,15 @@ class _PromptSlot:
     Attributes:
         config: the text config that the attention modules consult.
         modality: [B, N] of the prompt, once it is announced; follows the cache's rows.
-        drafted: how many tokens at the end of what is read are a draft of the answer: they score, and are not kept.
+        draft: [B, n] bool, where the last n of the tokens that are read are a draft of the answer, which is not kept:
+            those of them that score.
         eviction: the decisions, while the prompt is being read.
     """
 
     def __init__(self, config: Any) -> None:
         self.config = config
         self.modality: Tensor | None = None
-        self.drafted = 0
+        self.draft: Tensor | None = None
         self.eviction: PromptEviction | None = None
 
     def reading(self) -> PromptEviction:
@@ -129,10 +134,10 @@ class RaggedLayer(CacheLayerMixin):
         Without gradients: an autograd graph behind the kept entries would keep the evicted ones alive.
         """
         eviction = self._slot.reading()
-        if self._slot.drafted:
-            whole, view = view, view.prefix(view.key.shape[2] - self._slot.drafted)
+        if self._slot.draft is not None:
+            whole, view = view, view.prefix(view.key.shape[2] - self._slot.draft.shape[1])
             eviction.score(view)
-            eviction.add_later(self.number, attention_to_prefix(whole, self._slot.drafted))
+            eviction.add_later(self.number, attention_to_prefix(whole, self._slot.draft))
             self.prompt_length = view.key.shape[2]
         else:
             eviction.score(view)
@@ -312,9 +317,9 @@ class RaggedCache(Cache):
         for layer in self.ragged_layers:
             layer.tail = Tail()
 
-    def expect_draft(self, tokens: int) -> None:
-        """Announce that the prompt is followed by so many tokens of a draft, which score and are not kept."""
-        self._slot.drafted = tokens
+    def expect_draft(self, heard: Tensor) -> None:
+        """Announce that a draft follows the prompt, [B, n] bool: which of its tokens score. None of them is kept."""
+        self._slot.draft = heard
 
     @property
     def reads_prompt(self) -> bool:
@@ -339,7 +344,8 @@ class RaggedCache(Cache):
             modality: [B, N] of `Modality` values.
         """
         self._slot.modality = modality
-        own = modality[:, : modality.shape[1] - self._slot.drafted]
+        drafted = 0 if self._slot.draft is None else self._slot.draft.shape[1]
+        own = modality[:, : modality.shape[1] - drafted]
         self._slot.eviction = PromptEviction(self.method, own, len(self.evicted_layers))
 
     def end_prompt(self) -> list[KeepPlan]:
@@ -348,7 +354,7 @@ class RaggedCache(Cache):
         Layers whose eviction was put off are evicted now, whatever the method still waits for.
         """
         eviction = self._slot.reading()
-        self._slot.modality, self._slot.drafted = eviction.modality, 0
+        self._slot.modality, self._slot.draft = eviction.modality, None
         if eviction.method.waits:
             for layer in self.ragged_layers:
                 layer.evict_later()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import GenerationConfig
 from madakv.errors import UnsupportedOptionError
 from madakv.hf.cache import RaggedCache
 from madakv.hf.options import effective
+from madakv.modality import family_of
 
 _CALL_OPTIONS = (
     "attention_mask",
@@ -55,20 +57,34 @@ def generate_with_draft(
         "max_new_tokens": draft if most is None else min(draft, most),
         "return_dict_in_generate": False,
     }
-    drafted: Tensor = generate(ids, **first, past_key_values=cache())
+    trial = cache()
+    if len(trial.evicted_layers) != len(trial.layers):
+        raise UnsupportedOptionError(
+            f"draft={draft} needs a model whose layers all have full attention: sliding windows and linear states "
+            "cannot take a draft back; use lookahead"
+        )
+    drafted: Tensor = generate(ids, **first, past_key_values=trial)
     N = ids.shape[1]
-    end = _end_ids(effective("eos_token_id", options, given, default), ids.device)
-    # What follows an end is filling, and has nothing to say.
-    said = torch.isin(drafted[:, N:], end).cumsum(-1) - torch.isin(drafted[:, N:], end).to(torch.int64) == 0
+    ending = effective("eos_token_id", options, given, default)
+    end = _ids(ending if isinstance(ending, list) else [] if ending is None else [ending], ids.device)
+    config = generate.__self__.config  # type: ignore[attr-defined]
+    placeholders = [int(getattr(config, name)) for _, name in family_of(config).items()]
+    taken = {*placeholders, effective("pad_token_id", options, given, default)}
+    filling = next(token for token in range(len(taken) + 1) if token not in taken)
+    later = drafted[:, N:]
+    ends = torch.isin(later, end)
+    # What follows an end is filling, and a placeholder stands for nothing here: both have nothing to say.
+    unsaid = (ends.cumsum(-1) - ends.to(torch.int64) > 0) | torch.isin(later, _ids(placeholders, ids.device))
     mask = options.get("attention_mask")
     mask = torch.ones_like(ids) if mask is None else mask
     kinds = options.get("mm_token_type_ids")
-    again = {**options, "attention_mask": torch.cat([mask, said.to(mask.dtype)], dim=1), "max_new_tokens": 1}
+    again = {**options, "attention_mask": torch.cat([mask, torch.ones_like(later)], dim=1), "max_new_tokens": 1}
     if kinds is not None:
-        again["mm_token_type_ids"] = torch.cat([kinds, torch.zeros_like(drafted[:, N:])], dim=1)
+        again["mm_token_type_ids"] = torch.cat([kinds, torch.zeros_like(later)], dim=1)
     kept = cache()
-    kept.expect_draft(drafted.shape[1] - N)
-    generate(drafted, **again, past_key_values=kept)
+    kept.expect_draft(~unsaid)
+    with _positions_kept(generate.__self__):  # type: ignore[attr-defined]
+        generate(torch.cat([ids, later.masked_fill(unsaid, filling)], dim=1), **again, past_key_values=kept)
     # Pictures have been read; only how to generate is still needed.
     last = {name: value for name, value in options.items() if name in _CALL_OPTIONS or hasattr(_PLAIN, name)}
     last["attention_mask"] = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
@@ -89,6 +105,16 @@ def generate_with_draft(
         fill = effective("pad_token_id", options, given, default)
         sequences[ended, N + 1 :] = int(end[0]) if fill is None else fill
     return out
+
+
+@contextmanager
+def _positions_kept(model: torch.nn.Module) -> Iterator[None]:
+    """Restore what M-RoPE models remember of a prompt: where its last position lies, which a draft behind it can move."""
+    holders = [module for module in model.modules() if getattr(module, "rope_deltas", None) is not None]
+    before = [module.rope_deltas for module in holders]
+    yield
+    for module, deltas in zip(holders, before, strict=True):
+        module.rope_deltas = deltas
 
 
 _PLAIN = GenerationConfig()
@@ -127,7 +153,5 @@ def _check(options: dict[str, Any], given: Any, default: Any, ids: Tensor | None
             )
 
 
-def _end_ids(end: Any, device: torch.device) -> Tensor:
-    return torch.tensor(
-        end if isinstance(end, list) else [] if end is None else [end], device=device, dtype=torch.int64
-    )
+def _ids(tokens: list[int], device: torch.device) -> Tensor:
+    return torch.tensor(tokens, device=device, dtype=torch.int64)

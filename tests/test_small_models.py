@@ -1,0 +1,105 @@
+"""The models of the long documents: they load by name, read as they were trained, and answer."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import madakv
+from madakv import bundled
+from madakv.answering import answer
+from madakv.evaluation.documents import make_document
+from madakv.evaluation.documents.document import SIZES
+from madakv.loading import load
+from madakv.methods import from_text
+from madakv.prompts import model_inputs
+
+TRAINING = Path(__file__).parents[1] / "training" / "small"
+
+
+@pytest.fixture(scope="module")
+def small_llava() -> tuple[Any, Any]:
+    return load("small-llava", device="cpu")
+
+
+def test_they_are_found_by_name_and_small(small_llava: tuple[Any, Any]) -> None:
+    assert "small-llava" in bundled.named()
+    size = sum(file.stat().st_size for folder in bundled.named().values() for file in folder.iterdir())
+    assert size < 48 << 20
+    model, _ = small_llava
+    assert model.dtype == torch.float32
+    assert 5e6 <= sum(p.numel() for p in model.parameters()) <= 30e6
+
+
+def test_long_documents_are_answered(small_llava: tuple[Any, Any]) -> None:
+    """Most answers of 500 and 1,000 tokens are right, whole; with a draft at a tenth of the memory as well."""
+    model, processor = small_llava
+    right: dict[str, list[bool]] = {"full": [], "madakv:draft=8": []}
+    for seed, tokens in ((900, 512), (901, 1024)):
+        document = make_document(seed, tokens=tokens)
+        for question in document.questions:
+            if question.kind in ("twin", "count"):
+                continue
+            inputs = model_inputs(processor, f"{document.text} {question.prompt}", document.images)
+            for name, answers in right.items():
+                method = from_text(name, budget=None if name == "full" else 0.1)
+                answers.append(answer(model, processor, inputs, method, max_new_tokens=12).text == question.answer)
+    assert sum(right["full"]) >= 12
+    assert sum(right["madakv:draft=8"]) >= sum(right["full"]) - 2
+
+
+@pytest.mark.parametrize("name", ["small-llava", "small-qwen2.5-vl"])
+def test_processors_give_what_training_reads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TRAINING))
+    for module in ("architecture", "rows", "stages"):
+        sys.modules.pop(module, None)
+    from architecture import ARCHITECTURES  # type: ignore[import-not-found]
+    from rows import Item, collate  # type: ignore[import-not-found]
+
+    architecture = ARCHITECTURES[name]
+    document = make_document(3, tokens=512, sizes=architecture.sizes)
+    question = document.questions[0]
+    inputs = model_inputs(architecture.processor(), f"{document.text} {question.prompt}", document.images)
+    pixels = [np.array(image) for image in document.images]
+    asked = [(question.prompt.split(), question.answer.split())]
+    trained = collate([Item(document.text.split(), asked, [question.kind], pixels)], architecture).inputs
+    N = inputs["input_ids"].shape[1]
+    assert torch.equal(inputs["input_ids"], trained["input_ids"][:, :N])
+    assert torch.equal(inputs["pixel_values"], trained["pixel_values"])
+    if name != "small-llava":
+        assert torch.equal(inputs["image_grid_thw"], trained["image_grid_thw"])
+        assert len({tuple(grid) for grid in inputs["image_grid_thw"].tolist()}) > 1
+        model = architecture.build().eval()
+        with torch.no_grad():
+            plain = model(**inputs, use_cache=True).logits[:, -1]
+            with madakv.evict(model, budget=0.2):
+                evicted = model(**inputs, use_cache=True).logits[:, -1]
+        torch.testing.assert_close(evicted, plain, rtol=1e-4, atol=1e-4)
+    else:
+        assert architecture.sizes == SIZES
+
+
+def test_qwen_loads_without_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exported, loaded by folder, and asked about pictures: what `generate` needs is all there."""
+    monkeypatch.syspath_prepend(str(TRAINING))
+    sys.modules.pop("architecture", None)
+    from architecture import ARCHITECTURES
+
+    architecture = ARCHITECTURES["small-qwen2.5-vl"]
+    architecture.export(architecture.build(), tmp_path)
+    model, processor = load(str(tmp_path), device="cpu")
+    document = make_document(3, tokens=512, sizes=architecture.sizes)
+    inputs = model_inputs(processor, f"{document.text} {document.questions[0].prompt}", document.images)
+    assert inputs["image_grid_thw"].shape[0] == len(document.images)
+    plain = model.generate(**inputs, max_new_tokens=6)
+    with madakv.evict(model, budget=1.0, draft=3):
+        assert torch.equal(model.generate(**inputs, max_new_tokens=6), plain)
+    with madakv.evict(model, budget=0.1, draft=3) as run:
+        assert model.generate(**inputs, max_new_tokens=6).shape == plain.shape
+    assert run.last is not None
+    assert run.last.kv_bytes < 0.11 * run.last.kv_bytes_full
