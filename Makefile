@@ -45,18 +45,19 @@ CHOICES := $(CHOICES),madakv:compensation=capped:theta=0.7,madakv:proxies=4,mada
 CHOICES := $(CHOICES),madakv:text_pooling=1,madakv:values=False,madakv:safeguard=1.0,madakv:safeguard=0.5
 HELP := madakv:draft=1,madakv:draft=2,madakv:draft=4,madakv:draft=8,madakv:lookahead=1,madakv:lookahead=2
 HELP := $(HELP),madakv:draft=8:text_pooling=1,madakv:draft=8:values=False,madakv:draft=8:safeguard=1.0
+HELP := $(HELP),madakv:draft=8:answer_weight=1.0,madakv:draft=8:answer_weight=4.0
 BUDGETS := 0.5,0.2,0.1,0.05,0.02
 
 results: venv
 	$(EVAL) --suite long-512 --methods $(RIVALS) --budgets $(BUDGETS) --samples 24 --out results/long-512/rivals
 	$(EVAL) --suite long-512 --methods $(DRAFTED) --budgets $(BUDGETS) --samples 24 --out results/long-512/draft
-	$(EVAL) --suite long-512 --methods $(CHOICES),$(HELP) --budgets 0.2,0.05 --samples 16 --seed 100000 \
+	$(EVAL) --suite long-512 --methods $(CHOICES),$(HELP) --budgets 0.2,0.05 --samples 10 --seed 100000 \
 		--out results/long-512/choices
-	$(EVAL) --suite long --methods full,snapkv,adakv,madakv,madakv:draft=8,snapkv:draft=8 --budgets 0.2,0.05 --samples 12 \
+	$(EVAL) --suite long --methods full,snapkv,adakv,madakv,madakv:draft=8,snapkv:draft=8 --budgets 0.2,0.05 --samples 8 \
 		--out results/long
 	$(BIN)/madakv distance --model small-llava --suite long-512 --methods $(subst full$(comma),,$(RIVALS)),madakv:draft=8 \
-		--budgets 0.2,0.05 --samples 4 --out results/long-512/distance
-	$(BIN)/madakv eval --methods full,madakv,madakv:draft=12 --budgets 0.5,0.2,0.1,0.05 --samples 100 --out results/digits
+		--budgets 0.2 --samples 3 --out results/long-512/distance
+	$(BIN)/madakv eval --methods full,madakv,madakv:draft=12 --budgets 0.5,0.2,0.1,0.05 --samples 40 --out results/digits
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -294,3 +294,13 @@ def test_images_stay_at_their_marks_whatever_the_template_does(prompt: str, move
     content = [{"type": "image"} if part == "<image>" else {"type": "text", "text": part} for part in prompt.split()]
     rendered = processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
     assert (rendered.split()[1:] != prompt.split()) == moved, "the case must be what it claims to be"
+
+
+def test_distances_from_the_command_line(tmp_path: Path) -> None:
+    result = run("distance", "--samples", "1", "--methods", "full,madakv", "--budgets", "0.2", "--out", str(tmp_path))
+    assert result.exit_code == 0, result.stderr
+    head, _, full, ours = (tmp_path / "table.md").read_text().splitlines()
+    assert head.startswith("| method | budget | layer 0 |")
+    assert full.startswith("| `full` | 100% | 0.000 |")
+    assert "| `madakv` | 20% |" in ours
+    assert result.stdout == (tmp_path / "table.md").read_text()

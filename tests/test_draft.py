@@ -27,7 +27,7 @@ def test_kept_is_what_question_and_draft_attend_to() -> None:
     """The second reading's plans are those of psi from full attention, question and draft together."""
     torch.manual_seed(1)
     model, inputs = tiny.llava(), tiny.document()
-    method = resolve("madakv", budget=0.2, values=False)
+    method = resolve("madakv", budget=0.2, values=False, answer_weight=2.0)
     with madakv.evict(model, method) as run:
         draft = tiny.greedy(model, inputs, 4)
     with madakv.evict(model, method, draft=4) as run:
@@ -44,8 +44,7 @@ def test_kept_is_what_question_and_draft_attend_to() -> None:
     psi = []
     for layer in attentions:
         grouped = layer[0, :, :, :N].unflatten(0, (2, 4)).mean(1)
-        rows = [*range(N - 10, N), *range(N, N + 4)]
-        psi.append(grouped[:, rows].sum(1)[None])
+        psi.append((grouped[:, N - 10 : N].sum(1) + 2 * grouped[:, N:].sum(1))[None])
     modality = (inputs["input_ids"] == tiny.IMAGE_TOKEN).long()
     plans = madakv.allocate(psi, modality, method)
     for plan, kept in zip(plans, run.last.plans, strict=True):
@@ -64,7 +63,7 @@ def test_scores_weigh_what_an_entry_adds(lookahead: int) -> None:
         tiny.greedy(model, inputs, 6)
     weighed = []
     for layer in layers:
-        psi = method.score(layer.view) + layer.paid[:lookahead].sum(0).mean(1)[None]
+        psi = method.score(layer.view) + 16 * layer.paid[:lookahead].sum(0).mean(1)[None]
         weighed.append(psi * layer.view.value.norm(dim=-1))
     assert run.last is not None
     plans = madakv.allocate(weighed, layers[0].view.modality, method)

@@ -20,6 +20,7 @@ class MadaKVPaper(MadaKV):
     text_pooling: int = 1
     values: bool = False
     safeguard: float = 1.0
+    answer_weight: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

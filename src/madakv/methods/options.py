@@ -19,6 +19,12 @@ def check_share(field: str, value: object) -> None:
         raise ConfigurationError(f"{field} must be from 0 to 1; got {value!r}")
 
 
+def check_positive(field: str, value: object) -> None:
+    """Raise ConfigurationError unless `value` is a positive, finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ConfigurationError(f"{field} must be a positive number; got {value!r}")
+
+
 def check_flag(field: str, value: object) -> None:
     """Raise ConfigurationError unless `value` is a bool."""
     if not isinstance(value, bool):
