@@ -131,7 +131,7 @@ def test_intervals_are_paired() -> None:
     assert lines["half"].of_full == 1.0
     assert lines["half"].interval == (1.0, 1.0)
     other = many("half", lambda n, _: n % 2 == 1)
-    low, high = ratio_to(other, full)[1]
+    low, high = (ratio_to(other, full) or (0, (0, 0)))[1]
     assert 0.7 < low < 0.85
     assert 1.18 < high < 1.4
 
@@ -142,9 +142,23 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     for _ in range(60):
         full = many("full", lambda n, kind: True)
         own = many("own", lambda n, kind: rng.random() < 0.8)
-        low, high = ratio_to(own, full)[1]
+        low, high = (ratio_to(own, full) or (0, (0, 0)))[1]
         covered += low <= 0.8 <= high
     assert covered >= 52
+
+
+def test_ratios_where_little_is_known() -> None:
+    """A full cache that is never right has no ratio; samples of one method alone count for neither."""
+    wrong = many("full", lambda n, kind: False)
+    (_, line) = summarise([*wrong, *many("own", lambda n, kind: True)])
+    assert line.of_full is None
+    full = [replace(ROW, label="full", method="full", sample=f"{n}-{k}", kind=k) for n in range(2) for k in "ab"]
+    full[-1] = replace(full[-1], correct=False)
+    own = [replace(row, label="own", method="own", correct=True) for row in full[:-1]]
+    ratio = ratio_to(own, full)
+    assert ratio is not None
+    assert ratio[0] == 1.0
+    assert ratio[1] == (1.0, 1.0)
 
 
 def test_without_a_full_cache_there_is_no_ratio() -> None:

@@ -97,8 +97,8 @@ def plans_of(layers: Sequence[Later], method: Method) -> list[KeepPlan]:
     eviction = PromptEviction(method, layers[0].view.modality, len(layers))
     for number, layer in enumerate(layers):
         eviction.score(layer.view)
-        if heard:
-            eviction.add_later(number, layer.paid[:heard].sum(0)[None])
+        for paid in layer.paid[:heard]:
+            eviction.add_later(number, paid[None])
     return [eviction.decide() for _ in layers]
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from madakv.api import evict
-from madakv.errors import UnsupportedModelError
+from madakv.errors import UnsupportedModelError, UnsupportedOptionError
 from madakv.evaluation.records import Row, open_results
 from madakv.evaluation.suites import Sample, suite
 from madakv.hf.replay import ReadPrompt, continue_greedily, end_ids, finish, prefill, read_more
@@ -64,6 +64,10 @@ def run_suite(
                 continue
             inputs = model_inputs(processor, sample.prompt, sample.images).to(model.device)
             prompt = _read_once(model, inputs)
+            if prompt is None and (drafting := [method.label for method in left if method.draft]):
+                raise UnsupportedOptionError(
+                    f"{', '.join(drafting)}: a draft needs full attention in all layers of the model; use lookahead"
+                )
             for method in left:
                 row = _answer_row(model, processor, inputs, prompt, method, sample, max_new_tokens)
                 append(row)
@@ -98,7 +102,10 @@ def _answer_row(
     tokenizer = getattr(processor, "tokenizer", processor)
     end = end_ids(model)
     with evict(model, method) as run:
-        cache, logits = prefill(model, inputs) if prompt is None else (prompt.evicted(model, run), prompt.logits)
+        if prompt is None:
+            cache, logits = prefill(model, inputs)
+        else:
+            cache, logits = prompt.evicted(model, run, max_new_tokens=max_new_tokens), prompt.logits
         ids = continue_greedily(model, cache, logits, end=end, max_new_tokens=max_new_tokens)
         finish(cache, run)
         if sample.follow_up is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import mean
@@ -62,13 +63,16 @@ def summarise(rows: Sequence[Row]) -> list[Line]:
     return lines
 
 
-def ratio_to(own: Sequence[Row], other: Sequence[Row]) -> tuple[float, tuple[float, float]]:
+def ratio_to(own: Sequence[Row], other: Sequence[Row]) -> tuple[float, tuple[float, float]] | None:
     """Average accuracy over that of another method on the same samples, and its 95 % interval.
 
     Documents are drawn with replacement, each with all its questions, the same for both methods.
 
     Args:
-        own, other: rows of two methods; samples of the second that the first lacks are left out.
+        own, other: rows of two methods; samples that only one of them has are left out.
+
+    Returns:
+        None if the other method never answers right.
     """
     try:
         import numpy as np
@@ -82,13 +86,19 @@ def ratio_to(own: Sequence[Row], other: Sequence[Row]) -> tuple[float, tuple[flo
         for row in rows:
             if (row.document, row.kind) in place:
                 table[side][place[row.document, row.kind]] = row.correct
+    table[:, np.isnan(table).any(0)] = np.nan
     rng = np.random.default_rng(_SEED)
     whole = np.nanmean(table, axis=1).mean(-1)
+    if not whole[1] > 0:
+        return None
     drawn = rng.integers(len(documents), size=(RESAMPLES, len(documents)))
-    means = np.array([np.nanmean(table[:, chosen], axis=1).mean(-1) for chosen in drawn])
-    ratios = means[:, 0] / np.maximum(means[:, 1], 1e-12)
-    low, high = np.percentile(ratios, [2.5, 97.5])
-    return float(whole[0] / max(whole[1], 1e-12)), (float(low), float(high))
+    with warnings.catch_warnings():
+        # A draw in which some kind does not occur has no average, and is left out.
+        warnings.simplefilter("ignore", RuntimeWarning)
+        means = np.array([np.nanmean(table[:, chosen], axis=1).mean(-1) for chosen in drawn])
+    means = means[np.isfinite(means).all(-1) & (means[:, 1] > 0)]
+    low, high = np.percentile(means[:, 0] / means[:, 1], [2.5, 97.5])
+    return float(whole[0] / whole[1]), (float(low), float(high))
 
 
 def markdown(lines: Sequence[Line]) -> str:

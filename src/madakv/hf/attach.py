@@ -167,7 +167,7 @@ def _guarded(model: PreTrainedModel, generate: Callable[..., Any], run: Run) -> 
             if cache is None and run.method.draft:
                 ids = kwargs.pop("input_ids", None) if inputs is None else inputs
                 return generate_with_draft(
-                    generate, ids, lambda: RaggedCache(model.config, run.method), run.method.draft, **kwargs
+                    model, generate, ids, lambda: RaggedCache(model.config, run.method), run.method.draft, **kwargs
                 )
             cache = RaggedCache(model.config, run.method) if cache is None else cache
             out = generate(inputs, past_key_values=cache, **kwargs)

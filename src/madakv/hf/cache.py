@@ -137,7 +137,10 @@ class RaggedLayer(CacheLayerMixin):
         if self._slot.draft is not None:
             whole, view = view, view.prefix(view.key.shape[2] - self._slot.draft.shape[1])
             eviction.score(view)
-            eviction.add_later(self.number, attention_to_prefix(whole, self._slot.draft))
+            for token in torch.eye(self._slot.draft.shape[1], dtype=torch.bool):
+                # One after another, as a lookahead hears them: a maximum over groups is not linear.
+                heard = self._slot.draft & token.to(self._slot.draft.device)
+                eviction.add_later(self.number, attention_to_prefix(whole, heard))
             self.prompt_length = view.key.shape[2]
         else:
             eviction.score(view)

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, StoppingCriteriaList, StopStringCriteria
+from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from madakv.errors import UnsupportedOptionError
 from madakv.hf.cache import RaggedCache
@@ -15,26 +16,32 @@ from madakv.hf.options import effective
 from madakv.modality import family_of
 
 _CALL_OPTIONS = (
-    "attention_mask",
-    "generation_config",
-    "logits_processor",
-    "stopping_criteria",
-    "streamer",
-    "tokenizer",
+    *("attention_mask", "generation_config", "logits_processor", "stopping_criteria", "streamer", "tokenizer"),
+    "prefix_allowed_tokens_fn",
 )
 _ONE_SEQUENCE = {"num_beams": 1, "num_return_sequences": 1}
+_OF_ONE_CALL = ("position_ids", "token_type_ids", "max_time")
 _OF_EVERY_TOKEN = ("output_scores", "output_logits", "output_hidden_states")
+_PLAIN = GenerationConfig()
+_DEFAULT_LENGTH = 20
+"""New tokens where nothing says how many, as in transformers."""
 
 
 def generate_with_draft(
-    generate: Callable[..., Any], ids: Tensor | None, cache: Callable[[], RaggedCache], draft: int, **options: Any
+    model: Any,
+    generate: Callable[..., Any],
+    ids: Tensor | None,
+    cache: Callable[[], RaggedCache],
+    draft: int,
+    **options: Any,
 ) -> Any:
     """Draft on an evicted cache, read the prompt again with the draft behind it, and generate from what that keeps.
 
     The first token comes out of the first prefill, where nothing is missing, and stays.
 
     Args:
-        generate: the model's own, inside `madakv.evict`.
+        model: inside `madakv.evict`.
+        generate: its own.
         ids: [B, N] of the prompt.
         cache: makes an empty cache.
         draft: tokens to draft, at least 1.
@@ -44,69 +51,154 @@ def generate_with_draft(
         What `generate` returns.
 
     Raises:
-        UnsupportedOptionError: an option that needs every token to come from one reading.
+        UnsupportedOptionError: an option that needs every token to come from one reading, or a model that cannot take
+            a draft back.
     """
-    given = options.get("generation_config")
-    model = generate.__self__  # type: ignore[attr-defined]
-    _check(model, options, given, ids)
-    default = model.generation_config
-    assert ids is not None
-    most = effective("max_new_tokens", options, given, default)
-    streamer = options.pop("streamer", None)
-    first = {
-        **options,
-        "max_new_tokens": draft if most is None else min(draft, most),
-        "return_dict_in_generate": False,
-    }
-    trial = cache()
-    if len(trial.evicted_layers) != len(trial.layers):
-        raise UnsupportedOptionError(
-            f"draft={draft} needs a model whose layers all have full attention: sliding windows and linear states "
-            "cannot take a draft back; use lookahead"
-        )
-    drafted: Tensor = generate(ids, **first, past_key_values=trial)
-    N = ids.shape[1]
-    ending = effective("eos_token_id", options, given, default)
-    end = _ids(ending if isinstance(ending, list) else [] if ending is None else [ending], ids.device)
-    placeholders = [int(getattr(model.config, name)) for _, name in family_of(model.config).items()]
-    taken = {*placeholders, effective("pad_token_id", options, given, default)}
-    filling = next(token for token in range(len(taken) + 1) if token not in taken)
-    later = drafted[:, N:]
-    ends = torch.isin(later, end)
-    # What follows an end is filling, and a placeholder stands for nothing here: both have nothing to say.
-    unsaid = (ends.cumsum(-1) - ends.to(torch.int64) > 0) | torch.isin(later, _ids(placeholders, ids.device))
-    mask = options.get("attention_mask")
-    mask = torch.ones_like(ids) if mask is None else mask
-    kinds = options.get("mm_token_type_ids")
-    again = {**options, "attention_mask": torch.cat([mask, torch.ones_like(later)], dim=1), "max_new_tokens": 1}
-    if kinds is not None:
-        again["mm_token_type_ids"] = torch.cat([kinds, torch.zeros_like(later)], dim=1)
+    call = _Call(model, generate, options)
+    if ids is None:
+        raise UnsupportedOptionError("draft needs input_ids: a prompt of embeddings cannot be followed by a draft")
+    call.check(cache(), draft)
+    most = call.most_new_tokens(ids)
+    if most < 1:
+        # transformers says what is wrong.
+        return generate(ids, **options, past_key_values=cache())
+    drafted = call.draft(ids, cache(), min(draft, most))
+    stops = call.stops(drafted, ids.shape[1])
     kept = cache()
-    kept.expect_draft(~unsaid)
-    generate(torch.cat([ids, later.masked_fill(unsaid, filling)], dim=1), **again, past_key_values=kept)
-    # Pictures have been read; only how to generate is still needed.
-    last = {name: value for name, value in options.items() if name in _CALL_OPTIONS or hasattr(_PLAIN, name)}
-    last["attention_mask"] = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
-    if streamer is not None:
-        last["streamer"] = _FirstTokenApart(streamer)
-    started = drafted[:, : N + 1]
-    ended = torch.isin(started[:, -1], end)
-    if most is not None:
-        last["max_new_tokens"] = most - 1
-    if (most == 1) or bool(ended.all()):
+    call.read_again(ids, drafted, stops, kept)
+    return call.go_on(ids, drafted, stops, kept, most)
+
+
+class _Call:
+    """One call of `generate`, made in three.
+
+    Args:
+        model: the model.
+        generate: its own.
+        options: of the call, the prompt's ids aside.
+    """
+
+    def __init__(self, model: Any, generate: Callable[..., Any], options: dict[str, Any]) -> None:
+        self._model = model
+        self._generate = generate
+        self._options = {name: value for name, value in options.items() if name not in ("streamer", "max_length")}
+        self._all = options
+        ending = self._effective("eos_token_id")
+        self._end = ending if isinstance(ending, list) else [] if ending is None else [ending]
+        self._pad = self._effective("pad_token_id")
+
+    def _effective(self, name: str) -> Any:
+        return effective(name, self._all, self._all.get("generation_config"), self._model.generation_config)
+
+    def check(self, cache: RaggedCache, draft: int) -> None:
+        """Refuse what cannot be done in two readings."""
+        if len(cache.evicted_layers) != len(cache.layers):
+            raise UnsupportedOptionError(
+                f"draft={draft} needs a model whose layers all have full attention: sliding windows and linear "
+                "states cannot take a draft back; use lookahead"
+            )
+        videos = self._all.get("pixel_values_videos") is not None
+        if videos and any(hasattr(module, "rope_deltas") for module in self._model.modules()):
+            # Where a video ends, these models continue positions in one way within generate and in another after it.
+            raise UnsupportedOptionError("draft cannot be combined with videos on M-RoPE models; use lookahead")
+        for name, alone in _ONE_SEQUENCE.items():
+            if (value := self._effective(name)) not in (None, alone):
+                raise UnsupportedOptionError(
+                    f"{name}={value} cannot be combined with draft, which is one sequence per row"
+                )
+        for name in _OF_ONE_CALL:
+            if self._effective(name) is not None:
+                raise UnsupportedOptionError(f"{name} cannot be combined with draft, which takes more than one call")
+        for name in _OF_EVERY_TOKEN:
+            if self._effective(name):
+                raise UnsupportedOptionError(
+                    f"{name}=True cannot be combined with draft: tokens come from two readings"
+                )
+
+    def most_new_tokens(self, ids: Tensor) -> int:
+        """How long the answer may be."""
+        most, longest = self._effective("max_new_tokens"), self._effective("max_length")
+        if most is not None:
+            return int(most)
+        return _DEFAULT_LENGTH if longest is None else int(longest) - ids.shape[1]
+
+    def draft(self, ids: Tensor, cache: RaggedCache, tokens: int) -> Tensor:
+        """[B, N + n]: the prompt and a draft of up to so many tokens."""
+        options = {**self._options, "max_new_tokens": tokens, "return_dict_in_generate": False}
+        drafted: Tensor = self._generate(ids, **options, past_key_values=cache)
+        return drafted
+
+    def stops(self, drafted: Tensor, prompt: int) -> Tensor:
+        """[B, n] bool: where the answer is over after a token of the draft."""
+        criteria = StoppingCriteriaList(self._all.get("stopping_criteria") or [])
+        if strings := self._effective("stop_strings"):
+            criteria.append(StopStringCriteria(tokenizer=self._all["tokenizer"], stop_strings=strings))
+        lengths = range(prompt + 1, drafted.shape[1] + 1)
+        return torch.stack([criteria(drafted[:, :n], ()) for n in lengths], dim=1) | self._ends(drafted[:, prompt:])
+
+    def _ends(self, tokens: Tensor) -> Tensor:
+        return torch.isin(tokens, torch.tensor(self._end, device=tokens.device, dtype=torch.int64))
+
+    def _mask(self, ids: Tensor) -> Tensor:
+        """[B, N]: the prompt's mask, as transformers infers it where none is given."""
+        given: Tensor | None = self._all.get("attention_mask")
+        if given is not None:
+            return given
+        padded = self._pad is not None and self._pad not in self._end and bool((ids == self._pad).any())
+        return (ids != self._pad).to(torch.int64) if padded else torch.ones_like(ids)
+
+    def read_again(self, ids: Tensor, drafted: Tensor, stops: Tensor, kept: RaggedCache) -> None:
+        """Read the prompt with the draft behind it into `kept`, which scores by both and keeps of the prompt."""
+        later = drafted[:, ids.shape[1] :]
+        named = [int(getattr(self._model.config, name)) for _, name in family_of(self._model.config).items()]
+        placeholder = torch.isin(later, torch.tensor(named, device=ids.device, dtype=torch.int64))
+        # What follows an end is filling, and a placeholder stands for nothing here: both have nothing to say.
+        unsaid = (stops.cumsum(-1) - stops.to(torch.int64) > 0) | placeholder
+        filling = next(token for token in range(len(named) + 2) if token not in (*named, self._pad))
+        options = {**self._options, "max_new_tokens": 1, "min_new_tokens": None}
+        options["attention_mask"] = torch.cat([self._mask(ids), torch.ones_like(later)], dim=1)
+        if (kinds := options.get("mm_token_type_ids")) is not None:
+            options["mm_token_type_ids"] = torch.cat([kinds, torch.zeros_like(later)], dim=1)
+        kept.expect_draft(~unsaid)
+        self._generate(torch.cat([ids, later.masked_fill(unsaid, filling)], 1), **options, past_key_values=kept)
+
+    def go_on(self, ids: Tensor, drafted: Tensor, stops: Tensor, kept: RaggedCache, most: int) -> Any:
+        """Generate from `kept` what follows the draft's first token."""
+        N = ids.shape[1]
+        started, over = drafted[:, : N + 1], stops[:, 0]
+        streamer = self._all.get("streamer")
+        apart = None if streamer is None else _FirstTokenApart(streamer)
+        if most == 1 or bool(over.all()):
+            if apart is not None:
+                apart.put(started.cpu())
+                apart.end()
+            if self._effective("return_dict_in_generate"):
+                return GenerateDecoderOnlyOutput(sequences=started, past_key_values=kept)  # type: ignore[arg-type]
+            return started
+        out = self._generate(started, **self._later_options(ids, over, most, apart), past_key_values=kept)
+        ended = self._ends(started[:, -1])
+        if bool(ended.any()):
+            sequences = out if isinstance(out, Tensor) else out.sequences
+            sequences[ended, N + 1 :] = self._end[0] if self._pad is None else self._pad
+        return out
+
+    def _later_options(self, ids: Tensor, over: Tensor, most: int, streamer: Any) -> dict[str, Any]:
+        """How to generate; pictures have been read. What counts from where a call begins, begins one token later."""
+        options = {name: x for name, x in self._options.items() if name in _CALL_OPTIONS or hasattr(_PLAIN, name)}
+        options["attention_mask"] = torch.cat([self._mask(ids), torch.ones_like(ids[:, :1])], dim=1)
+        options["max_new_tokens"] = most - 1
+        if least := self._effective("min_new_tokens"):
+            options["min_new_tokens"] = least - 1
+        if self._effective("begin_suppress_tokens"):
+            options["begin_suppress_tokens"] = []
+        if decay := self._effective("exponential_decay_length_penalty"):
+            options["exponential_decay_length_penalty"] = (decay[0] - 1, decay[1])
+        if bool(over.any()):
+            own = self._all.get("stopping_criteria") or []
+            options["stopping_criteria"] = StoppingCriteriaList([*own, lambda *_, **__: over])
         if streamer is not None:
-            last["streamer"].put(started.cpu())
-            streamer.end()
-        return started
-    out = generate(started, **last, past_key_values=kept)
-    if bool(ended.any()):
-        sequences = out if isinstance(out, Tensor) else out.sequences
-        fill = effective("pad_token_id", options, given, default)
-        sequences[ended, N + 1 :] = int(end[0]) if fill is None else fill
-    return out
-
-
-_PLAIN = GenerationConfig()
+            options["streamer"] = streamer
+        return options
 
 
 class _FirstTokenApart:
@@ -125,26 +217,3 @@ class _FirstTokenApart:
 
     def end(self) -> None:
         self._streamer.end()
-
-
-def _check(model: Any, options: dict[str, Any], given: Any, ids: Tensor | None) -> None:
-    default = model.generation_config
-    if ids is None:
-        raise UnsupportedOptionError("draft needs input_ids: a prompt of embeddings cannot be followed by a draft")
-    if options.get("pixel_values_videos") is not None and any(hasattr(m, "rope_deltas") for m in model.modules()):
-        # Where a video ends, these models continue positions in one way within generate and in another after it.
-        raise UnsupportedOptionError("draft cannot be combined with videos on M-RoPE models; use lookahead")
-    for name, alone in _ONE_SEQUENCE.items():
-        if (value := effective(name, options, given, default)) not in (None, alone):
-            raise UnsupportedOptionError(
-                f"{name}={value} cannot be combined with draft: a draft is one sequence per row"
-            )
-    for name in _OF_EVERY_TOKEN:
-        if effective(name, options, given, default):
-            raise UnsupportedOptionError(
-                f"{name}=True cannot be combined with draft: the first token is read earlier"
-            )
-
-
-def _ids(tokens: list[int], device: torch.device) -> Tensor:
-    return torch.tensor(tokens, device=device, dtype=torch.int64)

@@ -63,20 +63,20 @@ class ReadPrompt:
         return cls(tuple(recorder.views), cache.modality, out.logits[:, -1])
 
     @torch.no_grad()
-    def evicted(self, model: Any, run: Run) -> RaggedCache:
+    def evicted(self, model: Any, run: Run, *, max_new_tokens: int | None = None) -> RaggedCache:
         """A fresh cache that has read this prompt under a method, as if the model had just done so.
 
         Args:
             model: the model that read it, inside `madakv.evict`.
             run: the block's handle.
+            max_new_tokens: of the answer; a draft is no longer than that.
         """
         cache = self._read_by(model, run.method)
         if cache.is_due:
             record(cache, run)
         if run.method.draft:
-            drafted = continue_greedily(
-                model, cache, self.logits, end=end_ids(model), max_new_tokens=run.method.draft
-            )
+            most = run.method.draft if max_new_tokens is None else min(run.method.draft, max_new_tokens)
+            drafted = continue_greedily(model, cache, self.logits, end=end_ids(model), max_new_tokens=most)
             cache = self._read_by(model, replace(run.method, draft=0, lookahead=len(drafted)))
             for token in drafted:
                 # The last of them makes the cache evict.
