@@ -53,11 +53,13 @@ results: venv
 	$(EVAL) --suite long-512 --methods $(DRAFTED) --budgets $(BUDGETS) --samples 24 --out results/long-512/draft
 	$(EVAL) --suite long-512 --methods $(CHOICES),$(HELP) --budgets 0.2,0.05 --samples 10 --seed 100000 \
 		--out results/long-512/choices
+	$(EVAL) --suite long-512 --methods full,madakv:draft=8,madakv:draft=8:answer_weight=4.0,madakv:draft=8:answer_weight=1.0 \
+		--budgets 0.02 --samples 10 --seed 100000 --out results/long-512/answer-weight
 	$(EVAL) --suite long --methods full,snapkv,adakv,madakv,madakv:draft=8,snapkv:draft=8 --budgets 0.2,0.05 --samples 8 \
 		--out results/long
 	$(BIN)/madakv distance --model small-llava --suite long-512 --methods $(subst full$(comma),,$(RIVALS)),madakv:draft=8 \
 		--budgets 0.2 --samples 3 --out results/long-512/distance
-	$(BIN)/madakv eval --methods full,madakv,madakv:draft=12 --budgets 0.5,0.2,0.1,0.05 --samples 40 --out results/digits
+	$(BIN)/madakv eval --methods full,madakv,madakv:compensation=capped,madakv:draft=12 --budgets 0.5,0.2,0.1,0.05 --samples 40 --out results/digits
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
