@@ -48,7 +48,7 @@ def accuracy_over_bytes(lines: Sequence[Line], title: str, path: Path) -> None:
         if line.label == "full":
             axes.axhline(line.average, color="black", linewidth=1, linestyle=":", label="full cache")
     axes.set_xscale("log")
-    ticks = sorted({round(line.kv_share, 2) for line in lines if line.label != "full"})
+    ticks = sorted({float(line.budget) for line in lines if line.label != "full" and line.budget <= 1})
     axes.set_xticks(ticks or [1.0])
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))

@@ -20,6 +20,7 @@ _CALL_OPTIONS = (
     "prefix_allowed_tokens_fn",
 )
 _ONE_SEQUENCE = {"num_beams": 1, "num_return_sequences": 1}
+# Of these, token types let a prompt attend to all that stands behind it, so that it would see its answer.
 _OF_ONE_CALL = ("position_ids", "token_type_ids", "max_time")
 _OF_EVERY_TOKEN = ("output_scores", "output_logits", "output_hidden_states")
 _PLAIN = GenerationConfig()
