@@ -14,7 +14,8 @@ from madakv.answering import answer
 from madakv.evaluation.records import Row
 from madakv.evaluation.runner import run_suite
 from madakv.evaluation.suites import Sample, suite
-from madakv.hf.replay import ReadPrompt, continue_greedily, finish, read_more
+from madakv.hf.attach import finish
+from madakv.hf.replay import ReadPrompt, continue_greedily, read_more
 from madakv.methods import Method, from_text
 from madakv.prompts import model_inputs
 from tests import tiny

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from madakv.budget.top import top
 from madakv.modality import KINDS
 
 
@@ -101,11 +102,7 @@ def best_of_all_heads(score: Tensor, modality: Tensor, candidates: Tensor, count
     Returns:
         [B, H, M] int64.
     """
-    flat = score.masked_fill(~candidates, float("-inf")).flatten(1)
-    order = flat.argsort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    place = torch.empty_like(order).scatter_(-1, order, rank).view_as(score)
-    best = candidates & (place < count[:, None, None])
+    best = top(score.flatten(1), candidates.flatten(1), count).view_as(candidates)
     return (_one_hot(modality)[:, None] & best[..., None]).sum(2)
 
 

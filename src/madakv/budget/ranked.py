@@ -8,6 +8,7 @@ from torch import Tensor
 from madakv.budget.apportion import apportion
 from madakv.budget.layers import layer_entries
 from madakv.budget.ledger import per_head, prompt_entries
+from madakv.budget.top import top
 from madakv.modality import Modality
 from madakv.plan import KeepPlan
 from madakv.scoring.proxies import newest
@@ -41,7 +42,6 @@ class RankedPlans:
         valid = modality != Modality.PADDING
         self.modality = modality
         self.heads = heads
-        self.layers = layers
         self.tokens = valid.sum(-1)
         self._protected_share = protected_share
         self.average = prompt_entries(budget, self.tokens)
@@ -81,25 +81,15 @@ class RankedPlans:
         protected = newest(self._protect[:, None].expand_as(self._valid), most[..., None])
         candidates = self._valid & ~protected
         free = share - protected.sum(-1)
-        ranked = rank.to(torch.float64).masked_fill(~candidates, float("-inf"))
+        rank = rank.to(torch.float64)
         if floor < 1:
-            free = _adapted(ranked, candidates, free, floor)
-        order = ranked.argsort(dim=-1, descending=True, stable=True)
-        place = _inverse(order)
-        return KeepPlan.from_mask(protected | (candidates & (place < free[..., None])))
+            free = _adapted(rank, candidates, free, floor)
+        return KeepPlan.from_mask(protected | top(rank, candidates, free))
 
 
-def _adapted(ranked: Tensor, candidates: Tensor, free: Tensor, floor: float) -> Tensor:
+def _adapted(rank: Tensor, candidates: Tensor, free: Tensor, floor: float) -> Tensor:
     """[B, H] int64: how many candidates each head keeps, summing as `free` does."""
-    B, H, N = ranked.shape
-    flat = ranked.flatten(1).argsort(dim=-1, descending=True, stable=True)
     total = free.sum(-1)
-    best = (candidates.flatten(1) & (_inverse(flat) < total[:, None])).view(B, H, N).sum(-1)
+    best = top(rank.flatten(1), candidates.flatten(1), total).view_as(candidates).sum(-1)
     wanted = floor * free.to(torch.float64) + (1 - floor) * best.to(torch.float64)
     return apportion(total, wanted, candidates.sum(-1))
-
-
-def _inverse(order: Tensor) -> Tensor:
-    """Where each element stands in an order of the last axis."""
-    place = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter_(-1, order, place)

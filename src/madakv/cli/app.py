@@ -22,6 +22,13 @@ ModelOption = Annotated[
 DeviceOption = Annotated[str | None, typer.Option(help="cuda or cpu; by default a GPU if there is one.")]
 DtypeOption = Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")]
 
+OutOption = Annotated[Path, typer.Option(help="Folder of results; goes on where an earlier run stopped.")]
+SuiteOption = Annotated[str, typer.Option(help="Which documents and questions.")]
+MethodsOption = Annotated[str, typer.Option(help="As for generate, separated by commas.")]
+BudgetsOption = Annotated[str, typer.Option(help="Budgets, separated by commas.")]
+SamplesOption = Annotated[int, typer.Option(min=1, help="Documents; each has one question of every kind.")]
+SeedOption = Annotated[int, typer.Option(min=0, help="Of the first document.")]
+
 
 def _version(wanted: bool) -> None:
     if wanted:
@@ -79,13 +86,13 @@ def generate(
 
 @app.command(name="eval")
 def evaluate(
-    out: Annotated[Path, typer.Option(help="Folder of results; goes on where an earlier run stopped.")],
-    suite: Annotated[str, typer.Option(help="Which documents and questions.")] = "digits",
+    out: OutOption,
+    suite: SuiteOption = "digits",
     model: ModelOption = None,
-    methods: Annotated[str, typer.Option(help="As for generate, separated by commas.")] = "full,madakv",
-    budgets: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "0.5,0.2,0.1,0.05",
-    samples: Annotated[int, typer.Option(min=1, help="Documents; each has one question of every kind.")] = 200,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first document.")] = 0,
+    methods: MethodsOption = "full,madakv",
+    budgets: BudgetsOption = "0.5,0.2,0.1,0.05",
+    samples: SamplesOption = 200,
+    seed: SeedOption = 0,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 32,
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
@@ -110,13 +117,13 @@ def evaluate(
 
 @app.command()
 def distance(
-    out: Annotated[Path, typer.Option(help="Folder of results; goes on where an earlier run stopped.")],
-    suite: Annotated[str, typer.Option(help="Which documents and questions.")] = "digits",
+    out: OutOption,
+    suite: SuiteOption = "digits",
     model: ModelOption = None,
-    methods: Annotated[str, typer.Option(help="As for generate, separated by commas.")] = "madakv",
-    budgets: Annotated[str, typer.Option(help="Budgets, separated by commas.")] = "0.2",
-    samples: Annotated[int, typer.Option(min=1, help="Documents; each has one question of every kind.")] = 10,
-    seed: Annotated[int, typer.Option(min=0, help="Of the first document.")] = 0,
+    methods: MethodsOption = "madakv",
+    budgets: BudgetsOption = "0.2",
+    samples: SamplesOption = 10,
+    seed: SeedOption = 0,
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
 ) -> None:

@@ -87,7 +87,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Document:
-    """`text` has one `<image>` mark for each of `images` (RGB, 32 x 32 pixels), in order."""
+    """`text` has one `<image>` mark for each of `images` (RGB), in order."""
 
     text: str
     images: tuple[Image.Image, ...]

@@ -10,7 +10,8 @@ from madakv.api import evict
 from madakv.errors import UnsupportedModelError, UnsupportedOptionError
 from madakv.evaluation.records import Row, open_results
 from madakv.evaluation.suites import Sample, suite
-from madakv.hf.replay import ReadPrompt, continue_greedily, end_ids, finish, prefill, read_more
+from madakv.hf.attach import finish
+from madakv.hf.replay import ReadPrompt, continue_greedily, end_ids, prefill, read_more
 from madakv.methods import Method
 from madakv.prompts import model_inputs
 

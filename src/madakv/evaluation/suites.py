@@ -10,8 +10,8 @@ from PIL import Image
 
 from madakv.errors import ConfigurationError
 from madakv.evaluation import digits
-from madakv.evaluation.documents import make_document
-from madakv.evaluation.documents.document import SEVERAL_SIZES, SIZES, Document
+from madakv.evaluation.documents import Document, make_document
+from madakv.evaluation.documents.document import SEVERAL_SIZES, SIZES
 
 LENGTHS = (512, 1024, 2048, 4096)
 

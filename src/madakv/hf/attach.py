@@ -150,6 +150,12 @@ def record(cache: RaggedCache, run: Run) -> None:
     )
 
 
+def finish(cache: RaggedCache, run: Run) -> None:
+    """Evict what still waits for more tokens: the answer was shorter than the lookahead."""
+    if cache.reads_prompt:
+        record(cache, run)
+
+
 def _guarded(model: PreTrainedModel, generate: Callable[..., Any], run: Run) -> Callable[..., Any]:
     """`generate` with madakv's cache, refusing what cannot be combined with it."""
 
@@ -171,9 +177,7 @@ def _guarded(model: PreTrainedModel, generate: Callable[..., Any], run: Run) -> 
                 )
             cache = RaggedCache(model.config, run.method) if cache is None else cache
             out = generate(inputs, past_key_values=cache, **kwargs)
-        if cache.reads_prompt:
-            # The answer was shorter than the lookahead.
-            record(cache, run)
+        finish(cache, run)
         return out
 
     return guarded

@@ -138,9 +138,3 @@ def end_ids(model: Any) -> set[int]:
     """The ids with which the model ends an answer."""
     end = model.generation_config.eos_token_id
     return set(end) if isinstance(end, list) else set() if end is None else {end}
-
-
-def finish(cache: RaggedCache, run: Run) -> None:
-    """Evict what still waits for tokens that did not come."""
-    if cache.reads_prompt:
-        record(cache, run)

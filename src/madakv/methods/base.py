@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from madakv.budget.ledger import check_budget
@@ -14,7 +15,7 @@ from madakv.errors import ConfigurationError
 from madakv.merge import Merge
 from madakv.methods.options import check_choice, check_number
 from madakv.plan import KeepPlan
-from madakv.scoring import GroupReduction, LayerView
+from madakv.scoring import GroupReduction, LayerView, over_groups
 
 
 class Allocator(ABC):
@@ -111,6 +112,11 @@ class Method(ABC):
         """
 
 
+def no_scores(view: LayerView) -> Tensor:
+    """psi of methods that compare nothing: zeros, [B, H, N] fp32."""
+    return torch.zeros(view.key.shape[:3], dtype=torch.float32, device=view.key.device)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GroupedMethod(Method):
     """A method that scores by attention.
@@ -131,4 +137,4 @@ class GroupedMethod(Method):
 
     def later_score(self, attention: Tensor) -> Tensor:
         """The mean or the maximum over the group."""
-        return attention.mean(2) if self.groups == "mean" else attention.amax(2)
+        return over_groups(attention, self.groups)

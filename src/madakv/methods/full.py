@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from madakv.errors import ConfigurationError
-from madakv.methods.base import Allocator, Method
+from madakv.methods.base import Allocator, Method, no_scores
 from madakv.plan import KeepPlan
 from madakv.scoring import LayerView
 
@@ -28,8 +27,7 @@ class Full(Method):
 
     def score(self, view: LayerView) -> Tensor:
         """Zeros: nothing is compared."""
-        B, H, N, _ = view.key.shape
-        return torch.zeros(B, H, N, dtype=torch.float32, device=view.key.device)
+        return no_scores(view)
 
     def allocator(self, modality: Tensor, *, heads: int, layers: int) -> Allocator:  # noqa: ARG002
         """Plans that hold every token of the prompt."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from madakv.budget.ranked import RankedPlans
-from madakv.methods.base import Allocator, Method
+from madakv.methods.base import Allocator, Method, no_scores
 from madakv.methods.options import check_number
 from madakv.modality import Modality
 from madakv.plan import KeepPlan
@@ -36,8 +36,7 @@ class StreamingLLM(Method):
 
     def score(self, view: LayerView) -> Tensor:
         """Zeros: positions alone decide."""
-        B, H, N, _ = view.key.shape
-        return torch.zeros(B, H, N, dtype=torch.float32, device=view.key.device)
+        return no_scores(view)
 
     def allocator(self, modality: Tensor, *, heads: int, layers: int) -> Allocator:
         """Even shares, ranked by position."""

@@ -1,6 +1,12 @@
 """How much each prompt token matters to a head: psi and the choice of whose queries measure it."""
 
-from madakv.scoring.attention import GroupReduction, attention_paid, proxy_attention, proxy_attention_reference
+from madakv.scoring.attention import (
+    GroupReduction,
+    attention_paid,
+    over_groups,
+    proxy_attention,
+    proxy_attention_reference,
+)
 from madakv.scoring.proxies import ProxyRule, proxy_mask
 from madakv.scoring.view import LayerView
 
@@ -9,6 +15,7 @@ __all__ = [
     "LayerView",
     "ProxyRule",
     "attention_paid",
+    "over_groups",
     "proxy_attention",
     "proxy_attention_reference",
     "proxy_mask",

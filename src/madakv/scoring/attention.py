@@ -31,7 +31,11 @@ def proxy_attention(view: LayerView, proxies: Tensor, groups: GroupReduction = "
     Returns:
         [B, H, N] fp32, zero at padding.
     """
-    paid = attention_paid(view, proxies)
+    return over_groups(attention_paid(view, proxies), groups)
+
+
+def over_groups(paid: Tensor, groups: GroupReduction) -> Tensor:
+    """[B, H, G, N] -> [B, H, N]: what the query heads that share a KV head agree on."""
     return paid.mean(2) if groups == "mean" else paid.amax(2)
 
 

@@ -1,6 +1,7 @@
 """Long documents of text and pictures, made here, with questions whose evidence is spread over them."""
 
-from madakv.evaluation.documents.document import Document, Draft, Question, draft, make_document
+from madakv.evaluation.digits import Document, Question
+from madakv.evaluation.documents.document import Draft, draft, make_document
 from madakv.evaluation.documents.shape import Shape
 from madakv.evaluation.documents.words import KINDS, MILEBENCH, WORDS
 

@@ -24,7 +24,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from madakv.evaluation.digits import COLOURS, DIGITS, IMAGE_MARK, SPLITS, known_split, require_extra
+from madakv.evaluation.digits import (
+    COLOURS,
+    DIGITS,
+    IMAGE_MARK,
+    SPLITS,
+    Document,
+    Question,
+    known_split,
+    require_extra,
+)
 from madakv.evaluation.documents.pictures import THINGS, Content, Grid, Painting, Thing, paint
 from madakv.evaluation.documents.shape import Shape
 from madakv.evaluation.documents.words import CELLS, NAMES, PAINTED, PROSE, STEPS
@@ -32,29 +41,10 @@ from madakv.evaluation.documents.words import CELLS, NAMES, PAINTED, PROSE, STEP
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from PIL import Image
 
 SIZES = ((32, 32),)
 """The size of pictures (height, width) for models that scale all to one."""
 SEVERAL_SIZES = ((32, 32), (32, 48), (48, 32), (48, 48))
-
-
-@dataclass(frozen=True)
-class Question:
-    """`prompt` follows the document after a space; `answer` is in words, without an end mark."""
-
-    kind: str
-    prompt: str
-    answer: str
-
-
-@dataclass(frozen=True)
-class Document:
-    """`text` has one `<image>` mark for each of `images` (RGB), in order."""
-
-    text: str
-    images: tuple[Image.Image, ...]
-    questions: tuple[Question, ...]
 
 
 @dataclass(frozen=True)
