@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 from collections.abc import Callable
@@ -10,41 +11,64 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 import madakv
-from madakv import ConfigurationError, bundled
+from madakv import ConfigurationError, InputError, UnsupportedModelError, UnsupportedOptionError, bundled
 from madakv.evaluation.plots import accuracy_over_bytes
 from madakv.evaluation.records import Row, open_results, provenance, read_rows
-from madakv.evaluation.runner import run_suite
+from madakv.evaluation.report import methods_by_dataset, read_rows_of, write_report
+from madakv.evaluation.runner import run_samples
 from madakv.evaluation.suites import suite
-from madakv.evaluation.summary import markdown, ratio_to, summarise
+from madakv.evaluation.summary import ratio_to, summarise
+from madakv.evaluation.workers import Shard
+from madakv.hf.replay import ReadPrompt
 
-ROW = Row("A(budget=0.5)", "a", 0.5, "0-code", "code", "1 2", "1 2", True, 300, 0.5, 50, 100)
+ROW = Row(
+    model="m",
+    method="A(budget=0.5)",
+    label="a",
+    budget=0.5,
+    dataset="code",
+    sample="0",
+    document="0",
+    group="TN",
+    level="500",
+    images=3,
+    gold="1 2",
+    answer="1 2",
+    scores={"exact": 1.0},
+    prompt_tokens=300,
+    kept_share=0.5,
+    kv_bytes=50,
+    kv_bytes_full=100,
+)
+
+WRONG = {"exact": 0.0}
 
 
-def evaluate(out: Path, stop_after: int | None = None, **changes: Any) -> list[Row]:
+def evaluate(out: Path, stop_after: int | None = None, total: int = 20, **changes: Any) -> list[Row]:
     model, processor = bundled.load()
     calls = 0
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: int, expected: int) -> None:
         nonlocal calls
-        assert total == 2 * 2 * 5
+        assert expected == total
         calls += 1
         if stop_after is not None and calls > stop_after:
             raise KeyboardInterrupt
 
     settings = dict(
-        suite_name="digits",
+        samples=list(suite("digits")(2, 500, False)),
+        settings={"suite": "digits", "seed": 500},
         model_name="bundled",
         methods=[madakv.Full(), madakv.MadaKV(budget=0.2)],
-        samples=2,
-        seed=500,
         out=out,
         max_new_tokens=4,
         progress=progress,
     )
-    return run_suite(model, processor, **{**settings, **changes})  # type: ignore[arg-type]
+    return run_samples(model, processor, **{**settings, **changes})  # type: ignore[arg-type]
 
 
 def test_a_killed_run_resumes_and_repeats_nothing(tmp_path: Path) -> None:
@@ -57,20 +81,24 @@ def test_a_killed_run_resumes_and_repeats_nothing(tmp_path: Path) -> None:
     rows = evaluate(tmp_path)
     on_disk, _ = read_rows(path, Row)
     assert len(on_disk) == 20
-    assert len({(row.method, row.sample) for row in on_disk}) == 20
+    assert len({row.key for row in on_disk}) == 20
     assert sorted(map(repr, rows)) == sorted(map(repr, on_disk))
     fresh = evaluate(tmp_path / "fresh")
-    assert sorted(map(repr, fresh)) == sorted(map(repr, rows))
+    assert untimed(fresh) == untimed(rows)
+
+
+def untimed(rows: list[Row]) -> set[str]:
+    return {repr(replace(row, seconds=0.0)) for row in rows}
 
 
 def test_rows_tell_what_was_measured(tmp_path: Path) -> None:
     rows = evaluate(tmp_path)
     for row in rows:
-        assert row.correct == (row.answer == row.gold)
+        assert row.scores == {"exact": float(row.answer == row.gold)}
         full = row.method.startswith("Full")
         assert row.kept_share == pytest.approx(1.0 if full else 0.2, abs=0.002)
         assert row.kv_bytes / row.kv_bytes_full == pytest.approx(row.kept_share, abs=0.002)
-    assert {row.kind for row in rows} == {"code", "show", "owner", "which", "list"}
+    assert {row.dataset for row in rows} == {"code", "show", "owner", "which", "list"}
 
 
 def test_a_resumed_run_says_so(tmp_path: Path) -> None:
@@ -107,17 +135,31 @@ def test_provenance_names_the_commit() -> None:
 
 
 def test_summary_counts_kinds_equally() -> None:
-    rows = [ROW, replace(ROW, sample="1", correct=False), replace(ROW, sample="2", kind="list", kv_bytes=20)]
+    rows = [
+        ROW,
+        replace(ROW, sample="1", scores=WRONG, level="1000"),
+        replace(ROW, sample="2", dataset="list", kv_bytes=20),
+    ]
     (line,) = summarise(rows)
-    assert line.accuracy == {"code": 0.5, "list": 1.0}
+    assert line.datasets == {"code": 0.5, "list": 1.0}
+    assert line.groups == {"TN": 0.75}
+    assert line.levels == {"500": 1.0, "1000": 0.0}
     assert line.average == 0.75
     assert line.kv_share == pytest.approx(0.4)
-    assert "| `a` | 50% | 40.0% | 50.0% | 100.0% | **75.0%** |  | 3 |" in markdown([line])
+    assert "| `a` | 50% | 40.0% | 50.0% | 100.0% | **75.0%** |  | 3 |" in methods_by_dataset([line])
 
 
 def many(label: str, right: Callable[[int, str], bool]) -> list[Row]:
     return [
-        replace(ROW, method=label, label=label, sample=f"{n}-{kind}", kind=kind, correct=right(n, kind))
+        replace(
+            ROW,
+            method=label,
+            label=label,
+            sample=str(n),
+            document=str(n),
+            dataset=kind,
+            scores={"exact": float(right(n, kind))},
+        )
         for n in range(200)
         for kind in ("code", "list")
     ]
@@ -131,7 +173,7 @@ def test_intervals_are_paired() -> None:
     assert lines["half"].of_full == 1.0
     assert lines["half"].interval == (1.0, 1.0)
     other = many("half", lambda n, _: n % 2 == 1)
-    low, high = (ratio_to(other, full) or (0, (0, 0)))[1]
+    low, high = (ratio_to(other, full, "exact") or (0, (0, 0)))[1]
     assert 0.7 < low < 0.85
     assert 1.18 < high < 1.4
 
@@ -142,7 +184,7 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
     for _ in range(60):
         full = many("full", lambda n, kind: True)
         own = many("own", lambda n, kind: rng.random() < 0.8)
-        low, high = (ratio_to(own, full) or (0, (0, 0)))[1]
+        low, high = (ratio_to(own, full, "exact") or (0, (0, 0)))[1]
         covered += low <= 0.8 <= high
     assert covered >= 52
 
@@ -152,10 +194,11 @@ def test_ratios_where_little_is_known() -> None:
     wrong = many("full", lambda n, kind: False)
     (_, line) = summarise([*wrong, *many("own", lambda n, kind: True)])
     assert line.of_full is None
-    full = [replace(ROW, label="full", method="full", sample=f"{n}-{k}", kind=k) for n in range(2) for k in "ab"]
-    full[-1] = replace(full[-1], correct=False)
-    own = [replace(row, label="own", method="own", correct=True) for row in full[:-1]]
-    ratio = ratio_to(own, full)
+    named = dict(label="full", method="full")
+    full = [replace(ROW, **named, sample=str(n), document=str(n), dataset=k) for n in range(2) for k in "ab"]
+    full[-1] = replace(full[-1], scores=WRONG)
+    own = [replace(row, label="own", method="own", scores={"exact": 1.0}) for row in full[:-1]]
+    ratio = ratio_to(own, full, "exact")
     assert ratio is not None
     assert ratio[0] == 1.0
     assert ratio[1] == (1.0, 1.0)
@@ -177,7 +220,139 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
 
 def test_the_suite_is_the_same_every_time() -> None:
     a, b = list(suite("digits")(2, 9, False)), list(suite("digits")(2, 9, False))
-    assert [(s.id, s.prompt, s.gold) for s in a] == [(s.id, s.prompt, s.gold) for s in b]
-    assert len({s.id for s in a}) == 10
+    assert [(s.id, s.dataset, s.prompt, s.gold) for s in a] == [(s.id, s.dataset, s.prompt, s.gold) for s in b]
+    assert len({(s.id, s.dataset) for s in a}) == 10
     with pytest.raises(ConfigurationError, match="unknown suite 'x'; known: digits, long"):
         suite("x")
+
+
+def test_a_failed_sample_is_recorded_and_can_be_retried(tmp_path: Path) -> None:
+    """One picture is broken, one method runs out of memory: all else is answered."""
+    samples = list(suite("digits")(1, 500, False))[:3]
+
+    def broken() -> list[Image.Image]:
+        raise InputError("the image file is broken: x.png")
+
+    def exhausted(self: object, view: object) -> object:
+        raise torch.OutOfMemoryError("no memory left")
+
+    def evaluate_three(**changes: Any) -> list[Row]:
+        return evaluate(tmp_path, samples=samples, **changes)
+
+    whole = samples[1]
+    samples[1] = replace(whole, pictures=broken)
+    greedy = type("Greedy", (madakv.MadaKV,), {"score": exhausted, "name": "greedy"})
+    rows = evaluate_three(methods=[madakv.Full(), greedy(budget=0.5)], total=6)
+    errors = {(row.label, row.dataset): row.error for row in rows}
+    assert errors["full", whole.dataset] == "InputError: the image file is broken: x.png"
+    assert [errors["full", sample.dataset] for sample in (samples[0], samples[2])] == [None, None]
+    assert all(
+        e and "memory" in e for (label, dataset), e in errors.items() if label != "full" and dataset != whole.dataset
+    )
+    assert {row.scores["exact"] for row in rows if row.error} == {0.0}
+    samples[1] = whole
+    assert [row.error is None for row in evaluate_three(methods=[madakv.Full()], total=3)] == [True, False, True]
+    again = evaluate_three(methods=[madakv.Full()], total=3, retry_failed=True)
+    assert [row.error for row in again] == [None] * 3
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 7
+    (line, _) = summarise(read_rows_of([tmp_path]))
+    assert (line.label, line.failed, line.answers) == ("full", 0, 3)
+
+
+def test_what_no_sample_can_do_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise UnsupportedModelError("not this one")
+
+    monkeypatch.setattr(ReadPrompt, "of", refuse)
+    with pytest.raises(UnsupportedOptionError, match="draft"):
+        evaluate(tmp_path, methods=[madakv.MadaKV(budget=0.5, draft=2)], total=10)
+
+
+def test_shards_share_the_samples_and_the_folder(tmp_path: Path) -> None:
+    shards = [Shard.parse("1/2"), Shard.parse("2/2").split(0, 2), Shard.parse("2/2").split(1, 2)]
+    found = [evaluate(tmp_path, shard=shard, total=total) for shard, total in zip(shards, (10, 6, 4), strict=True)]
+    assert [len(rows) for rows in found] == [10, 6, 4]
+    assert sorted(path.name for path in tmp_path.glob("rows*")) == [
+        "rows-1-of-2.jsonl",
+        "rows-2-of-4.jsonl",
+        "rows-4-of-4.jsonl",
+    ]
+    together = read_rows_of([tmp_path])
+    assert len({row.key for row in together}) == len(together) == 20
+    assert untimed(together) == untimed(evaluate(tmp_path / "alone"))
+    written = {path: path.read_text() for path in tmp_path.glob("rows*")}
+    assert untimed(evaluate(tmp_path)) == untimed(together)
+    assert all(path.read_text() == text for path, text in written.items())
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "2", "a/b", "1/0"])
+def test_impossible_shards_are_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="i/n"):
+        Shard.parse(text)
+
+
+def test_a_folder_holds_several_models(tmp_path: Path) -> None:
+    """The same answers under two names, as `--model` was given twice."""
+    evaluate(tmp_path)
+    evaluate(tmp_path, model_name="other")
+    table, notes = write_report(read_rows_of([tmp_path]), tmp_path, "two models")
+    assert not notes
+    assert table.count("| `full` |") == 2
+    assert {path.name for path in tmp_path.glob("*.png")} == {"accuracy-bundled.png", "accuracy-other.png"}
+    with pytest.raises(ConfigurationError, match="no results in"):
+        read_rows_of([tmp_path / "elsewhere"])
+
+
+def test_every_cell_of_a_report_follows_from_the_rows(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    rows = [
+        replace(
+            ROW,
+            model=model,
+            method=f"{label}({budget})",
+            label=label,
+            budget=1.0 if label == "full" else budget,
+            dataset=dataset,
+            group=group,
+            sample=str(n),
+            document=f"{dataset} {n}",
+            level=("few", "many")[n % 2],
+            scores={"official": rng.random(), "strict": rng.random()},
+        )
+        for model in ("one", "two")
+        for label, budget in (("full", 1.0), ("snapkv", 0.2), ("snapkv", 0.05), ("mpa", 0.2), ("madakv-paper", 0.2))
+        for dataset, group in (("TN", "N-1"), ("IEdit", "S-3"), ("STD", "S-3"))
+        for n in range(5 if dataset == "TN" else 8)
+    ]
+    write_report(rows, tmp_path, "a title")
+    with (tmp_path / "report.csv").open() as file:
+        cells = list(csv.DictReader(file))
+    assert len(cells) == 2 * 2 * 5 * (3 + 2 + 2 + 2 + 1)
+
+    def of(cell: dict[str, str]) -> list[Row]:
+        asked = (cell["model"], cell["method"], float(cell["budget"]))
+        return [row for row in rows if (row.model, row.label, float(row.budget)) == asked]
+
+    for cell in cells:
+        per_dataset: dict[str, list[float]] = {}
+        for row in of(cell):
+            if cell["column"] == "average" or getattr(row, cell["column"]) == cell["name"]:
+                per_dataset.setdefault(row.dataset, []).append(row.scores[cell["scorer"]])
+        by_hand = sum(sum(scores) / len(scores) for scores in per_dataset.values()) / len(per_dataset)
+        assert float(cell["score"]) == pytest.approx(by_hand, abs=1e-6)
+    report = (tmp_path / "report.md").read_text()
+    for cell in cells:
+        assert f"{float(cell['score']):.1%}" in report
+    assert "| `snapkv`, paper (LLaVA-v1.5-7B) | 3.27% | 6.03% | 14.82% | 26.43% |" in report
+    assert "| `mpa` | yes | no | 20% |" in report
+    assert "| `mpa`, paper | yes | no | 20% | 6.58% | 5.72% |  |  |" in report
+    assert len(list(tmp_path.glob("accuracy-*-official.png"))) == 2
+
+
+def test_intervals_of_datasets_that_share_no_document() -> None:
+    """Documents are drawn within their dataset: where each is always right or always wrong nothing varies."""
+    full = [replace(ROW, sample=str(n), document=f"{d} {n}", dataset=d) for d in ("a", "b", "c") for n in range(3)]
+    own = [replace(row, scores={"exact": float(row.dataset != "c")}) for row in full]
+    ratio = ratio_to(own, full, "exact")
+    assert ratio is not None
+    assert ratio == (pytest.approx(2 / 3), (pytest.approx(2 / 3), pytest.approx(2 / 3)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ import madakv
 from madakv import UnsupportedModelError, bundled
 from madakv.answering import answer
 from madakv.evaluation.records import Row
-from madakv.evaluation.runner import run_suite
-from madakv.evaluation.suites import Sample, suite
+from madakv.evaluation.runner import run_samples
+from madakv.evaluation.samples import Sample
+from madakv.evaluation.suites import suite
 from madakv.hf.attach import finish
 from madakv.hf.replay import ReadPrompt, continue_greedily, read_more
 from madakv.methods import Method, from_text
@@ -95,14 +97,13 @@ def test_models_with_other_layers_are_refused() -> None:
 
 def run(out: Path, methods: list[Method]) -> list[Row]:
     model, processor = bundled.load()
-    return run_suite(
+    return run_samples(
         model,
         processor,
-        suite_name="digits",
+        samples=list(suite("digits")(1, 3, False)),
+        settings={"suite": "digits", "seed": 3},
         model_name="bundled",
         methods=methods,
-        samples=1,
-        seed=3,
         out=out,
         max_new_tokens=20,
         progress=lambda done, total: None,
@@ -117,18 +118,19 @@ def test_models_that_cannot_be_replayed_read_for_each_method(tmp_path: Path, mon
         raise UnsupportedModelError("not this one")
 
     monkeypatch.setattr(ReadPrompt, "of", refuse)
-    assert run(tmp_path / "read", methods) == replayed
+    read = run(tmp_path / "read", methods)
+    assert [replace(row, seconds=0.0) for row in read] == [replace(row, seconds=0.0) for row in replayed]
 
 
 def test_the_runner_answers_as_generate_does(tmp_path: Path) -> None:
     model, processor = bundled.load()
     methods = [from_text(text) for text in ("full", "madakv", "snapkv:lookahead=2")]
     rows = run(tmp_path, methods)
-    samples: dict[str, Sample] = {sample.id: sample for sample in suite("digits")(1, 3, False)}
+    samples: dict[str, Sample] = {sample.dataset: sample for sample in suite("digits")(1, 3, False)}
     assert len(rows) == len(methods) * len(samples)
     for row in rows:
-        sample = samples[row.sample]
-        inputs = model_inputs(processor, sample.prompt, sample.images)
+        sample = samples[row.dataset]
+        inputs = model_inputs(processor, sample.prompt, sample.pictures())
         method = next(method for method in methods if repr(method) == row.method)
         plain = answer(model, processor, inputs, method, max_new_tokens=20)
         assert plain.text == row.answer

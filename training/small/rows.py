@@ -15,7 +15,7 @@ from torch import Tensor
 from madakv.evaluation.digits import COLOURS, IMAGE_MARK
 from madakv.evaluation.documents import WORDS, Shape, draft
 from madakv.evaluation.documents.document import on_canvas
-from madakv.evaluation.documents.pictures import THINGS, Content, Grid, Painting, paint
+from madakv.evaluation.documents.pictures import THINGS, Content, Grid, Painting, Thing, paint
 from madakv.evaluation.documents.words import NAMES, PAINTED, PROSE
 
 COPY_LENGTHS = (8, 24)
@@ -31,6 +31,7 @@ class Item:
     asked: list[tuple[list[str], list[str]]]
     kinds: list[str]
     pixels: Sequence[NDArray[np.uint8]]
+    contents: Sequence[Content] = ()
 
     def hints(self, question: int) -> list[str]:
         """What copying gives, where that is (half of) the answer: `n17` for an owner, all words of a repeat."""
@@ -41,10 +42,15 @@ class Item:
             return [self.document[self.document.index(prompt[-1]) + 1]]
         return []
 
-    def picture_hints(self) -> dict[int, str]:
-        """By the index of its mark in the document, what a picture's last token should know: its name."""
+    def picture_hints(self) -> dict[int, list[str]]:
+        """By the index of its mark in the document, what a picture's last token should know: its name and thing."""
         marks = [i for i, word in enumerate(self.document) if word == IMAGE_MARK]
-        return {i: self.document[i - 1] for i in marks if self.document[max(0, i - 2)] in ("image", "pair")}
+        hints: dict[int, list[str]] = {}
+        for i, content in zip(marks, self.contents, strict=False):
+            named = self.document[max(0, i - 2)] in ("image", "pair")
+            things = content.words.split() if isinstance(content, Thing) else []
+            hints[i] = [*([self.document[i - 1]] if named else []), *things]
+        return hints
 
 
 @dataclass(frozen=True)
@@ -115,7 +121,7 @@ def document_item(
     """A document with its questions."""
     drafted = draft(rng, shape, split=split, sizes=sizes, distort=distort, asked=asked)
     pairs = [(q.prompt.split(), q.answer.split()) for q in drafted.questions]
-    return Item(drafted.text.split(), pairs, [q.kind for q in drafted.questions], drafted.pixels)
+    return Item(drafted.text.split(), pairs, [q.kind for q in drafted.questions], drafted.pixels, drafted.contents)
 
 
 def collate(items: Sequence[Item], architecture: Architecture) -> Batch:
@@ -133,9 +139,9 @@ def collate(items: Sequence[Item], architecture: Architecture) -> Batch:
         ids: list[int] = []
         for i, word in enumerate(item.document):
             ids += _ids(word, pictures, architecture)
-            if i in knows:
-                hint_at.append((row, len(ids) - 1 - architecture.framed))
-                hints.append(VOCABULARY[knows[i]])
+            known = [VOCABULARY[hint] for hint in knows.get(i, ())]
+            hint_at += [(row, len(ids) - 1 - architecture.framed)] * len(known)
+            hints += known
         for number, ((prompt, answer), kind) in enumerate(zip(item.asked, item.kinds, strict=True)):
             for word in prompt:
                 ids += _ids(word, pictures, architecture)

@@ -21,8 +21,28 @@ SHAPES: Mapping[str, Shape] = {
     "pairs": Shape(pairs=5, prose=4),
     "few": Shape(twins=1, groups=1, owners=2, named=2, prose=3),
     "lookups": Shape(twins=2, groups=2, owners=4, named=5, prose=6),
+    "match": Shape(twins=6, groups=5, named=4, unnamed=4, prose=10),
+    "dense-1000": Shape(
+        codes=3, owners=4, painted=3, twins=4, groups=3, changes=3, pairs=2, steps=5, named=10, unnamed=4, prose=40
+    ),
+    "dense-2000": Shape(
+        codes=6, owners=8, painted=5, twins=6, groups=4, changes=5, pairs=4, steps=5, named=30, unnamed=20, prose=120
+    ),
+    "dense-4000": Shape(
+        codes=12,
+        owners=16,
+        painted=10,
+        twins=12,
+        groups=8,
+        changes=10,
+        pairs=8,
+        steps=5,
+        named=55,
+        unnamed=45,
+        prose=250,
+    ),
 }
-"""Documents that are shorter than any of the suite."""
+"""Documents that are shorter than any of the suite, or that hold more of what can be asked."""
 
 LENGTHS = {"500": 500, "1000": 1024, "2000": 2048, "4000": 4096}
 
@@ -91,6 +111,29 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
             {"4000": 0.4, "2000": 0.2, "1000": 0.15, "500": 0.05, "lookups": 0.12, "caption": 0.08},
             lr=7e-4,
             decay=380,
+            hints=True,
+        ),
+        Stage(
+            "matching",
+            600,
+            {"match": 0.45, "dense-1000": 0.2, "500": 0.15, "pairs": 0.1, "caption": 0.1},
+            lr=8e-4,
+            warmup=50,
+            hints=True,
+        ),
+        Stage(
+            "matching at 2000",
+            350,
+            {"dense-2000": 0.35, "dense-1000": 0.2, "1000": 0.1, "500": 0.1, "match": 0.15, "caption": 0.1},
+            lr=8e-4,
+            hints=True,
+        ),
+        Stage(
+            "matching at 4000",
+            850,
+            {"dense-4000": 0.35, "4000": 0.15, "dense-2000": 0.1, "1000": 0.15, "500": 0.1, "match": 0.1, "caption": 0.05},
+            lr=8e-4,
+            decay=500,
             hints=True,
         ),
     ),

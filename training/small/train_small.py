@@ -95,7 +95,9 @@ def training_batch(task: str, rng: np.random.Generator, architecture: Architectu
 
 def asked_of(task: str) -> dict[str, int]:
     """Questions per kind of a training document: more of them where there is more to ask about."""
-    return {**MANY, "show": {"2000": 12, "4000": 24}.get(task, MANY["show"])}
+    if task.startswith(("dense", "match")):
+        return dict.fromkeys(MANY, 99)
+    return {**MANY, "show": {"2000": 24, "4000": 60}.get(task, MANY["show"])}
 
 
 def length(item: Item, architecture: Architecture) -> int:
@@ -270,7 +272,7 @@ def train(
             losses, hint_losses, tokens, paused = [], [], 0, time.time()
         if done % EVALUATE_EVERY == 0 or last:
             with torch.compiler.set_stance("force_eager"), precision:
-                for judged in (t for t in stage.mix if t not in ("copy", "pairs", "few", "lookups")):
+                for judged in (t for t in stage.mix if t in ("facts", "caption", *LENGTHS)):
                     scores = whole_answers(model, judged, architecture, device, EVALUATED_TOKENS // shrink)
                     log(event="evaluation", step=done, split="held_out", task=judged, **scores)
             paused = time.time()

@@ -20,9 +20,14 @@ ModelOption = Annotated[
     str | None, typer.Option(help="Hub id, folder, or small-llava; without it, the bundled model.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cuda or cpu; by default a GPU if there is one.")]
+ShardOption = Annotated[str, typer.Option(help="i/n: answer the i-th of n shares; the others run elsewhere.")]
+RetryOption = Annotated[bool, typer.Option("--retry-failed", help="Do failed samples of earlier runs again.")]
 DtypeOption = Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")]
 
-OutOption = Annotated[Path, typer.Option(help="Folder of results; goes on where an earlier run stopped.")]
+AnswerOption = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")]
+DataOption = Annotated[Path | None, typer.Option(help="MileBench's folder: <DS>/<DS>.json and <DS>/images.")]
+OUT = typer.Option(help="Folder of results; goes on where an earlier run stopped.")
+OutOption = Annotated[Path, OUT]
 SuiteOption = Annotated[str, typer.Option(help="Which documents and questions.")]
 MethodsOption = Annotated[str, typer.Option(help="As for generate, separated by commas.")]
 BudgetsOption = Annotated[str, typer.Option(help="Budgets, separated by commas.")]
@@ -93,26 +98,86 @@ def evaluate(
     budgets: BudgetsOption = "0.5,0.2,0.1,0.05",
     samples: SamplesOption = 200,
     seed: SeedOption = 0,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")] = 32,
+    max_new_tokens: AnswerOption = 32,
+    shard: ShardOption = "1/1",
+    retry_failed: RetryOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
 ) -> None:
-    """Measure accuracy under eviction; prints a Markdown table and writes every answer."""
+    """Measure accuracy under eviction on documents made here; writes every answer, and a report."""
     with one_line_errors():
-        from madakv.cli.evaluate import run_eval
+        from madakv.cli.evaluate import RunOptions, run_eval
 
-        run_eval(
-            suite_name=suite,
-            model=model,
-            methods=methods,
-            budgets=budgets,
-            samples=samples,
-            seed=seed,
-            max_new_tokens=max_new_tokens,
-            out=out,
-            device=device,
-            dtype=dtype,
+        options = RunOptions(model, methods, budgets, max_new_tokens, out, shard, retry_failed, device, dtype)
+        run_eval(options, suite_name=suite, samples=samples, seed=seed)
+
+
+milebench_app = typer.Typer(invoke_without_command=True, no_args_is_help=True)
+app.add_typer(milebench_app, name="milebench")
+
+
+@milebench_app.callback()
+def milebench(
+    context: typer.Context,
+    data: DataOption = None,
+    out: Annotated[Path | None, OUT] = None,
+    model: ModelOption = None,
+    methods: MethodsOption = "full,madakv",
+    budgets: BudgetsOption = "0.2",
+    datasets: Annotated[str, typer.Option(help="Names such as TN,IEdit, or all.")] = "all",
+    limit: Annotated[int | None, typer.Option(min=1, help="Samples per dataset; without it, all.")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the samples that --limit leaves.")] = 0,
+    combined: Annotated[bool, typer.Option("--combined", help="All pictures of a sample as one.")] = False,
+    max_context: Annotated[
+        int | None, typer.Option(min=1, help="Cut the context from the left to this many tokens, as the original.")
+    ] = None,
+    max_new_tokens: AnswerOption = 512,
+    shard: ShardOption = "1/1",
+    retry_failed: RetryOption = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+) -> None:
+    """Run MileBench under eviction: the paper's tables, on any model, method and budget."""
+    if context.invoked_subcommand is not None:
+        return
+    with one_line_errors():
+        from madakv.cli.evaluate import RunOptions
+        from madakv.cli.milebench import required, run_milebench
+
+        options = RunOptions(
+            model, methods, budgets, max_new_tokens, required("--out", out), shard, retry_failed, device, dtype
         )
+        run_milebench(
+            options,
+            data=required("--data", data),
+            datasets=datasets,
+            limit=limit,
+            seed=seed,
+            combined=combined,
+            max_context=max_context,
+        )
+
+
+@milebench_app.command(name="check")
+def milebench_check(data: DataOption = None) -> None:
+    """Tell what is there of the data, what is missing and what is broken; loads no model."""
+    with one_line_errors():
+        from madakv.cli.milebench import required, run_check
+
+        run_check(required("--data", data))
+
+
+@app.command()
+def report(
+    results: Annotated[list[Path], typer.Argument(help="Folders that hold rows of `eval` or `milebench`.")],
+    out: Annotated[Path, typer.Option(help="Folder for report.md, report.csv and pictures.")],
+    title: Annotated[str, typer.Option(help="What was measured.")] = "Results",
+) -> None:
+    """Make the report of one run, or of several together: other models, shards from other machines."""
+    with one_line_errors():
+        from madakv.cli.evaluate import run_report
+
+        run_report(results, out, title)
 
 
 @app.command()

@@ -1,66 +1,97 @@
-"""`madakv eval` and `madakv distance`: methods at budgets on a suite, resumable, with tables at the end."""
+"""`madakv eval`, `madakv distance` and `madakv report`: methods at budgets, resumable, with a report at the end."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from madakv.cli.generate import parse_budget, quiet_transformers
-from madakv.errors import MissingExtraError
+from madakv.cli.progress import bar
 from madakv.evaluation.distances import distance_table, run_distances
-from madakv.evaluation.plots import accuracy_over_bytes
-from madakv.evaluation.runner import Progress as Report
-from madakv.evaluation.runner import run_suite
+from madakv.evaluation.report import read_rows_of, write_report
+from madakv.evaluation.runner import run_samples, takes_several_sizes
+from madakv.evaluation.samples import Sample
 from madakv.evaluation.suites import suite
-from madakv.evaluation.summary import markdown, summarise
+from madakv.evaluation.workers import Shard, Worker
 from madakv.loading import load
 from madakv.methods import Method, from_text
 
 
-def run_eval(
-    *,
-    suite_name: str,
-    model: str | None,
-    methods: str,
-    budgets: str,
-    samples: int,
-    seed: int,
-    max_new_tokens: int,
-    out: Path,
-    device: str | None,
-    dtype: str,
-) -> None:
+@dataclass(frozen=True)
+class RunOptions:
+    """What `madakv eval` and `madakv milebench` have in common; see their help."""
+
+    model: str | None
+    methods: str
+    budgets: str
+    max_new_tokens: int
+    out: Path
+    shard: str
+    retry_failed: bool
+    device: str | None
+    dtype: str
+
+
+def run_eval(options: RunOptions, *, suite_name: str, samples: int, seed: int) -> None:
     """Run the command; see `madakv eval --help`."""
+    maker = suite(suite_name)
+    evaluate(
+        options,
+        lambda processor: list(maker(samples, seed, takes_several_sizes(processor))),
+        settings={"suite": suite_name, "seed": seed},
+        title=f"{suite_name}, {samples} documents",
+    )
+
+
+def evaluate(
+    options: RunOptions,
+    samples: Callable[[Any], Sequence[Sample]],
+    *,
+    settings: dict[str, Any],
+    title: str,
+) -> None:
+    """Answer samples with methods, in as many processes as torchrun has started, and report once.
+
+    Args:
+        options: of the command.
+        samples: makes them for a processor.
+        settings: what must agree for rows of one folder to be comparable.
+        title: of the report.
+    """
     quiet_transformers()
-    suite(suite_name)
-    chosen = expand(methods, budgets)
-    loaded, processor = load(model, device=device, dtype=dtype)
-    with _bar("answers") as report:
-        rows = run_suite(
-            loaded,
-            processor,
-            suite_name=suite_name,
-            model_name=_named(model, dtype),
-            methods=chosen,
-            samples=samples,
-            seed=seed,
-            out=out,
-            max_new_tokens=max_new_tokens,
-            progress=report,
-        )
-    lines = summarise(rows)
-    (out / "summary.json").write_text(json.dumps([asdict(line) for line in lines], indent=1) + "\n")
-    _show(markdown(lines), out)
-    try:
-        accuracy_over_bytes(lines, f"{_named(model, dtype)}, {suite_name}, {samples} documents", out / "accuracy.png")
-    except MissingExtraError as error:
-        Console(stderr=True).print(f"no picture: {error}", highlight=False)
+    worker = Worker.of_environment()
+    shard = Shard.parse(options.shard).split(worker.rank, worker.count)
+    chosen = expand(options.methods, options.budgets)
+    with worker.together():
+        model, processor = load(options.model, device=worker.device(options.device), dtype=options.dtype)
+        with bar("answers", shown=worker.leads) as report:
+            run_samples(
+                model,
+                processor,
+                samples=samples(processor),
+                settings=settings,
+                model_name=_named(options.model, options.dtype),
+                methods=chosen,
+                out=options.out,
+                max_new_tokens=options.max_new_tokens,
+                progress=report,
+                shard=shard,
+                retry_failed=options.retry_failed,
+            )
+    if worker.leads:
+        run_report([options.out], options.out, title)
+
+
+def run_report(folders: Sequence[Path], out: Path, title: str) -> None:
+    """Write the report of one folder of rows or several, and print its first table."""
+    table, notes = write_report(read_rows_of(folders), out, title)
+    print(table, end="")
+    for note in notes:
+        Console(stderr=True).print(note, highlight=False)
 
 
 def run_distance(
@@ -80,7 +111,7 @@ def run_distance(
     suite(suite_name)
     chosen = expand(methods, budgets)
     loaded, processor = load(model, device=device, dtype=dtype)
-    with _bar("prompts") as report:
+    with bar("prompts") as report:
         rows = run_distances(
             loaded,
             processor,
@@ -92,24 +123,13 @@ def run_distance(
             out=out,
             progress=report,
         )
-    _show(distance_table(rows), out)
-
-
-def _named(model: str | None, dtype: str) -> str:
-    return (model or "bundled") + ("" if dtype == "auto" else f" ({dtype})")
-
-
-def _show(table: str, out: Path) -> None:
+    table = distance_table(rows)
     (out / "table.md").write_text(table)
     print(table, end="")
 
 
-@contextmanager
-def _bar(what: str) -> Iterator[Report]:
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+def _named(model: str | None, dtype: str) -> str:
+    return (model or "bundled") + ("" if dtype == "auto" else f" ({dtype})")
 
 
 def expand(methods: str, budgets: str) -> list[Method]:

@@ -12,6 +12,7 @@ from madakv.evaluation.distance import ORACLES, errors, oracle_plans, plans_of, 
 from madakv.evaluation.records import open_results
 from madakv.evaluation.runner import Progress, takes_several_sizes
 from madakv.evaluation.suites import suite
+from madakv.evaluation.summary import budget_text, markdown_table
 from madakv.methods import Method
 from madakv.prompts import model_inputs
 
@@ -23,7 +24,7 @@ class DistanceRow:
     Attributes:
         method: repr, budget included.
         label, budget: see `Row`.
-        sample, kind: see `Row`.
+        dataset, sample: see `Row`.
         errors: relative error of the attention output, per layer.
         oracle: mean error over layers when the oracle decides, by what it decides (`ORACLES`).
     """
@@ -31,8 +32,8 @@ class DistanceRow:
     method: str
     label: str
     budget: float | int
+    dataset: str
     sample: str
-    kind: str
     errors: list[float]
     oracle: dict[str, float]
 
@@ -49,21 +50,21 @@ def run_distances(
     out: Path,
     progress: Progress,
 ) -> list[DistanceRow]:
-    """Measure every method on every sample; args and resuming as `run_suite`. Follow-up questions are left out."""
+    """Measure every method on every sample; args and resuming as `run_samples`. Follow-up questions are left out."""
     tokenizer = getattr(processor, "tokenizer", processor)
     drawn = suite(suite_name)(samples, seed, takes_several_sizes(processor))
     todo = [sample for sample in drawn if sample.follow_up is None]
     settings = {"measures": "distance", "suite": suite_name, "model": model_name, "seed": seed}
     with open_results(out, settings, DistanceRow) as (rows, append):
-        done = {(row.method, row.sample) for row in rows}
-        wanted = {(repr(method), sample.id) for method in methods for sample in todo}
+        done = {(row.method, row.dataset, row.sample) for row in rows}
+        wanted = {(repr(method), sample.dataset, sample.id) for method in methods for sample in todo}
         finished = len(done & wanted)
         progress(finished, len(wanted))
         for sample in todo:
-            left = [method for method in methods if (repr(method), sample.id) not in done]
+            left = [method for method in methods if (repr(method), sample.dataset, sample.id) not in done]
             if not left:
                 continue
-            inputs = model_inputs(processor, sample.prompt, sample.images).to(model.device)
+            inputs = model_inputs(processor, sample.prompt, sample.pictures()).to(model.device)
             answer = tokenizer(sample.gold, add_special_tokens=False)["input_ids"]
             layers = read_with_answer(model, inputs, answer)
             for method in left:
@@ -72,8 +73,8 @@ def run_distances(
                     method=repr(method),
                     label=method.label,
                     budget=method.budget,
+                    dataset=sample.dataset,
                     sample=sample.id,
-                    kind=sample.kind,
                     errors=errors(layers, plans, method),
                     oracle={name: mean(errors(layers, oracle_plans(layers, plans, name))) for name in ORACLES},
                 )
@@ -81,7 +82,7 @@ def run_distances(
                 rows.append(row)
                 finished += 1
                 progress(finished, len(wanted))
-    return [row for row in rows if (row.method, row.sample) in wanted]
+    return [row for row in rows if (row.method, row.dataset, row.sample) in wanted]
 
 
 def distance_table(rows: Sequence[DistanceRow]) -> str:
@@ -94,8 +95,5 @@ def distance_table(rows: Sequence[DistanceRow]) -> str:
         own = [row for row in rows if row.method == method]
         per_layer = [mean(row.errors[number] for row in own) for number in range(layers)]
         cells = [*per_layer, mean(per_layer), *(mean(row.oracle[name] for row in own) for name in ORACLES)]
-        budget = own[0].budget
-        asked = f"{budget:.0%}" if isinstance(budget, float) else str(budget)
-        body.append([f"`{own[0].label}`", asked, *(f"{cell:.3f}" for cell in cells)])
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    return "\n".join("| " + " | ".join(line) + " |" for line in [head, rule, *body]) + "\n"
+        body.append([f"`{own[0].label}`", budget_text(own[0].budget), *(f"{cell:.3f}" for cell in cells)])
+    return markdown_table(head, body)

@@ -13,7 +13,7 @@ def accuracy_over_bytes(lines: Sequence[Line], title: str, path: Path) -> None:
     """Draw every method's average accuracy over the share of bytes that it kept, on a log scale.
 
     Args:
-        lines: from `summarise`.
+        lines: from `summarise`, of one model and scorer.
         title: what was measured.
         path: of the PNG file.
 
@@ -55,7 +55,7 @@ def accuracy_over_bytes(lines: Sequence[Line], title: str, path: Path) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylim(0, 1.02)
     axes.set_xlabel("KV bytes kept, of the full cache")
-    axes.set_ylabel("answers that are right as a whole")
+    axes.set_ylabel("average score")
     axes.set_title(title)
     axes.grid(alpha=0.3)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,45 +19,74 @@ import transformers
 
 import madakv
 from madakv.errors import ConfigurationError
+from madakv.evaluation.workers import WHOLE, Shard
 
 R = TypeVar("R")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One answer.
+    """One answer, or why there is none.
 
     Attributes:
+        model: as named on the command line.
         method: repr of the method, budget included.
         label: the method as typed, without its budget.
         budget: as asked for.
-        sample: the sample's id.
-        kind: the sample's kind.
-        gold, answer: what was wanted and what came.
-        correct: whether they are equal.
+        dataset, sample, document, group, level, images, gold: see `Sample`; the sample by its id.
+        answer: what came; empty if the sample failed.
+        scores: from a scorer's name to a score in [0, 1]; all 0 if the sample failed.
+        fault: why a scorer could not work on the answer.
+        error: why the sample failed.
         prompt_tokens: tokens of the prompt.
         kept_share: kept entries over prompt entries.
         kv_bytes: bytes of live storage after the prefill.
         kv_bytes_full: bytes of a full cache for the same prompt.
+        new_tokens: tokens of the answer, the end token included.
+        seconds: from the prefilled prompt to the answer; includes eviction, not the prefill, which methods share.
     """
 
+    model: str
     method: str
     label: str
     budget: float | int
+    dataset: str
     sample: str
-    kind: str
+    document: str
+    group: str
+    level: str
+    images: int
     gold: str
     answer: str
-    correct: bool
-    prompt_tokens: int
-    kept_share: float
-    kv_bytes: int
-    kv_bytes_full: int
+    scores: dict[str, float]
+    fault: str | None = None
+    error: str | None = None
+    prompt_tokens: int = 0
+    kept_share: float = 0.0
+    kv_bytes: int = 0
+    kv_bytes_full: int = 0
+    new_tokens: int = 0
+    seconds: float = 0.0
 
     @property
-    def document(self) -> str:
-        """The document that the sample asks about."""
-        return self.sample.rpartition("-")[0]
+    def category(self) -> str:
+        """The letter of one of MileBench's groups, T-1 to I-1; any other group is a category of its own."""
+        return self.group[0] if re.fullmatch(r"[A-Z]-\d", self.group) else self.group
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What there is one answer for; the method tells the budget."""
+        return self.model, self.method, self.dataset, self.sample
+
+
+def latest(rows: Iterable[Row]) -> list[Row]:
+    """One row per key: an answer rather than a failure, the later one of two of a kind."""
+    found: dict[tuple[str, str, str, str], Row] = {}
+    for row in rows:
+        held = found.get(row.key)
+        if held is None or row.error is None or held.error is not None:
+            found[row.key] = row
+    return list(found.values())
 
 
 def provenance(**settings: Any) -> dict[str, Any]:
@@ -75,38 +105,46 @@ def provenance(**settings: Any) -> dict[str, Any]:
 
 @contextmanager
 def open_results(
-    folder: Path, settings: dict[str, Any], kind: type[R]
+    folder: Path,
+    settings: dict[str, Any],
+    kind: type[R],
+    *,
+    about: dict[str, Any] | None = None,
+    shard: Shard = WHOLE,
 ) -> Iterator[tuple[list[R], Callable[[R], None]]]:
     """Open a folder of results to go on with, or a new one.
 
     Args:
-        folder: holds `run.json` and `rows.jsonl`.
+        folder: holds `rows.jsonl` and `run.json`, or a pair of them per shard.
         settings: what must agree for rows to be comparable.
         kind: the dataclass of the rows.
+        about: what else is noted of this run.
+        shard: which share of the samples this process answers; it writes files of its own.
 
     Yields:
-        The rows already there, and a function that appends and flushes one. A last line that was cut off by a
-        kill is dropped.
+        The rows already there, those of other shards included, and a function that appends and flushes one. A last
+        line that was cut off by a kill is dropped.
 
     Raises:
         ConfigurationError: the folder holds results of other settings.
     """
-    about, path = folder / "run.json", folder / "rows.jsonl"
-    here = provenance(**settings)
+    notes, path = folder / f"run{shard.suffix}.json", folder / f"rows{shard.suffix}.jsonl"
+    here = provenance(**settings, **(about or {}))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = json.loads(about.read_text()) if about.exists() else None
-        rows, whole = read_rows(path, kind)
+        known = {file: json.loads(file.read_text()) for file in sorted(folder.glob("run*.json"))}
+        rows, whole = read_all(folder, kind), read_rows(path, kind)[1]
     except (OSError, ValueError, TypeError) as error:
         raise ConfigurationError(f"cannot use {folder} for results: {error}") from error
-    if found is not None:
-        differing = [name for name, value in settings.items() if found.get(name) != value]
+    for other in known.values():
+        differing = [name for name, value in settings.items() if other.get(name) != value]
         if differing:
-            was = ", ".join(f"{name}={found.get(name)!r}" for name in differing)
+            was = ", ".join(f"{name}={other.get(name)!r}" for name in differing)
             raise ConfigurationError(f"{folder} holds results of other settings ({was}); choose another --out")
-    else:
+    found = known.get(notes)
+    if found is None:
         found = here
-        about.write_text(json.dumps(here, indent=2) + "\n")
+        _write_whole(notes, found)
     if path.exists():
         os.truncate(path, whole)
     noted = found is here
@@ -117,12 +155,24 @@ def open_results(
             if not noted:
                 # So that rows of other code or another machine can be told apart.
                 found.setdefault("resumed", []).append(here | {"rows_before": len(rows)})
-                about.write_text(json.dumps(found, indent=2) + "\n")
+                _write_whole(notes, found)
                 noted = True
             file.write(json.dumps(vars(row), ensure_ascii=False) + "\n")
             file.flush()
 
         yield rows, append
+
+
+def _write_whole(path: Path, content: dict[str, Any]) -> None:
+    """Replace a file at once, so that a kill leaves the old one or the new one."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.replace(path)
+
+
+def read_all(folder: Path, kind: type[R]) -> list[R]:
+    """The complete rows of all shards in a folder."""
+    return [row for path in sorted(folder.glob("rows*.jsonl")) for row in read_rows(path, kind)[0]]
 
 
 def read_rows(path: Path, kind: type[R]) -> tuple[list[R], int]:

@@ -1,15 +1,19 @@
-"""Run methods over a suite: every method on the same samples, resumable at any point."""
+"""Run methods over samples: every method on the same ones, resumable at any point, whatever fails on the way."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from madakv.api import evict
-from madakv.errors import UnsupportedModelError, UnsupportedOptionError
-from madakv.evaluation.records import Row, open_results
-from madakv.evaluation.suites import Sample, suite
+from madakv.errors import InputError, UnsupportedModelError, UnsupportedOptionError
+from madakv.evaluation.records import Row, latest, open_results
+from madakv.evaluation.samples import Sample
+from madakv.evaluation.workers import WHOLE, Shard
 from madakv.hf.attach import finish
 from madakv.hf.replay import ReadPrompt, continue_greedily, end_ids, prefill, read_more
 from madakv.methods import Method
@@ -18,64 +22,64 @@ from madakv.prompts import model_inputs
 Progress = Callable[[int, int], None]
 """Called with (answers done, answers in all)."""
 
+_OF_A_SAMPLE = (InputError, OSError, RuntimeError, ValueError, IndexError, MemoryError)
+"""What one sample may raise without ending the run; out of memory is a RuntimeError."""
+_OF_THE_RUN = (UnsupportedOptionError, UnsupportedModelError)
 
-def run_suite(
+
+def run_samples(
     model: Any,
     processor: Any,
     *,
-    suite_name: str,
+    samples: Sequence[Sample],
+    settings: dict[str, Any],
     model_name: str,
     methods: Sequence[Method],
-    samples: int,
-    seed: int,
     out: Path,
     max_new_tokens: int,
     progress: Progress,
+    shard: Shard = WHOLE,
+    retry_failed: bool = False,
 ) -> list[Row]:
     """Answer every sample with every method; rows already in `out` are not done again.
 
     Each prompt is read once, and every method evicts from that same prefill; a model with layers that are not
-    evicted reads it for each method.
+    evicted reads it for each method. A sample that fails is written down as failed, and the run goes on.
 
     Args:
         model, processor: as from `madakv.loading.load`.
-        suite_name: see `madakv.evaluation.suites`.
+        samples: of all shards.
+        settings: what must agree for rows of one folder to be comparable.
         model_name: for the record.
         methods: method objects, budgets set.
-        samples: how many documents the suite makes.
-        seed: of the first document.
-        out: folder of results.
+        out: folder of results; it may hold those of other models.
         max_new_tokens: most tokens of an answer.
         progress: called after every answer.
+        shard: which share of the samples is answered here.
+        retry_failed: do failed samples of earlier runs again.
 
     Returns:
-        All rows of these methods, earlier ones included.
+        One row per sample of this shard and method, earlier ones included.
     """
-    todo = list(suite(suite_name)(samples, seed, takes_several_sizes(processor)))
-    settings = {"suite": suite_name, "model": model_name, "seed": seed, "max_new_tokens": max_new_tokens}
-    with open_results(out, settings, Row) as (rows, append):
-        done = {(row.method, row.sample) for row in rows}
-        total = len(todo) * len(methods)
-        wanted = {(repr(method), sample.id) for method in methods for sample in todo}
-        finished = len(done & wanted)
-        progress(finished, total)
+    todo = [sample for number, sample in enumerate(samples) if shard.of(number)]
+    wanted = {(model_name, repr(method), sample.dataset, sample.id) for method in methods for sample in todo}
+    settings = settings | {"max_new_tokens": max_new_tokens}
+    about = {"model": model_name, "methods": [repr(method) for method in methods]}
+    with open_results(out, settings, Row, about=about, shard=shard) as (rows, append):
+        done = {row.key for row in latest(rows) if row.error is None or not retry_failed} & wanted
+        finished = len(done)
+        progress(finished, len(wanted))
         for sample in todo:
-            left = [method for method in methods if (repr(method), sample.id) not in done]
-            if not left:
-                continue
-            inputs = model_inputs(processor, sample.prompt, sample.images).to(model.device)
-            prompt = _read_once(model, inputs)
-            if prompt is None and (drafting := [method.label for method in left if method.draft]):
-                raise UnsupportedOptionError(
-                    f"{', '.join(drafting)}: a draft needs full attention in all layers of the model; use lookahead"
-                )
+            left = [m for m in methods if (model_name, repr(m), sample.dataset, sample.id) not in done]
+            prompt = _Prompt(model, processor, sample) if left else None
             for method in left:
-                row = _answer_row(model, processor, inputs, prompt, method, sample, max_new_tokens)
+                assert prompt is not None
+                row = _attempt(model, processor, prompt, model_name, method, sample, max_new_tokens)
                 append(row)
                 rows.append(row)
                 finished += 1
-                progress(finished, total)
-    return [row for row in rows if (row.method, row.sample) in wanted]
+                progress(finished, len(wanted))
+    return [row for row in latest(rows) if row.key in wanted]
 
 
 def takes_several_sizes(processor: Any) -> bool:
@@ -83,30 +87,99 @@ def takes_several_sizes(processor: Any) -> bool:
     return hasattr(getattr(processor, "image_processor", None), "merge_size")
 
 
-def _read_once(model: Any, inputs: Any) -> ReadPrompt | None:
-    """The prompt's prefill for all methods; None if the model has layers that cannot be replayed."""
-    try:
-        return ReadPrompt.of(model, inputs)
-    except UnsupportedModelError:
-        return None
+class _Prompt:
+    """A sample's prompt as far as it could be read.
+
+    Attributes:
+        inputs: for the model; None if they could not be made.
+        read: its prefill for all methods; None if each has to read for itself.
+        unread: why.
+        error: why there are no inputs.
+    """
+
+    def __init__(self, model: Any, processor: Any, sample: Sample) -> None:
+        self.inputs: Any = None
+        self.read: ReadPrompt | None = None
+        self.unread: Exception | None = None
+        self.error: str | None = None
+        try:
+            self.inputs = model_inputs(processor, sample.prompt, sample.pictures()).to(model.device)
+        except _OF_A_SAMPLE as error:
+            self.error = _reason(error)
+            return
+        try:
+            self.read = ReadPrompt.of(model, self.inputs)
+        except (UnsupportedModelError, *_OF_A_SAMPLE) as error:
+            # Some layer cannot be replayed; or all layers at once are more than memory holds, where a method that
+            # evicts on the way may fit. Without its frames, which hold what was read so far.
+            self.unread = error.with_traceback(None)
 
 
-def _answer_row(
+def _attempt(
     model: Any,
     processor: Any,
-    inputs: Any,
-    prompt: ReadPrompt | None,
+    prompt: _Prompt,
+    model_name: str,
     method: Method,
     sample: Sample,
     max_new_tokens: int,
 ) -> Row:
+    """A row with the answer, or with the reason why there is none."""
+    row: dict[str, Any] = dict(
+        model=model_name,
+        method=repr(method),
+        label=method.label,
+        budget=method.budget,
+        dataset=sample.dataset,
+        sample=sample.id,
+        document=sample.document,
+        group=sample.group,
+        level=sample.level,
+        images=sample.images,
+        gold=sample.gold,
+    )
+    error = prompt.error
+    if error is None:
+        try:
+            return Row(**row, **_answer(model, processor, prompt, method, sample, max_new_tokens))
+        except _OF_THE_RUN:
+            raise
+        except _OF_A_SAMPLE as raised:
+            error = _reason(raised)
+        # Outside of the handler, so that what its frames hold is free.
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    return Row(**row, answer="", scores=dict.fromkeys(sample.scorers, 0.0), error=error)
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+
+
+def _answer(
+    model: Any,
+    processor: Any,
+    prompt: _Prompt,
+    method: Method,
+    sample: Sample,
+    max_new_tokens: int,
+) -> dict[str, Any]:
+    """What `Row` says of an answer."""
     tokenizer = getattr(processor, "tokenizer", processor)
     end = end_ids(model)
     with evict(model, method) as run:
-        if prompt is None:
-            cache, logits = prefill(model, inputs)
+        if prompt.read is not None:
+            begun = time.perf_counter()
+            cache, logits = prompt.read.evicted(model, run, max_new_tokens=max_new_tokens), prompt.read.logits
+        elif method.draft and prompt.unread is not None:
+            if not isinstance(prompt.unread, UnsupportedModelError):
+                raise prompt.unread
+            raise UnsupportedOptionError(
+                f"{method.label}: a draft needs full attention in all layers of the model; use lookahead"
+            )
         else:
-            cache, logits = prompt.evicted(model, run, max_new_tokens=max_new_tokens), prompt.logits
+            cache, logits = prefill(model, prompt.inputs)
+            begun = time.perf_counter()
         ids = continue_greedily(model, cache, logits, end=end, max_new_tokens=max_new_tokens)
         finish(cache, run)
         if sample.follow_up is not None:
@@ -119,17 +192,15 @@ def _answer_row(
     if kept is None:
         raise RuntimeError("the prompt was never evicted")
     answered = tokenizer.decode(ids, skip_special_tokens=True).strip()
-    return Row(
-        method=repr(method),
-        label=method.label,
-        budget=method.budget,
-        sample=sample.id,
-        kind=sample.kind,
-        gold=sample.gold,
+    verdict = sample.judge(answered)
+    return dict(
         answer=answered,
-        correct=answered == sample.gold,
+        scores=dict(verdict.scores),
+        fault=verdict.fault,
         prompt_tokens=sum(kept.prompt_tokens.values()),
         kept_share=kept.kept_share,
         kv_bytes=kept.kv_bytes,
         kv_bytes_full=kept.kv_bytes_full,
+        new_tokens=len(ids),
+        seconds=round(time.perf_counter() - begun, 4),
     )

@@ -3,38 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
-
-from PIL import Image
 
 from madakv.errors import ConfigurationError
 from madakv.evaluation import digits
-from madakv.evaluation.documents import Document, make_document
+from madakv.evaluation.documents import MILEBENCH, Document, make_document
 from madakv.evaluation.documents.document import SEVERAL_SIZES, SIZES
+from madakv.evaluation.samples import EXACT, Sample, equal_to
 
 LENGTHS = (512, 1024, 2048, 4096)
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One question.
-
-    Attributes:
-        id: unique within its suite.
-        kind: what the question needs; tables have one column per kind.
-        prompt: text with `<image>` marks.
-        images: in the order of the marks.
-        gold: the right answer; an answer counts only if all of it is equal.
-        follow_up: asked on the same cache after the prompt has been answered; `gold` is then its answer.
-    """
-
-    id: str
-    kind: str
-    prompt: str
-    images: tuple[Image.Image, ...]
-    gold: str
-    follow_up: str | None = None
 
 
 SuiteMaker = Callable[[int, int, bool], Iterator[Sample]]
@@ -47,13 +24,7 @@ def digit_documents(documents: int, seed: int, _several_sizes: bool) -> Iterator
         document = digits.make_document(seed + number)
         for kind in digits.KINDS:
             question = next(asked for asked in document.questions if asked.kind == kind)
-            yield Sample(
-                id=f"{seed + number}-{kind}",
-                kind=kind,
-                prompt=f"{document.text} {question.prompt}",
-                images=document.images,
-                gold=question.answer,
-            )
+            yield _sample(document, str(seed + number), kind, "digits", question.prompt, question.answer)
 
 
 def long_documents(lengths: Sequence[int], documents: int, seed: int, several_sizes: bool) -> Iterator[Sample]:
@@ -66,17 +37,20 @@ def long_documents(lengths: Sequence[int], documents: int, seed: int, several_si
         sizes = SEVERAL_SIZES if several_sizes else SIZES
         document = make_document(seed + number, tokens=tokens, sizes=sizes)
         asked = {question.kind: question for question in document.questions}
+        name = f"{seed + number}-{tokens}"
         for kind, question in asked.items():
             if kind != "show":
-                yield _sample(document, f"{seed + number}-{tokens}", kind, question.prompt, question.answer)
-        second = SECOND[number % len(SECOND)]
+                yield _sample(document, name, kind, MILEBENCH[kind], question.prompt, question.answer, str(tokens))
+        first, second = asked["show"], asked[SECOND[number % len(SECOND)]]
         yield _sample(
             document,
-            f"{seed + number}-{tokens}",
+            name,
             "second",
-            asked["show"].prompt,
-            asked[second].answer,
-            follow_up=asked[second].prompt,
+            MILEBENCH["second"],
+            first.prompt,
+            second.answer,
+            str(tokens),
+            follow_up=second.prompt,
         )
 
 
@@ -85,9 +59,29 @@ SECOND = ("code", "read", "owner", "change")
 
 
 def _sample(
-    document: Document, number: str, kind: str, prompt: str, gold: str, follow_up: str | None = None
+    document: Document,
+    name: str,
+    kind: str,
+    group: str,
+    prompt: str,
+    gold: str,
+    level: str = "",
+    follow_up: str | None = None,
 ) -> Sample:
-    return Sample(f"{number}-{kind}", kind, f"{document.text} {prompt}", document.images, gold, follow_up)
+    return Sample(
+        id=name,
+        dataset=kind,
+        group=group,
+        level=level,
+        document=name,
+        prompt=f"{document.text} {prompt}",
+        pictures=lambda: document.images,
+        images=len(document.images),
+        gold=gold,
+        scorers=(EXACT,),
+        judge=equal_to(gold),
+        follow_up=follow_up,
+    )
 
 
 SUITES: dict[str, SuiteMaker] = {

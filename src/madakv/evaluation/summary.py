@@ -1,38 +1,54 @@
-"""Tables from rows."""
+"""From rows to averages with intervals."""
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
+from typing import TYPE_CHECKING, Any, Literal
 
 from madakv.errors import MissingExtraError
 from madakv.evaluation.records import Row
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 RESAMPLES = 2000
 _SEED = 0
+
+Column = Literal["dataset", "group", "category", "level"]
 
 
 @dataclass(frozen=True)
 class Line:
-    """One method at one budget over one suite.
+    """One method at one budget on one model, by one scorer.
 
     Attributes:
+        model: as in its rows.
         label: the method without its budget.
         budget: as asked for.
-        answers: how many rows.
-        accuracy: share of whole answers that are right, per kind.
-        average: mean over kinds.
+        scorer: whose scores these are.
+        answers: how many rows, failed ones included.
+        failed: how many of them are failures; these score 0.
+        datasets: mean score per dataset.
+        groups, categories, levels: mean over the datasets of a group or category, or what they have of a level.
+        average: mean over datasets.
         of_full: average over the full cache's average on the same samples; None without a full cache.
         interval: 95 % interval of `of_full`, by paired bootstrap over documents.
-        kv_share: live bytes over a full cache's, mean over rows.
+        kv_share: live bytes over a full cache's, mean over answers.
     """
 
+    model: str
     label: str
     budget: float | int
+    scorer: str
     answers: int
-    accuracy: dict[str, float]
+    failed: int
+    datasets: dict[str, float]
+    groups: dict[str, float]
+    categories: dict[str, float]
+    levels: dict[str, float]
     average: float
     of_full: float | None
     interval: tuple[float, float] | None
@@ -40,89 +56,114 @@ class Line:
 
 
 def summarise(rows: Sequence[Row]) -> list[Line]:
-    """One line per method and budget, in the order of first appearance."""
-    full = [row for row in rows if row.label == "full"]
+    """One line per model, scorer, method and budget, in the order of first appearance."""
     lines = []
-    for method in dict.fromkeys(row.method for row in rows):
-        own = [row for row in rows if row.method == method]
-        kinds = dict.fromkeys(row.kind for row in own)
-        accuracy = {kind: mean(row.correct for row in own if row.kind == kind) for kind in kinds}
-        ratio = ratio_to(own, full) if full and {row.sample for row in own} <= {row.sample for row in full} else None
-        lines.append(
-            Line(
-                label=own[0].label,
-                budget=own[0].budget,
-                answers=len(own),
-                accuracy=accuracy,
-                average=mean(accuracy.values()),
-                of_full=ratio[0] if ratio else None,
-                interval=ratio[1] if ratio else None,
-                kv_share=mean(row.kv_bytes / row.kv_bytes_full for row in own),
+    for model, scorer in dict.fromkeys((row.model, name) for row in rows for name in row.scores):
+        here = [row for row in rows if row.model == model and scorer in row.scores]
+        full = [row for row in here if row.label == "full"]
+        for method in dict.fromkeys(row.method for row in here):
+            own = [row for row in here if row.method == method]
+            paired = bool(full) and {row.key[2:] for row in own} <= {row.key[2:] for row in full}
+            ratio = ratio_to(own, full, scorer) if paired else None
+            datasets = means(own, scorer, "dataset")
+            lines.append(
+                Line(
+                    model=model,
+                    label=own[0].label,
+                    budget=own[0].budget,
+                    scorer=scorer,
+                    answers=len(own),
+                    failed=sum(row.error is not None for row in own),
+                    datasets=datasets,
+                    groups=means(own, scorer, "group"),
+                    categories=means(own, scorer, "category"),
+                    levels=means(own, scorer, "level"),
+                    average=mean(datasets.values()),
+                    of_full=ratio[0] if ratio else None,
+                    interval=ratio[1] if ratio else None,
+                    kv_share=_kv_share(own),
+                )
             )
-        )
     return lines
 
 
-def ratio_to(own: Sequence[Row], other: Sequence[Row]) -> tuple[float, tuple[float, float]] | None:
-    """Average accuracy over that of another method on the same samples, and its 95 % interval.
+def means(rows: Sequence[Row], scorer: str, column: Column) -> dict[str, float]:
+    """Mean score per value of a column: the mean over datasets of their means there."""
+    scores: dict[str, dict[str, list[float]]] = {}
+    for row in rows:
+        scores.setdefault(getattr(row, column), {}).setdefault(row.dataset, []).append(row.scores[scorer])
+    return {name: mean(mean(own) for own in datasets.values()) for name, datasets in scores.items()}
 
-    Documents are drawn with replacement, each with all its questions, the same for both methods.
+
+def _kv_share(rows: Sequence[Row]) -> float:
+    shares = [row.kv_bytes / row.kv_bytes_full for row in rows if row.kv_bytes_full]
+    return mean(shares) if shares else 0.0
+
+
+def ratio_to(own: Sequence[Row], other: Sequence[Row], scorer: str) -> tuple[float, tuple[float, float]] | None:
+    """Average score over that of another method on the same samples, and its 95 % interval.
+
+    Documents are drawn with replacement, each with all its questions, the same for both methods, and as many as there
+    are of those that the same datasets ask about.
 
     Args:
         own, other: rows of two methods; samples that only one of them has are left out.
+        scorer: whose scores.
 
     Returns:
-        None if the other method never answers right.
+        None if the other method never scores.
     """
     try:
         import numpy as np
     except ImportError as error:
         raise MissingExtraError("intervals need numpy: pip install 'madakv[eval]'") from error
-    kinds = sorted({row.kind for row in own})
-    documents = sorted({row.document for row in own})
-    place = {(document, kind): (i, j) for i, document in enumerate(documents) for j, kind in enumerate(kinds)}
-    table = np.full((2, len(documents), len(kinds)), np.nan)
-    for side, rows in enumerate((own, other)):
-        for row in rows:
-            if (row.document, row.kind) in place:
-                table[side][place[row.document, row.kind]] = row.correct
-    table[:, np.isnan(table).any(0)] = np.nan
-    rng = np.random.default_rng(_SEED)
-    whole = np.nanmean(table, axis=1).mean(-1)
+    held = {row.key[2:]: row.scores[scorer] for row in other}
+    pairs = {row.key[2:]: (row.document, row.scores[scorer], held[row.key[2:]]) for row in own if row.key[2:] in held}
+    if not pairs:
+        return None
+    dataset_at = {name: i for i, name in enumerate(dict.fromkeys(dataset for dataset, _ in pairs))}
+    document_at = {name: i for i, name in enumerate(dict.fromkeys(document for document, _, _ in pairs.values()))}
+    # Per document and dataset: how many answers, and the sums of both methods' scores.
+    sums = np.zeros((3, len(document_at), len(dataset_at)))
+    for (dataset, _), (document, mine, theirs) in pairs.items():
+        sums[:, document_at[document], dataset_at[dataset]] += 1, mine, theirs
+    answers, mine, theirs = sums.sum(1)
+    whole = float((mine / answers).mean()), float((theirs / answers).mean())
     if not whole[1] > 0:
         return None
-    drawn = rng.integers(len(documents), size=(RESAMPLES, len(documents)))
-    with warnings.catch_warnings():
-        # A draw in which some kind does not occur has no average, and is left out.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        means = np.array([np.nanmean(table[:, chosen], axis=1).mean(-1) for chosen in drawn])
-    means = means[np.isfinite(means).all(-1) & (means[:, 1] > 0)]
-    low, high = np.percentile(means[:, 0] / means[:, 1], [2.5, 97.5])
-    return float(whole[0] / whole[1]), (float(low), float(high))
+    drawn = _resampled(sums)
+    averages = (drawn[:, 1:] / drawn[:, :1]).mean(-1)
+    averages = averages[averages[:, 1] > 0]
+    low, high = np.percentile(averages[:, 0] / averages[:, 1], [2.5, 97.5])
+    return whole[0] / whole[1], (float(low), float(high))
 
 
-def markdown(lines: Sequence[Line]) -> str:
-    """The lines as a Markdown table."""
-    kinds = list(dict.fromkeys(kind for line in lines for kind in line.accuracy))
-    head = ["method", "budget", "KV bytes", *kinds, "average", "of full (95 %)", "answers"]
-    body = [
-        [
-            f"`{line.label}`",
-            f"{line.budget:.0%}" if isinstance(line.budget, float) else str(line.budget),
-            f"{line.kv_share:.1%}",
-            *(f"{line.accuracy[kind]:.1%}" if kind in line.accuracy else "" for kind in kinds),
-            f"**{line.average:.1%}**",
-            _ratio(line),
-            f"{line.answers:,}",
-        ]
-        for line in lines
-    ]
+def _resampled(sums: NDArray[np.float64]) -> NDArray[Any]:
+    """[3, documents, datasets] to [RESAMPLES, 3, datasets]: documents drawn among those of equal datasets."""
+    import numpy as np
+
+    rng = np.random.default_rng(_SEED)
+    drawn = np.zeros((RESAMPLES, 3, sums.shape[2]))
+    patterns, pattern_of = np.unique(sums[0] > 0, axis=0, return_inverse=True)
+    for pattern in range(len(patterns)):
+        own = sums[:, pattern_of.reshape(-1) == pattern]
+        count = own.shape[1]
+        times = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
+        drawn += np.tensordot(times.astype(float), own, axes=(1, 1))
+    return drawn
+
+
+def as_percent(values: Mapping[str, float], columns: Sequence[str]) -> list[str]:
+    """One cell per column; empty where there is no value."""
+    return [f"{values[name]:.1%}" if name in values else "" for name in columns]
+
+
+def budget_text(budget: float | int) -> str:
+    """A share in percent, or entries per head."""
+    return f"{budget:.0%}" if isinstance(budget, float) else str(budget)
+
+
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A table whose first column is aligned to the left."""
     rule = ["---"] + ["---:"] * (len(head) - 1)
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *body]) + "\n"
-
-
-def _ratio(line: Line) -> str:
-    if line.of_full is None or line.interval is None:
-        return ""
-    low, high = line.interval
-    return f"{line.of_full:.1%} ({low:.1%} to {high:.1%})"

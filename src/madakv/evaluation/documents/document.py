@@ -52,6 +52,7 @@ class Draft:
     """A document before its pictures become `PIL` images: `pixels` is uint8 [height, width, 3] per picture."""
 
     text: str
+    contents: tuple[Content, ...]
     pixels: tuple[NDArray[np.uint8], ...]
     questions: tuple[Question, ...]
 
@@ -112,7 +113,7 @@ def draft(
         order = rng.permutation(len(pool))[: 1 if asked is None else asked.get(kind, 0)]
         questions += [Question(kind, *pool[i]) for i in order]
     shuffled = [questions[i] for i in rng.permutation(len(questions))]
-    return Draft(" ".join(block.words for block in blocks), pixels, tuple(shuffled))
+    return Draft(" ".join(block.words for block in blocks), tuple(contents), pixels, tuple(shuffled))
 
 
 def on_canvas(
@@ -216,6 +217,7 @@ class _Writer:
         thing = self._special.pop()
         one, other = self._picture(thing), self._picture(thing)
         self._ask("twin", f"? twin {one}", f"{thing.words} {other}")
+        self._ask("twin", f"? twin {other}", f"{thing.words} {one}")
 
     def _group(self) -> None:
         thing = self._special.pop()

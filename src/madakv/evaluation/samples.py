@@ -1,0 +1,66 @@
+"""What is asked of a model: one sample for all suites and benchmarks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an answer is worth.
+
+    Attributes:
+        scores: from a scorer's name to a score in [0, 1].
+        fault: why a scorer could not work on this answer; None if all did.
+    """
+
+    scores: Mapping[str, float]
+    fault: str | None = None
+
+
+Judge = Callable[[str], Verdict]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question.
+
+    Attributes:
+        id: unique within its dataset.
+        dataset: tables have one column per dataset.
+        group: the category that the dataset belongs to.
+        level: by how many images, or how many tokens.
+        document: samples of one document are drawn together when intervals are computed.
+        prompt: text with `<image>` marks.
+        pictures: opens the images, in the order of the marks; called once, and may fail.
+        images: how many there are.
+        gold: the right answer.
+        scorers: names of the scores that `judge` gives.
+        judge: scores an answer.
+        follow_up: asked on the same cache after the prompt has been answered; `judge` then hears its answer.
+    """
+
+    id: str
+    dataset: str
+    group: str
+    level: str
+    document: str
+    prompt: str
+    pictures: Callable[[], Sequence[Image.Image]]
+    images: int
+    gold: str
+    scorers: tuple[str, ...]
+    judge: Judge
+    follow_up: str | None = None
+
+
+EXACT = "exact"
+"""The scorer of the suites: the whole answer is right, or it is not."""
+
+
+def equal_to(gold: str) -> Judge:
+    """Judges by `EXACT`."""
+    return lambda answer: Verdict({EXACT: float(answer == gold)})

@@ -1,0 +1,158 @@
+"""`madakv milebench` from the command line: killed, resumed, shared by processes, and reported."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+from madakv import bundled
+from madakv.evaluation.milebench import DATASETS, make_sample, read
+from madakv.evaluation.milebench.scores import score
+from madakv.evaluation.milebench.suite import milebench_samples
+from madakv.evaluation.records import Row, read_all
+from madakv.methods import from_text
+
+LABELS = "TN,STD,MMCoQA,AL"
+METHODS = ["full", "madakv", "snapkv", "streaming_llm"]
+BUDGETS = ["0.5", "0.2", "0.1"]
+MODELS = ["bundled", "small-llava"]
+PER_DATASET = 2
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("milebench")
+    make_sample(root, per_dataset=PER_DATASET)
+    return root
+
+
+def command(data: Path, out: Path, model: str, **options: str) -> list[str]:
+    named = {
+        "datasets": LABELS,
+        "methods": ",".join(METHODS),
+        "budgets": ",".join(BUDGETS),
+        "max-new-tokens": "4",
+        **({} if model == "bundled" else {"model": model}),
+        **options,
+    }
+    return ["milebench", "--data", str(data), "--out", str(out)] + [
+        part for name, value in named.items() for part in (f"--{name}", value)
+    ]
+
+
+def run(arguments: list[str], launcher: tuple[str, ...] = ()) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", *launcher, "madakv.evaluation", *arguments], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def killed(arguments: list[str], out: Path, after: int) -> None:
+    """Start a run and kill it as soon as there are `after` more rows."""
+    before = len(read_all(out, Row))
+    with subprocess.Popen(
+        [sys.executable, "-m", "madakv.evaluation", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as process:
+        while len(read_all(out, Row)) < before + after:
+            assert process.poll() is None, "it ended before it could be killed"
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+
+
+def keys(rows: list[Row]) -> list[tuple[str, str, str, str]]:
+    return sorted(row.key for row in rows)
+
+
+def test_killed_twice_and_every_cell_follows_from_the_rows(data: Path, tmp_path: Path) -> None:
+    killed(command(data, tmp_path, "bundled"), tmp_path, 9)
+    killed(command(data, tmp_path, "bundled"), tmp_path, 9)
+    for model in MODELS:
+        run(command(data, tmp_path, model))
+    rows = read_all(tmp_path, Row)
+    lines = (1 + (len(METHODS) - 1) * len(BUDGETS)) * len(MODELS)
+    assert len(rows) == len(set(keys(rows))) == lines * len(LABELS.split(",")) * PER_DATASET
+    assert not [row.error for row in rows if row.error]
+    named = {dataset.label: dataset for dataset in DATASETS.values()}
+    for row in rows:
+        dataset = named[row.dataset]
+        (question,) = [question for question in read(data, dataset) if question.id == row.sample]
+        found = score(dataset.metric, row.answer, question.gold, question.choices)
+        assert row.scores == {"official": found.official, "strict": found.strict}
+        assert (row.gold, row.group, row.images) == (question.gold, dataset.group, len(question.images))
+    with (tmp_path / "report.csv").open() as file:
+        cells = [cell for cell in csv.DictReader(file) if cell["column"] == "dataset"]
+    assert len(cells) == lines * 2 * len(LABELS.split(","))
+    for cell in cells:
+        asked = [cell["model"], cell["method"], float(cell["budget"]), cell["name"]]
+        own = [row for row in rows if [row.model, row.label, float(row.budget), row.dataset] == asked]
+        assert len(own) == PER_DATASET
+        assert float(cell["score"]) == pytest.approx(mean(row.scores[cell["scorer"]] for row in own), abs=1e-6)
+    assert (tmp_path / "report.md").read_text().count("### Methods and datasets") == len(MODELS) * 2
+
+
+def test_two_processes_answer_what_one_does(data: Path, tmp_path: Path) -> None:
+    options = {"datasets": "IEdit,IN", "methods": "full,madakv", "budgets": "0.2"}
+    launcher = (
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        str(29500 + os.getpid() % 500),
+        "-m",
+    )
+    table = run(command(data, tmp_path / "two", "bundled", **options), launcher)
+    assert table == run(command(data, tmp_path / "one", "bundled", **options))
+    assert {path.name for path in (tmp_path / "two").glob("rows*")} == {"rows-1-of-2.jsonl", "rows-2-of-2.jsonl"}
+    one, two = (
+        {row.key: (row.answer, row.scores, row.kv_bytes) for row in read_all(tmp_path / name, Row)}
+        for name in ("one", "two")
+    )
+    assert one == two
+    assert len(one) == 2 * 2 * PER_DATASET
+
+
+def test_broken_data_is_recorded_as_failed(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    make_sample(data, per_dataset=3)
+    folder = data / "IEdit"
+    content = json.loads((folder / "IEdit.json").read_text())
+    first, second, third = content["data"]
+    (folder / "images" / first["task_instance"]["images_path"][0]).write_text("no picture")
+    del second["response"]
+    (folder / "IEdit.json").write_text(json.dumps(content))
+    run(command(data, tmp_path / "out", "bundled", datasets="IEdit", methods="full"))
+    errors = {row.sample: row.error for row in read_all(tmp_path / "out", Row)}
+    assert errors[str(third["sample_id"])] is None
+    assert "not an image" in str(errors[str(first["sample_id"])])
+    assert "no response" in str(errors["at place 1"])
+    assert "| failed |" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_limits_are_drawn_by_the_seed_and_grow_by_adding(data: Path) -> None:
+    tokenizer = bundled.load()[1]
+    datasets = [DATASETS["TextNeedleInAHaystack"], DATASETS["GPR1200"]]
+
+    def ids(limit: int | None, seed: int) -> list[tuple[str, str]]:
+        return [(s.dataset, s.id) for s in milebench_samples(data, datasets, tokenizer, limit=limit, seed=seed)]
+
+    whole = ids(None, 0)
+    assert len(whole) == 2 * PER_DATASET
+    assert set(ids(1, 0)) < set(whole)
+    assert ids(1, 0) == ids(1, 0)
+    assert len({tuple(ids(1, seed)) for seed in range(8)}) > 1
+
+
+def test_the_method_of_a_row_can_be_made_again(data: Path, tmp_path: Path) -> None:
+    run(command(data, tmp_path, "bundled", datasets="TN", methods="madakv:theta=0.8", budgets="0.2", limit="1"))
+    (row,) = read_all(tmp_path, Row)
+    assert row.method == repr(from_text("madakv:theta=0.8", budget=0.2))
