@@ -16,6 +16,7 @@ from madakv import bundled
 from madakv.cli.app import app
 from madakv.cli.evaluate import expand
 from madakv.cli.generate import parse_budget
+from madakv.evaluation.milebench import make_sample
 from madakv.prompts import as_rgb, interleave, model_inputs, open_images
 from tests import tiny
 
@@ -304,3 +305,44 @@ def test_distances_from_the_command_line(tmp_path: Path) -> None:
     assert full.startswith("| `full` | 100% | 0.000 |")
     assert "| `madakv` | 20% |" in ours
     assert result.stdout == (tmp_path / "table.md").read_text()
+
+
+def test_a_look_at_the_benchmarks_data(tmp_path: Path) -> None:
+    make_sample(tmp_path / "data", per_dataset=1)
+    (tmp_path / "data" / "TQA" / "TQA.json").unlink()
+    result = run("milebench", "check", "--data", str(tmp_path / "data"))
+    assert result.exit_code == 0
+    assert "| IEdit | S-3 | rouge_l | 1 of 200 |" in result.stdout
+    assert "TQA: no such file" in result.stdout
+
+
+def test_a_report_of_two_folders(tmp_path: Path) -> None:
+    for shard in ("1/2", "2/2"):
+        out = str(tmp_path / shard[0])
+        result = run(
+            "eval", "--methods", "full", "--samples", "1", "--max-new-tokens", "2", "--shard", shard, "--out", out
+        )
+        assert result.exit_code == 0, result.output
+    result = run("report", str(tmp_path / "1"), str(tmp_path / "2"), "--out", str(tmp_path), "--title", "Both halves")
+    assert result.exit_code == 0
+    assert result.stdout.rstrip().endswith("| 5 |")
+    assert (tmp_path / "report.md").read_text().startswith("# Both halves\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["milebench", "--data", "."], "--out is missing"),
+        (["milebench", "--out", "."], "--data is missing"),
+        (["milebench", "--data", ".", "--out", ".", "--datasets", "TN,Nope"], "unknown MileBench dataset: Nope"),
+        (["milebench", "check"], "--data is missing"),
+        (["milebench", "check", "--data", "/does/not/exist"], "no such folder: /does/not/exist"),
+        (["report", "/does/not/exist", "--out", "."], "no results in /does/not/exist"),
+        (["eval", "--out", ".", "--shard", "5/4"], "--shard takes i/n"),
+    ],
+)
+def test_wrong_evaluations_are_one_line_and_exit_code_two(arguments: list[str], message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert result.stderr.count("\n") == 1

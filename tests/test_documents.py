@@ -10,7 +10,7 @@ import pytest
 from madakv import InputError
 from madakv.evaluation.documents import KINDS, MILEBENCH, WORDS, Draft, Shape, draft, make_document
 from madakv.evaluation.documents.document import SEVERAL_SIZES
-from madakv.evaluation.documents.pictures import THINGS, Grid, Painting, paint
+from madakv.evaluation.documents.pictures import THINGS, Grid, Painting, Thing, paint
 from madakv.evaluation.suites import LENGTHS, SECOND, suite
 
 TASKS = {kind for kind in KINDS if kind != "show"}
@@ -64,7 +64,7 @@ def test_answers_follow_from_the_words_around_the_pictures() -> None:
     assert len(set(named)) == len(named)
     asked = Counter(question.kind for question in drafted.questions)
     assert asked == {
-        **{"code": 3, "owner": 2, "read": 2, "twin": 4, "count": 2, "change": 2, "plan": 1, "differ": 2, "show": 3}
+        **{"code": 3, "owner": 2, "read": 2, "twin": 4, "each": 2, "change": 2, "plan": 1, "differ": 2, "show": 3}
     }
     shown = {q.prompt.split()[-1]: q.answer for q in drafted.questions if q.kind == "show"}
     for question in drafted.questions:
@@ -76,6 +76,12 @@ def test_answers_follow_from_the_words_around_the_pictures() -> None:
         elif question.kind == "twin":
             assert f"image {answer[2]} <image>" in drafted.text
             assert answer[2] != key
+        elif question.kind == "each":
+            marks = [i for i, word in enumerate(words) if word == "<image>"]
+            like = [c for c in drafted.contents if isinstance(c, Thing) and c.words == " ".join(answer[:2])]
+            shown_by = {words[i - 1] for i, c in zip(marks, drafted.contents, strict=True) if c in like}
+            assert set(answer[2:]) == shown_by
+            assert 2 <= len(like) == len(answer[2:]) <= 4
         elif question.kind == "change":
             assert words.index("before") >= 0
             assert drafted.text.index(f"before {key} ") < drafted.text.index(f"after {key} ")
@@ -109,8 +115,8 @@ def test_things_of_twins_and_groups_are_shown_nowhere_else() -> None:
     rng = np.random.default_rng(0)
     shape = Shape(twins=1, groups=1, named=30, unnamed=40)
     for _ in range(5):
-        drafted = draft(rng, shape, split="train", asked={"count": 1, "twin": 1, "show": 99})
-        special = {" ".join(q.prompt.split()[-2:]) for q in drafted.questions if q.kind == "count"}
+        drafted = draft(rng, shape, split="train", asked={"each": 1, "twin": 1, "show": 99})
+        special = {" ".join(q.prompt.split()[-2:]) for q in drafted.questions if q.kind == "each"}
         special |= {" ".join(q.answer.split()[:2]) for q in drafted.questions if q.kind == "twin"}
         assert not special & {q.answer for q in drafted.questions if q.kind == "show"}
 
@@ -152,6 +158,15 @@ def test_the_suite_asks_every_task_of_every_document() -> None:
     assert [sample.follow_up is not None for sample in samples] == [s.dataset == "second" for s in samples]
     assert {s.follow_up.split()[1] for s in seconds if s.follow_up} == {"code", "read", "show", "change"}
     assert len(SECOND) == 4
+    each = next(sample for sample in samples if sample.dataset == "each")
+    colour, what, *names = each.gold.split()
+    for answer, right in (
+        ([colour, what, *reversed(names)], 1.0),
+        ([what, colour, *names], 0.0),
+        ([colour, what, *names[:-1]], 0.0),
+        ([colour, what, *names, names[0]], 0.0),
+    ):
+        assert each.judge(" ".join(answer)).scores == {"exact": right}
     one_length = list(suite("long-1024")(2, 0, True))
     assert {sample.id.split("-")[1] for sample in one_length} == {"1024"}
     assert len({image.size for image in one_length[0].pictures()}) > 1

@@ -17,6 +17,7 @@ from madakv.evaluation.documents import WORDS, Shape, draft
 from madakv.evaluation.documents.document import on_canvas
 from madakv.evaluation.documents.pictures import THINGS, Content, Grid, Painting, Thing, paint
 from madakv.evaluation.documents.words import NAMES, PAINTED, PROSE
+from madakv.evaluation.suites import IN_ANY_ORDER
 
 COPY_LENGTHS = (8, 24)
 COPIED = WORDS[: -len(PROSE)]
@@ -73,6 +74,15 @@ class Batch:
     kinds: list[str]
     hint_at: Tensor
     hints: Tensor
+
+    def hit(self, predicted: Tensor) -> Tensor:
+        """[A] bool: which answer tokens are right; in a list, any that has not been named yet."""
+        right = predicted == self.targets
+        for number in (i for i, kind in enumerate(self.kinds) if kind in IN_ANY_ORDER):
+            own = (self.question == number).nonzero().flatten()[IN_ANY_ORDER[self.kinds[number]] : -1]
+            for i, at in enumerate(own):
+                right[at] = predicted[at] in self.targets[own[i:]]
+        return right
 
     @property
     def tokens(self) -> int:

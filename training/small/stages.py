@@ -14,7 +14,7 @@ CAPTIONS_PER_STEP = 160
 Asked = Mapping[str, int]
 """Questions per kind and document."""
 
-MANY = {"code": 2, "read": 3, "twin": 2, "owner": 4, "differ": 5, "plan": 1, "change": 2, "count": 2, "show": 4}
+MANY = {"code": 2, "read": 3, "twin": 2, "owner": 4, "differ": 5, "plan": 1, "change": 2, "each": 2, "show": 4}
 
 SHAPES: Mapping[str, Shape] = {
     "facts": Shape(codes=3, owners=2, painted=1, twins=1, groups=1, changes=1, steps=2, pairs=1, named=3, prose=10),
@@ -131,29 +131,63 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
         Stage(
             "matching at 4000",
             850,
-            {"dense-4000": 0.35, "4000": 0.15, "dense-2000": 0.1, "1000": 0.15, "500": 0.1, "match": 0.1, "caption": 0.05},
+            {
+                "dense-4000": 0.35,
+                "4000": 0.15,
+                "dense-2000": 0.1,
+                "1000": 0.15,
+                "500": 0.1,
+                "match": 0.1,
+                "caption": 0.05,
+            },
             lr=8e-4,
             decay=500,
             hints=True,
         ),
     ),
     "small-qwen2.5-vl": (
-        Stage("captions", 200, {"caption": 0.7, "facts": 0.2, "copy": 0.1}, warmup=30, hints=True),
+        Stage(
+            "copying",
+            250,
+            {"copy": 0.3, "caption": 0.3, "facts": 0.25, "few": 0.15},
+            warmup=30,
+            hints=True,
+        ),
         Stage(
             "look-ups",
-            500,
-            {"facts": 0.3, "pairs": 0.25, "few": 0.1, "lookups": 0.25, "caption": 0.1},
+            350,
+            {"facts": 0.2, "pairs": 0.2, "lookups": 0.15, "match": 0.2, "copy": 0.1, "caption": 0.15},
             hints=True,
         ),
         Stage(
             "500",
-            300,
-            {"500": 0.5, "facts": 0.1, "pairs": 0.15, "lookups": 0.15, "caption": 0.1},
-            lr=7e-4,
+            350,
+            {"500": 0.25, "dense-1000": 0.3, "match": 0.2, "pairs": 0.1, "caption": 0.15},
+            lr=9e-4,
             hints=True,
         ),
-        Stage("1000", 300, {"1000": 0.6, "500": 0.15, "pairs": 0.15, "caption": 0.1}, lr=6e-4, hints=True),
-        Stage("2000", 200, {"2000": 0.5, "1000": 0.3, "500": 0.1, "caption": 0.1}, lr=6e-4),
-        Stage("4000", 400, {"4000": 0.45, "2000": 0.2, "1000": 0.2, "500": 0.1, "caption": 0.05}, lr=6e-4, decay=350),
+        Stage(
+            "2000",
+            350,
+            {"dense-2000": 0.35, "dense-1000": 0.2, "1000": 0.1, "500": 0.1, "match": 0.15, "caption": 0.1},
+            lr=8e-4,
+            hints=True,
+        ),
+        Stage(
+            "4000",
+            700,
+            {
+                "dense-4000": 0.35,
+                "4000": 0.15,
+                "dense-2000": 0.1,
+                "1000": 0.15,
+                "500": 0.1,
+                "match": 0.1,
+                "caption": 0.05,
+            },
+            lr=8e-4,
+            decay=450,
+            hints=True,
+        ),
     ),
 }

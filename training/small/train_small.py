@@ -122,7 +122,7 @@ def whole_answers(
         else:
             items = [document_item(rng, draw_shape(rng, task), None, architecture.sizes, "held_out", False)]
         batch = collate(items, architecture)
-        hit = (scored_logits(model, batch, device).argmax(-1).cpu()) == batch.targets
+        hit = batch.hit(scored_logits(model, batch, device).argmax(-1).cpu())
         whole = torch.ones(len(batch.kinds), dtype=torch.bool)
         whole[batch.question[~hit]] = False
         for kind, ok in zip(batch.kinds, whole.tolist(), strict=True):

@@ -61,6 +61,11 @@ EXACT = "exact"
 """The scorer of the suites: the whole answer is right, or it is not."""
 
 
-def equal_to(gold: str) -> Judge:
-    """Judges by `EXACT`."""
-    return lambda answer: Verdict({EXACT: float(answer == gold)})
+def equal_to(gold: str, *, ordered: int | None = None) -> Judge:
+    """Judges by `EXACT`; of the words behind the first `ordered` ones, any order is right (None: of none)."""
+
+    def parts(answer: str) -> tuple[list[str], list[str]]:
+        words = answer.split()
+        return words[:ordered], [] if ordered is None else sorted(words[ordered:])
+
+    return lambda answer: Verdict({EXACT: float(parts(answer) == parts(gold))})

@@ -58,6 +58,10 @@ SECOND = ("code", "read", "owner", "change")
 """What is asked second, in turn, after the first question has had one picture described."""
 
 
+IN_ANY_ORDER = {"each": 2}
+"""Kinds whose answers hold a list behind so many words."""
+
+
 def _sample(
     document: Document,
     name: str,
@@ -79,7 +83,7 @@ def _sample(
         images=len(document.images),
         gold=gold,
         scorers=(EXACT,),
-        judge=equal_to(gold),
+        judge=equal_to(gold, ordered=IN_ANY_ORDER.get(kind)),
         follow_up=follow_up,
     )
 

@@ -13,7 +13,7 @@ kind        prompt          answer                needs
 ``differ``  ? differ n9     b1 red                two pictures: which cell is empty in one, and what the other has
 ``plan``    ? plan          ring 4 7 cross 1      the pictures of all steps, in order
 ``change``  ? change n8     red 7 blue ring       two pictures of a thing, before and after
-``count``   ? count red 7   red 7 3               all pictures of a thing
+``each``    ? each red 7    red 7 n5 n17 n30      all pictures of a thing, in any order
 ``show``    ? show n17      red 7                 one picture, by its name
 ==========  ==============  ====================  =====================================================
 """
@@ -221,10 +221,8 @@ class _Writer:
 
     def _group(self) -> None:
         thing = self._special.pop()
-        pictures = int(self._rng.integers(1, 5))
-        for _ in range(pictures):
-            self._picture(thing)
-        self._ask("count", f"? count {thing.words}", f"{thing.words} {pictures}")
+        names = [self._picture(thing) for _ in range(int(self._rng.integers(2, 5)))]
+        self._ask("each", f"? each {thing.words}", " ".join([thing.words, *names]))
 
     def _change(self) -> None:
         name = self._names.pop()

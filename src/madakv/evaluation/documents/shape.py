@@ -21,7 +21,7 @@ class Shape:
         owners: sentences `owner n7 n17 .`, each of a named picture.
         painted: named pictures of two painted words.
         twins: couples of named pictures that show the same.
-        groups: things that one to four named pictures show.
+        groups: things that two to four named pictures show.
         changes: things shown `before` and `after`.
         steps: pictures of the plan.
         pairs: couples of pictures of which one cell differs.
