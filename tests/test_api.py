@@ -10,6 +10,7 @@ from madakv import errors
 
 def test_exported_names() -> None:
     assert sorted(madakv.__all__) == [
+        "CheckFailedError",
         "ConfigurationError",
         "Full",
         "InputError",

@@ -27,7 +27,7 @@ def test_kept_is_what_question_and_draft_attend_to() -> None:
     """The second reading's plans are those of psi from full attention, question and draft together."""
     torch.manual_seed(1)
     model, inputs = tiny.llava(), tiny.document()
-    method = resolve("madakv", budget=0.2, values=False, answer_weight=2.0)
+    method = resolve("madakv", budget=0.2, values=False, answer_weight=2.0, context=0)
     with madakv.evict(model, method) as run:
         draft = tiny.greedy(model, inputs, 4)
     with madakv.evict(model, method, draft=4) as run:
@@ -58,7 +58,7 @@ def test_scores_weigh_what_an_entry_adds(lookahead: int) -> None:
     torch.manual_seed(7)
     model, inputs = tiny.llava(), tiny.document()
     layers = read_with_answer(model, inputs, tiny.greedy(model, inputs, 6)[0].tolist())
-    method = resolve("madakv", budget=0.2, lookahead=lookahead)
+    method = resolve("madakv", budget=0.2, lookahead=lookahead, context=0)
     with madakv.evict(model, method) as run:
         tiny.greedy(model, inputs, 6)
     weighed = []

@@ -79,7 +79,7 @@ def test_the_cache_executes_the_plans_of_allocate(options: dict[str, Any]) -> No
     full = DynamicCache(config=model.config.get_text_config())
     model(**inputs, past_key_values=full)
     # What is recorded is psi before it is weighed by values.
-    method = Recording(budget=0.3, values=False, **options)
+    method = Recording(budget=0.3, values=False, context=0, **options)
     with madakv.evict(model, method) as run:
         cache = model(**inputs).past_key_values
     assert run.last is not None

@@ -1,12 +1,14 @@
 """Whose queries score: the question, or what stands in for it."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from madakv.budget.reference import proxies_reference
-from madakv.scoring import proxy_mask
+from madakv.scoring import proxy_mask, spread_mask
 from madakv.scoring.proxies import newest
 
 
@@ -61,6 +63,20 @@ def test_every_row_as_a_loop_marks_it(rows: list[list[int]], rule: str | int, at
         found = marks.nonzero().flatten().tolist()
         assert found == proxies_reference(row, rule, at_most)
         assert bool(found) == any(kind >= 0 for kind in row)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 7, 40])
+def test_a_spread_is_even_and_ends_with_the_last(count: int) -> None:
+    modality = torch.tensor([[-1] * 3 + [0, 1, 1, 0, 0, 1, 0], [0] * 10, [-1] * 10])
+    chosen = spread_mask(modality, count)
+    assert not chosen[modality < 0].any()
+    for row, tokens in ((0, 7), (1, 10), (2, 0)):
+        places = [i - (10 - tokens) for i in chosen[row].nonzero()[:, 0].tolist()]
+        assert len(places) == min(count, tokens)
+        assert not places or places[-1] == tokens - 1
+        steps = {b - a for a, b in pairwise(places)}
+        assert len(steps) <= 2
+        assert not steps or max(steps) - min(steps) <= 1
 
 
 def test_newest_takes_a_count_per_row() -> None:

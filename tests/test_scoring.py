@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from madakv.scoring import LayerView, proxy_attention, proxy_attention_reference, proxy_mask
+from madakv.eviction import PromptEviction
+from madakv.methods import from_text
+from madakv.scoring import (
+    LayerView,
+    context_attention,
+    context_attention_reference,
+    proxy_attention,
+    proxy_attention_reference,
+    proxy_mask,
+)
 from tests.tolerance import assert_same
 
 MODALITY = torch.tensor([[-1, -1, 0, 1, 1, 1, 0, 0, 1, 1, 0, 0, 0], [0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0, 0]])
@@ -106,3 +115,39 @@ def test_only_the_proxies_rows_are_computed_and_in_bounded_chunks(
         psi = proxy_attention(view, proxies)
     assert psi.numel() == 3 * 2 * N
     assert largest <= max(most, psi.numel())
+
+
+@pytest.mark.parametrize("case", ["plain", "mask per head", "softcap"])
+@pytest.mark.parametrize("queries", [1, 3, 10, 50])
+def test_context_matches_the_reference(case: str, queries: int) -> None:
+    view = make_view(**CASES[case])
+    got = context_attention(view, queries)
+    assert got.dtype == torch.float32
+    assert_same(got, context_attention_reference(view, queries))
+    assert torch.allclose(got.sum(-1), torch.ones(2, 2))
+    assert (got[0, :, :2] == 0).all(), "padding scores nothing"
+
+
+def test_late_tokens_are_not_at_a_disadvantage() -> None:
+    """Every query spreads its attention evenly: early tokens are seen by all, and are worth hardly more for it."""
+    view = make_view()
+    flat = LayerView(**{**vars(view), "query": torch.zeros_like(view.query), "modality": torch.zeros(2, 13).long()})
+    got = context_attention(flat, 13)
+    accumulated = proxy_attention(flat, torch.ones(2, 13, dtype=torch.bool))
+    assert (accumulated[..., 0] / accumulated[..., 8] > 4).all()
+    assert (got[..., 0] / got[..., 8] < 3).all()
+
+
+def test_the_context_counts_as_much_as_all_that_was_heard() -> None:
+    torch.manual_seed(2)
+    view = make_view()
+    later = torch.rand(2, 2, 3, 13) * (MODALITY >= 0)[:, None, None]
+    for heard in (0, 2):
+        method = from_text("snapkv:context=4:context_weight=0.5:window=question:kernel=1:answer_weight=3.0")
+        eviction = PromptEviction(method, MODALITY, 1)
+        eviction.score(view)
+        for _ in range(heard):
+            eviction.add_later(0, later)
+        psi = proxy_attention(view, proxy_mask(MODALITY)) + 3 * heard * later.mean(2)
+        want = psi + 0.5 * psi.sum(-1, keepdim=True) * context_attention(view, 4)
+        assert_same(eviction._final(0), want)

@@ -36,6 +36,7 @@ class PromptEviction:
         self.layers = layers
         self.plans: list[KeepPlan] = []
         self._psi: list[Tensor] = []
+        self._prior: list[Tensor | None] = []
         self._worth: list[Tensor | None] = []
         self._allocator: Allocator | None = None
 
@@ -51,8 +52,8 @@ class PromptEviction:
                 f"in {view.key.dtype}; load it in another dtype"
             )
         self._psi.append(psi)
-        worth = self.method.worth(view)
-        self._worth.append(None if worth is None else worth.to(self.modality.device))
+        for kept, found in ((self._prior, self.method.prior(view)), (self._worth, self.method.worth(view))):
+            kept.append(None if found is None else found.to(self.modality.device))
         self._allocator.observe(view)
 
     def add_later(self, layer: int, attention: Tensor) -> None:
@@ -76,8 +77,10 @@ class PromptEviction:
 
     def _final(self, layer: int) -> Tensor:
         """[B, H, N]: what the allocator sees."""
-        worth = self._worth[layer]
-        return self._psi[layer] if worth is None else self._psi[layer] * worth
+        psi, prior, worth = self._psi[layer], self._prior[layer], self._worth[layer]
+        if prior is not None:
+            psi = psi + psi.sum(-1, keepdim=True) * prior
+        return psi if worth is None else psi * worth
 
 
 def allocate(

@@ -13,9 +13,9 @@ from torch import Tensor
 from madakv.budget.ledger import check_budget
 from madakv.errors import ConfigurationError
 from madakv.merge import Merge
-from madakv.methods.options import check_choice, check_number
+from madakv.methods.options import check_choice, check_number, check_positive
 from madakv.plan import KeepPlan
-from madakv.scoring import GroupReduction, LayerView, over_groups
+from madakv.scoring import GroupReduction, LayerView, context_attention, over_groups
 
 
 class Allocator(ABC):
@@ -50,6 +50,7 @@ class Method(ABC):
             before anything is evicted. The prompt then takes its full memory until that many tokens are there.
         draft: how many tokens of the answer are drafted on the evicted cache, for the prompt to be read a second time
             and their attention added to the scores. Only `generate` drafts; it takes a second prefill, and no memory.
+        answer_weight: how much a token of the answer (`draft`, `lookahead`) counts against one of the prompt.
     """
 
     name: ClassVar[str]
@@ -59,11 +60,13 @@ class Method(ABC):
     budget: float | int = 0.2
     lookahead: int = 0
     draft: int = 0
+    answer_weight: float = 1.0
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
         check_number("lookahead", self.lookahead)
         check_number("draft", self.draft)
+        check_positive("answer_weight", self.answer_weight)
         if self.draft and self.lookahead:
             raise ConfigurationError(
                 f"lookahead={self.lookahead} and draft={self.draft}: both look at the answer; choose one"
@@ -93,13 +96,17 @@ class Method(ABC):
     def score(self, view: LayerView) -> Tensor:
         """psi, [B, H, N] fp32, from one layer's prefill."""
 
+    def prior(self, view: LayerView) -> Tensor | None:  # noqa: ARG002
+        """What is added to psi once all queries have been heard, times psi's sum, [B, H, N] fp32; None: nothing."""
+        return None
+
     def worth(self, view: LayerView) -> Tensor | None:  # noqa: ARG002
-        """What psi is multiplied by once all queries have been heard, [B, H, N] fp32; None: nothing."""
+        """What psi is multiplied by after that, [B, H, N] fp32; None: nothing."""
         return None
 
     def later_score(self, attention: Tensor) -> Tensor:
         """What a generated token adds to psi, [B, H, N], from its attention to the prompt, [B, H, G, N]."""
-        return attention.mean(2)
+        return attention.mean(2) * self.answer_weight
 
     @abstractmethod
     def allocator(self, modality: Tensor, *, heads: int, layers: int) -> Allocator:
@@ -123,18 +130,27 @@ class GroupedMethod(Method):
 
     Attributes:
         groups: how the query heads that share a KV head agree on a score.
+        context: how many queries of the prompt, at even distances, say what later ones are expected to attend to;
+            0: none.
+        context_weight: how much all of these count together against all proxies and tokens of the answer together.
     """
 
     groups: GroupReduction = "mean"
+    context: int = 0
+    context_weight: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("groups", self.groups, GroupReduction)
+        check_number("context", self.context)
+        check_positive("context_weight", self.context_weight)
 
-    def worth(self, view: LayerView) -> Tensor | None:  # noqa: ARG002
-        """What psi is multiplied by once all queries have been heard, [B, H, N] fp32; None: nothing."""
-        return None
+    def prior(self, view: LayerView) -> Tensor | None:
+        """The prompt's own attention, if asked for."""
+        if not self.context:
+            return None
+        return context_attention(view, self.context, self.groups) * self.context_weight
 
     def later_score(self, attention: Tensor) -> Tensor:
         """The mean or the maximum over the group."""
-        return over_groups(attention, self.groups)
+        return over_groups(attention, self.groups) * self.answer_weight

@@ -23,7 +23,6 @@ from madakv.methods.base import Allocator, GroupedMethod
 from madakv.methods.options import (
     check_choice,
     check_flag,
-    check_positive,
     check_proxies,
     check_share,
     check_width,
@@ -48,7 +47,7 @@ class MadaKV(GroupedMethod):
     goes to the others. Heads compete for what lies above their safeguard. What a layer spares or overdraws can be
     spread over the layers after it (HCC). Over the whole prompt at most `round(budget * N) * H * L` entries stay.
 
-    Ours beyond the paper: `text_pooling`, `values`, `safeguard`, `draft`, `lookahead` and `answer_weight`.
+    Ours beyond the paper: `text_pooling`, `values`, `safeguard`, `context`, `draft`, `lookahead` and `answer_weight`.
     `madakv-paper` is without.
 
     Attributes:
@@ -66,7 +65,6 @@ class MadaKV(GroupedMethod):
             to the head's output.
         safeguard: share of its even part, and of that part's split between modalities, that each head is sure of; the
             rest goes to the best-ranked of all heads of the layer together (as in AdaKV, arXiv 2407.11550).
-        answer_weight: how much a token of the answer (`draft`, `lookahead`) counts against one of the question.
     """
 
     name: ClassVar[str] = "madakv"
@@ -78,6 +76,7 @@ class MadaKV(GroupedMethod):
     values: bool = True
     safeguard: float = 0.2
     answer_weight: float = 16.0
+    context: int = 64
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,7 +89,6 @@ class MadaKV(GroupedMethod):
         check_width("text_pooling", self.text_pooling)
         check_flag("values", self.values)
         check_share("safeguard", self.safeguard)
-        check_positive("answer_weight", self.answer_weight)
 
     def score(self, view: LayerView) -> Tensor:
         """psi from the proxies' attention."""
@@ -99,10 +97,6 @@ class MadaKV(GroupedMethod):
     def worth(self, view: LayerView) -> Tensor | None:
         """The norms of the values, if they count."""
         return view.value.float().norm(dim=-1) if self.values else None
-
-    def later_score(self, attention: Tensor) -> Tensor:
-        """As of any method, weighed: the answer asks for what it needs, the question for much else."""
-        return super().later_score(attention) * self.answer_weight
 
     def proxy_mask(self, modality: Tensor) -> Tensor:
         """[B, N] bool: the proxies of each row."""

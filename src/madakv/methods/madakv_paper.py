@@ -21,6 +21,7 @@ class MadaKVPaper(MadaKV):
     values: bool = False
     safeguard: float = 1.0
     answer_weight: float = 1.0
+    context: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

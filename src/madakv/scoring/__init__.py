@@ -7,7 +7,8 @@ from madakv.scoring.attention import (
     proxy_attention,
     proxy_attention_reference,
 )
-from madakv.scoring.proxies import ProxyRule, proxy_mask
+from madakv.scoring.context import context_attention, context_attention_reference
+from madakv.scoring.proxies import ProxyRule, proxy_mask, spread_mask
 from madakv.scoring.view import LayerView
 
 __all__ = [
@@ -15,8 +16,11 @@ __all__ = [
     "LayerView",
     "ProxyRule",
     "attention_paid",
+    "context_attention",
+    "context_attention_reference",
     "over_groups",
     "proxy_attention",
     "proxy_attention_reference",
     "proxy_mask",
+    "spread_mask",
 ]

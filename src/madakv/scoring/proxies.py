@@ -27,6 +27,23 @@ def newest(mask: Tensor, count: Tensor | int) -> Tensor:
     return mask & (age <= (min(count, mask.shape[-1]) if isinstance(count, int) else count))
 
 
+def spread_mask(modality: Tensor, count: int) -> Tensor:
+    """Mark `count` tokens of each row at even distances, whatever their modality, the last one among them.
+
+    Args:
+        modality: [B, N] of `Modality` values.
+        count: at least 1; rows that have fewer tokens mark all.
+
+    Returns:
+        [B, N] bool.
+    """
+    valid = modality != Modality.PADDING
+    place = valid.cumsum(-1)
+    tokens = place[:, -1:].clamp_min(1)
+    # Token number i of n closes one of `count` equal stretches if a multiple of n / count lies in (i - 1, i].
+    return valid & (place * count // tokens > (place - 1) * count // tokens)
+
+
 def proxy_mask(modality: Tensor, rule: ProxyRule = "question", at_most: int = 32) -> Tensor:
     """Mark the proxy tokens of each row.
 

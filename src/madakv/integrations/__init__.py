@@ -1,0 +1,1 @@
+"""madakv inside other people's tools."""

@@ -1,0 +1,1 @@
+"""Task folders for lmms-eval's `--include_path`."""
