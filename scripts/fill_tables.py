@@ -1,0 +1,107 @@
+"""Fill the tables of README and docs from result files, so that every figure in them is one of a command.
+
+    python scripts/fill_tables.py [--check]
+
+A table stands between two marks, and says where it comes from:
+
+    <!-- table results/long-512/rivals budgets -->
+    <!-- /table -->
+
+`budgets` has a line per method and a column per budget: the share of the full cache's average that is left, with its
+95 % interval. `tasks 0.1` has a column per dataset, at that budget. Further words choose: `methods=a;b` the lines and
+their order, `budgets=0.2;0.05` the columns, `model=NAME` the model, `scorer=NAME` the scorer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from madakv.evaluation.summary import as_percent, budget_text, markdown_table
+
+ROOT = Path(__file__).parents[1]
+FILES = ("README.md", "docs/choices.md", "docs/suite.md")
+_TABLE = re.compile(r"(<!-- table (\S+) ([^>]+?) -->\n).*?(<!-- /table -->)", re.DOTALL)
+
+Line = dict[str, Any]
+
+
+def filled(text: str) -> str:
+    """A document with its tables made again."""
+    return _TABLE.sub(lambda found: f"{found[1]}\n{table(found[2], found[3].split())}\n{found[4]}", text)
+
+
+def table(folder: str, words: list[str]) -> str:
+    """The table that a mark asks for."""
+    options = dict(word.split("=", 1) for word in words if "=" in word)
+    lines: list[Line] = json.loads((ROOT / folder / "summary.json").read_text())
+    for name in ("model", "scorer"):
+        wanted = options.get(name, lines[0][name])
+        lines = [line for line in lines if line[name] == wanted]
+    if words[0] == "tasks":
+        return _tasks(lines, float(words[1]), options)
+    return _budgets(lines, options)
+
+
+def _budgets(lines: list[Line], options: dict[str, str]) -> str:
+    at = {(line["label"], line["budget"]): line for line in lines if line["label"] != "full"}
+    budgets = _chosen(options, "budgets", float) or sorted({budget for _, budget in at}, reverse=True)
+    labels = _chosen(options, "methods", str) or _best_first(at, budgets[0])
+    best = {budget: max(at[label, budget]["of_full"] for label in labels) for budget in budgets}
+    body = []
+    for label in labels:
+        cells = []
+        for budget in budgets:
+            line = at[label, budget]
+            low, high = line["interval"]
+            share = f"{line['of_full']:.1%}"
+            share = f"**{share}**" if line["of_full"] == best[budget] else share
+            cells.append(f"{share} ({100 * low:.0f} to {100 * high:.0f})")
+        body.append([f"`{label}`", *cells])
+    return markdown_table(["method", *(budget_text(budget) for budget in budgets)], body)
+
+
+def _tasks(lines: list[Line], budget: float, options: dict[str, str]) -> str:
+    at = {line["label"]: line for line in lines if line["label"] == "full" or line["budget"] == budget}
+    labels = _chosen(options, "methods", str) or sorted(at, key=lambda label: -at[label]["average"])
+    columns = list(at[labels[0]]["datasets"])
+    body = [
+        [f"`{label}`", *as_percent(at[label]["datasets"], columns), f"**{at[label]['average']:.1%}**"]
+        for label in labels
+    ]
+    return markdown_table(["method", *(f"`{name}`" for name in columns), "average"], body)
+
+
+def _chosen(options: dict[str, str], name: str, kind: Any) -> list[Any]:
+    return [kind(word) for word in options[name].split(";")] if name in options else []
+
+
+def _best_first(at: dict[tuple[str, float], Line], budget: float) -> list[str]:
+    labels = dict.fromkeys(label for label, _ in at)
+    return sorted(labels, key=lambda label: -at[label, budget]["average"])
+
+
+def main() -> int:
+    """Fill all files; with --check, tell which ones would change."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; 1 if a table is not what its rows say")
+    check = parser.parse_args().check
+    stale = []
+    for name in FILES:
+        old = (ROOT / name).read_text()
+        new = filled(old)
+        if new != old:
+            stale.append(name)
+            if not check:
+                (ROOT / name).write_text(new)
+    if check and stale:
+        print(f"tables of {', '.join(stale)} differ from their results: run scripts/fill_tables.py", file=sys.stderr)
+    return int(bool(check and stale))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
