@@ -35,31 +35,42 @@ format: venv
 
 # The tables of README and docs. Each command goes on where an interrupted one stopped, and is fast where all is done.
 # Choices are made on other documents (--seed) than the tables that compare methods.
+# `make results RUN="$(BIN)/torchrun --nproc_per_node 2 -m madakv.evaluation"` shares the work between two processes.
 comma := ,
-EVAL := $(BIN)/madakv eval --model small-llava
-RIVALS := full,random,streaming_llm,h2o,snapkv,pyramidkv,adakv,lookm,meda,prefixkv,mixkv,madakv-paper,mpa,hcc,madakv
-DRAFTED := full,madakv:draft=8,madakv-paper:draft=8,snapkv:draft=8,snapkv:draft=8:window=question,adakv:draft=8
-DRAFTED := $(DRAFTED),adakv:draft=8:window=question,mixkv:draft=8:window=question,h2o:draft=8,lookm:draft=8
-CHOICES := full,madakv,madakv:compensation=capped,madakv:compensation=demand,madakv:compensation=signal
-CHOICES := $(CHOICES),madakv:compensation=capped:theta=0.7,madakv:proxies=4,madakv:proxies=8,madakv:proxies=32
-CHOICES := $(CHOICES),madakv:text_pooling=1,madakv:values=False,madakv:safeguard=1.0,madakv:safeguard=0.5
-HELP := madakv:draft=1,madakv:draft=2,madakv:draft=4,madakv:draft=8,madakv:lookahead=1,madakv:lookahead=2
-HELP := $(HELP),madakv:draft=8:text_pooling=1,madakv:draft=8:values=False,madakv:draft=8:safeguard=1.0
-HELP := $(HELP),madakv:draft=8:answer_weight=1.0,madakv:draft=8:answer_weight=4.0
+MODELS := small-llava small-qwen2.5-vl
+RUN := $(BIN)/madakv
 BUDGETS := 0.5,0.2,0.1,0.05,0.02
+PUBLISHED := full,random,streaming_llm,h2o,snapkv,pyramidkv,adakv,lookm,meda,prefixkv,mixkv
+PUBLISHED := $(PUBLISHED),madakv-paper,mpa,hcc,snapkv:window=question:kernel=1,madakv
+CONTEXT := full,madakv,madakv:context=0,mpa:context=64,snapkv:window=question,snapkv:window=question:context=64
+CONTEXT := $(CONTEXT),adakv:window=question:context=64,mixkv:window=question,mixkv:window=question:context=64
+ASSISTED := draft=8:window=question:context=64:answer_weight=16.0
+DRAFT := full,madakv:draft=8,madakv:draft=8:context=0,madakv-paper:draft=8,h2o:draft=8,snapkv:draft=8,lookm:draft=8
+DRAFT := $(DRAFT),mixkv:draft=8:window=question,snapkv:$(ASSISTED),adakv:$(ASSISTED),mixkv:$(ASSISTED)
+CHOICES := full,madakv,madakv:context=0,madakv:context=16,madakv:context=256,madakv:context_weight=0.3
+CHOICES := $(CHOICES),madakv:context_weight=3.0,madakv:compensation=capped,madakv:compensation=demand
+CHOICES := $(CHOICES),madakv:compensation=signal,madakv:compensation=capped:theta=0.7,madakv:groups=max
+CHOICES := $(CHOICES),madakv:proxies=4,madakv:proxies=8,madakv:proxies=32,madakv:text_pooling=1,madakv:values=False
+CHOICES := $(CHOICES),madakv:safeguard=1.0,madakv:safeguard=0.5,madakv:draft=1,madakv:draft=2,madakv:draft=4
+CHOICES := $(CHOICES),madakv:draft=8,madakv:lookahead=1,madakv:lookahead=2,madakv:draft=8:answer_weight=1.0
+CHOICES := $(CHOICES),madakv:draft=8:answer_weight=4.0,madakv:draft=8:context_weight=0.3,madakv:draft=8:safeguard=1.0
 
-results: venv
-	$(EVAL) --suite long-512 --methods $(RIVALS) --budgets $(BUDGETS) --samples 24 --out results/long-512/rivals
-	$(EVAL) --suite long-512 --methods $(DRAFTED) --budgets $(BUDGETS) --samples 24 --out results/long-512/draft
-	$(EVAL) --suite long-512 --methods $(CHOICES),$(HELP) --budgets 0.2,0.05 --samples 10 --seed 100000 \
-		--out results/long-512/choices
-	$(EVAL) --suite long-512 --methods full,madakv:draft=8,madakv:draft=8:answer_weight=4.0,madakv:draft=8:answer_weight=1.0 \
-		--budgets 0.02 --samples 10 --seed 100000 --out results/long-512/answer-weight
-	$(EVAL) --suite long --methods full,snapkv,adakv,madakv,madakv:draft=8,snapkv:draft=8 --budgets 0.2,0.05 --samples 8 \
-		--out results/long
-	$(BIN)/madakv distance --model small-llava --suite long-512 --methods $(subst full$(comma),,$(RIVALS)),madakv:draft=8 \
-		--budgets 0.2 --samples 3 --out results/long-512/distance
-	$(BIN)/madakv eval --methods full,madakv,madakv:compensation=capped,madakv:draft=12 --budgets 0.5,0.2,0.1,0.05 --samples 40 --out results/digits
+results: venv $(MODELS:%=results-%)
+	$(RUN) eval --methods full,madakv,madakv:compensation=capped,madakv:draft=12 --budgets 0.5,0.2,0.1,0.05 \
+		--samples 40 --out results/digits
+	$(BIN)/python scripts/fill_tables.py
+
+results-%:
+	$(RUN) eval --model $* --suite long-512 --methods $(PUBLISHED) --budgets $(BUDGETS) --samples 24 \
+		--out results/$*/published
+	$(RUN) eval --model $* --suite long-512 --methods $(CONTEXT) --budgets $(BUDGETS) --samples 24 --out results/$*/context
+	$(RUN) eval --model $* --suite long-512 --methods $(DRAFT) --budgets $(BUDGETS) --samples 24 --out results/$*/draft
+	$(RUN) eval --model $* --suite long-512 --methods $(CHOICES) --budgets 0.2,0.05 --samples 10 --seed 100000 \
+		--out results/$*/choices
+	$(RUN) eval --model $* --suite long --methods full,snapkv,mixkv,madakv,madakv:draft=8 --budgets 0.2,0.05 --samples 8 \
+		--out results/$*/lengths
+	$(BIN)/madakv distance --model $* --suite long-512 --methods $(subst full$(comma),,$(PUBLISHED)),madakv:draft=8 \
+		--budgets 0.2 --samples 3 --out results/$*/distance
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

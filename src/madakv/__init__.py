@@ -2,6 +2,7 @@
 
 from madakv.api import evict
 from madakv.errors import (
+    CheckFailedError,
     ConfigurationError,
     InputError,
     MadaKVError,
@@ -19,6 +20,7 @@ from madakv.run import Kept, Run
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckFailedError",
     "ConfigurationError",
     "Full",
     "InputError",

@@ -27,3 +27,7 @@ class NestedEvictionError(MadaKVError):
 
 class MissingExtraError(MadaKVError, ImportError):
     """A feature needs an optional dependency; the message names the extra to install."""
+
+
+class CheckFailedError(MadaKVError):
+    """A benchmark got wrong results from what it was to time."""

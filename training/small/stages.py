@@ -130,7 +130,7 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
         ),
         Stage(
             "matching at 4000",
-            850,
+            600,
             {
                 "dense-4000": 0.35,
                 "4000": 0.15,
@@ -141,18 +141,12 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
                 "caption": 0.05,
             },
             lr=8e-4,
-            decay=500,
+            decay=380,
             hints=True,
         ),
     ),
     "small-qwen2.5-vl": (
-        Stage(
-            "copying",
-            250,
-            {"copy": 0.3, "caption": 0.3, "facts": 0.25, "few": 0.15},
-            warmup=30,
-            hints=True,
-        ),
+        Stage("copying", 200, {"copy": 0.3, "caption": 0.3, "facts": 0.25, "few": 0.15}, warmup=30, hints=True),
         Stage(
             "look-ups",
             350,
@@ -168,25 +162,10 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
         ),
         Stage(
             "2000",
-            350,
-            {"dense-2000": 0.35, "dense-1000": 0.2, "1000": 0.1, "500": 0.1, "match": 0.15, "caption": 0.1},
+            400,
+            {"dense-2000": 0.35, "dense-1000": 0.2, "1000": 0.1, "500": 0.15, "match": 0.12, "caption": 0.08},
             lr=8e-4,
-            hints=True,
-        ),
-        Stage(
-            "4000",
-            700,
-            {
-                "dense-4000": 0.35,
-                "4000": 0.15,
-                "dense-2000": 0.1,
-                "1000": 0.15,
-                "500": 0.1,
-                "match": 0.1,
-                "caption": 0.05,
-            },
-            lr=8e-4,
-            decay=450,
+            decay=300,
             hints=True,
         ),
     ),

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from madakv.cli.bench import bench_app
 from madakv.cli.errors import one_line_errors
 
 app = typer.Typer(
@@ -207,6 +208,9 @@ def distance(
             device=device,
             dtype=dtype,
         )
+
+
+app.add_typer(bench_app, name="bench")
 
 
 @app.command()

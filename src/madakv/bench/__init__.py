@@ -1,0 +1,1 @@
+"""Time and memory of reading and answering, beside what the machine could do at best."""

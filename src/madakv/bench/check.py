@@ -1,0 +1,55 @@
+"""No speed without a right result: what is timed is held against the plain-loop reference first, on the same data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from madakv.attention import ragged_attention_reference
+from madakv.cache import Tail
+from madakv.hf.cache import RaggedCache, RaggedLayer
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
+"""Relative RMS error that each dtype's rounding allows, as in the tests."""
+
+
+def relative_rms(got: Tensor, want: Tensor) -> float:
+    """RMS of the error over RMS of what is wanted, in fp64; NaN if anything is NaN."""
+    got, want = got.to("cpu", torch.float64), want.to("cpu", torch.float64)
+    return float((got - want).square().mean().sqrt() / want.square().mean().sqrt())
+
+
+def refusal(error: float, tolerance: float, against: str) -> str | None:
+    """Why a result is no basis for a speed; None if it is right. NaN is never right."""
+    if error <= tolerance:
+        return None
+    return f"wrong result: relative RMS error {error:.2g} against {against}, {tolerance:.2g} is allowed"
+
+
+@torch.no_grad()
+def attention_error(cache: RaggedCache, query_heads: int) -> float:
+    """The largest relative RMS error of the first and the last evicted layer's attention.
+
+    A random query goes through the layer as a new token's does, and through the fp64 reference; of large batches the
+    first and the last row are compared.
+
+    Args:
+        cache: has read a prompt and at least one token after it.
+        query_heads: of the model.
+    """
+    layers = cache.ragged_layers
+    return max(_layer_error(layer, query_heads) for layer in {layers[0], layers[-1]})
+
+
+def _layer_error(layer: RaggedLayer, query_heads: int) -> float:
+    entries = layer.entries
+    if entries is None:
+        raise RuntimeError("the layer has not read a prompt")
+    B, D = entries.counts.shape[0], entries.keys.shape[-1]
+    query = torch.randn(B, query_heads, 1, D, device=entries.keys.device).to(entries.keys.dtype)
+    got = layer.attend(query, scaling=D**-0.5)
+    rows = torch.tensor(sorted({0, B - 1}))
+    tail = Tail()
+    tail.append(layer.tail.keys.cpu()[rows], layer.tail.values.cpu()[rows], 0)
+    want = ragged_attention_reference(query.cpu()[rows], entries.to("cpu").select_rows(rows), tail, scaling=D**-0.5)
+    return relative_rms(got.cpu()[rows], want)

@@ -1,0 +1,190 @@
+"""What is compared: transformers' caches, and madakv's methods at their budgets."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import Cache, DynamicCache, QuantizedCache, StaticCache
+
+from madakv.api import evict
+from madakv.bench.prompt import Prompt
+from madakv.bench.subject import Subject
+from madakv.errors import ConfigurationError
+from madakv.hf.cache import RaggedCache
+from madakv.hf.replay import ReadPrompt
+from madakv.methods import Method
+from madakv.run import Kept, Run
+from madakv.scoring import LayerView
+
+BASELINE = "DynamicCache"
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """A prompt that has been read.
+
+    Attributes:
+        cache: what the next tokens are read with.
+        kept: what eviction kept; None without eviction.
+        output: [B, X] of the last token; None if the cache was filled without the model.
+    """
+
+    cache: Any
+    kept: Kept | None
+    output: Tensor | None
+
+
+class Contender(ABC):
+    """A way to hold the KV cache.
+
+    Attributes:
+        label: its name in tables.
+        exact: whether it must answer as the full cache in full precision does.
+        described: what it is in full, for result files.
+    """
+
+    label: str
+    exact: bool
+    described: str
+
+    @abstractmethod
+    def inside(self, subject: Subject) -> AbstractContextManager[Run | None]:
+        """The context that its passes run in."""
+
+    @abstractmethod
+    def read(self, subject: Subject, prompt: Prompt, room: int, run: Run | None) -> Read:
+        """Read a prompt with the model, inside the context, with room for so many later tokens per row."""
+
+    @abstractmethod
+    def fill(self, subject: Subject, views: Sequence[LayerView], room: int, run: Run | None) -> Read:
+        """Take in what the layers' attention would have seen of a prompt, without running the model."""
+
+
+class Stock(Contender):
+    """A cache of transformers.
+
+    Args:
+        label: its name in tables.
+        make: from the model's config and the most tokens that it has to hold.
+        exact: see `Contender`.
+    """
+
+    def __init__(self, label: str, make: Callable[[Any, int], Cache], *, exact: bool) -> None:
+        self.label = self.described = label
+        self.exact = exact
+        self._make = make
+
+    def inside(self, subject: Subject) -> AbstractContextManager[Run | None]:  # noqa: ARG002
+        """The unchanged model."""
+        return nullcontext()
+
+    def read(self, subject: Subject, prompt: Prompt, room: int, run: Run | None) -> Read:  # noqa: ARG002
+        """A plain pass."""
+        cache = self._make(subject.model.config, prompt.width + room)
+        output, cache = subject.output(**prompt.inputs, past_key_values=cache)
+        return Read(cache, None, output)
+
+    def fill(self, subject: Subject, views: Sequence[LayerView], room: int, run: Run | None) -> Read:  # noqa: ARG002
+        """All keys and values."""
+        cache = self._make(subject.model.config, views[0].key.shape[2] + room)
+        for number, view in enumerate(views):
+            cache.update(view.key, view.value, number)
+        return Read(cache, None, None)
+
+
+class Evicted(Contender):
+    """A method of madakv at a budget.
+
+    Args:
+        method: reads the prompt once; neither drafts nor looks ahead.
+
+    Raises:
+        ConfigurationError: another method.
+    """
+
+    def __init__(self, method: Method) -> None:
+        if method.draft or method.lookahead:
+            raise ConfigurationError(f"{method.label}: methods that draft or look ahead are not measured here")
+        self.method = method
+        self.described = repr(method)
+        share = f"{method.budget:.0%}" if isinstance(method.budget, float) else f"{method.budget} entries"
+        self.label = f"{method.label} {share}"
+        self.exact = method.budget == 1.0 and method.merge is None
+
+    def inside(self, subject: Subject) -> AbstractContextManager[Run | None]:
+        """`madakv.evict`."""
+        return evict(subject.model, self.method)
+
+    def read(self, subject: Subject, prompt: Prompt, room: int, run: Run | None) -> Read:  # noqa: ARG002
+        """A pass that evicts."""
+        output, cache = subject.output(**prompt.inputs, **prompt.told)
+        return Read(cache, None if run is None else run.last, output)
+
+    def fill(self, subject: Subject, views: Sequence[LayerView], room: int, run: Run | None) -> Read:  # noqa: ARG002
+        """The method's own scores and plans, of what is given."""
+        if run is None:
+            raise RuntimeError("an evicted cache is filled inside `madakv.evict`")
+        seen = ReadPrompt(tuple(views), views[0].modality, logits=torch.empty(0))
+        return Read(seen.evicted(subject.model, run), run.last, None)
+
+
+def baseline() -> Contender:
+    """The full cache that transformers uses by default; all ratios are against it."""
+    return Stock(BASELINE, lambda config, _: DynamicCache(config=config), exact=True)
+
+
+def contenders(config: Any, methods: Sequence[Method], *, rivals: bool = True) -> tuple[list[Contender], list[str]]:
+    """Everything to compare, the baseline first.
+
+    Args:
+        config: of the model.
+        methods: of madakv.
+        rivals: whether transformers' other caches take part.
+
+    Returns:
+        The contenders; and for each cache that cannot run here a line that says why.
+    """
+    found, missing = [baseline()], []
+    if rivals:
+        found.append(Stock("StaticCache", lambda config, room: StaticCache(config, max_cache_len=room), exact=True))
+        for backend in ("quanto", "hqq", "fp8"):
+            try:
+                QuantizedCache(backend, config)
+            except (ImportError, ValueError) as error:
+                missing.append(f"QuantizedCache({backend}) is not measured: {' '.join(str(error).split())}")
+            else:
+                found.append(_quantized(backend))
+    return found + [Evicted(method) for method in methods], missing
+
+
+def _quantized(backend: str) -> Contender:
+    return Stock(f"QuantizedCache({backend})", lambda config, _: QuantizedCache(backend, config), exact=False)
+
+
+def live_bytes(cache: Any) -> int:
+    """Bytes of all storages that a cache holds, spare capacity and padding included."""
+    if isinstance(cache, RaggedCache):
+        return cache.nbytes + cache.other_nbytes
+    storages = {}
+    for layer in cache.layers:
+        for tensor in _tensors(list(vars(layer).values())):
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        if is_traceable_wrapper_subclass(value):
+            return _tensors([getattr(value, name) for name in value.__tensor_flatten__()[0]])
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [x for item in value for x in _tensors(item)] if isinstance(value, list | tuple) else []

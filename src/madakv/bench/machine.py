@@ -1,0 +1,35 @@
+"""What this machine does at best, measured in the same run as what it is compared with."""
+
+from __future__ import annotations
+
+import torch
+
+from madakv.bench.roofline import Rates
+from madakv.bench.timing import seconds
+
+READ_BYTES = {"cpu": 1 << 30, "cuda": 4 << 30}
+"""Size of the tensor that is read: several times any cache."""
+
+MATRIX_SIDES = {"cpu": (4096, 1024, 1024), "cuda": (8192, 8192, 8192)}
+"""M, K, N of the product."""
+
+_REPEATS = 7
+
+
+def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
+    """Read bandwidth and matrix rate; of several tries the fastest, since a floor may only be too low.
+
+    Args:
+        device: cpu or cuda; on a CPU all of torch's threads take part.
+        dtype: of the matrix product.
+    """
+    elements = READ_BYTES[device.type] // 4
+    large = torch.ones(elements, dtype=torch.float32, device=device)
+    read = min(seconds(large.sum, device) for _ in range(_REPEATS))
+    del large
+    m, k, n = MATRIX_SIDES[device.type]
+    a, b = torch.randn(m, k, device=device).to(dtype), torch.randn(k, n, device=device).to(dtype)
+    # Into memory that is there: on a CPU the first touch of fresh pages can take as long as the product.
+    out = torch.empty(m, n, dtype=dtype, device=device)
+    product = min(seconds(lambda: torch.mm(a, b, out=out), device) for _ in range(_REPEATS))
+    return Rates(bandwidth=4 * elements / read, matrix=2.0 * m * k * n / product)

@@ -1,0 +1,132 @@
+"""Rows as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from madakv.bench.results import ResultFile, Row
+
+Format = Callable[[float], str]
+
+_LEAST_WIDTH = 132
+"""Characters that the widest table takes; wrapped figures are no use to anyone."""
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1024
+    return f"{count:,.2f} GiB"
+
+
+def _ms(value: float) -> str:
+    return f"{value:,.2f}" if value < 100 else f"{value:,.0f}"
+
+
+def _times(value: float) -> str:
+    return f"{value:.2f}x"
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1%}"
+
+
+def _rate(value: float) -> str:
+    return f"{value / 1e9:,.1f}"
+
+
+def _plain(value: float) -> str:
+    return f"{value:,.1f}"
+
+
+_ERROR = ("error", "error", lambda value: f"{value:.1g}")
+
+COLUMNS: dict[str, list[tuple[str, str, Format]]] = {
+    "decode": [
+        ("ms/token", "ms", _ms),
+        ("tokens/s", "tokens_per_s", _plain),
+        ("speedup", "speedup", _times),
+        ("floor ms", "floor_ms", _ms),
+        ("time/floor", "over_floor", _times),
+        ("KV live", "kv_bytes", _size),
+        ("kept", "kept_share", _percent),
+        ("longest head", "longest_head", _times),
+        _ERROR,
+    ],
+    "prefill": [
+        ("ms", "ms", _ms),
+        ("tokens/s", "tokens_per_s", _plain),
+        ("added", "added", lambda value: f"{value:+.1%}"),
+        ("growth", "growth", lambda value: f"N^{value:.2f}"),
+        ("floor ms", "floor_ms", _ms),
+        ("time/floor", "over_floor", _times),
+        _ERROR,
+    ],
+    "memory": [
+        ("KV after prompt", "kv_bytes", _size),
+        ("of full", "kv_ratio", _percent),
+        ("KV later", "kv_bytes_later", _size),
+        ("peak of prefill", "peak", _size),
+        ("of full", "peak_ratio", _percent),
+        ("floor", "floor_bytes", _size),
+        ("KV/floor", "over_floor", _times),
+    ],
+    "kernel": [
+        ("ms", "ms", lambda value: f"{value:,.3f}"),
+        ("GB/s", "bytes_per_s", _rate),
+        ("of bandwidth", "bandwidth_share", _percent),
+        ("against even", "speedup", _times),
+        ("floor ms", "floor_ms", lambda value: f"{value:,.3f}"),
+        ("time/floor", "over_floor", _times),
+        _ERROR,
+    ],
+}
+"""Heading, name of the figure, format; by command."""
+
+
+def show(console: Console, command: str, results: ResultFile) -> None:
+    """Print the rates of the machine, the rows, and what is missing."""
+    console = Console(width=max(console.width, _LEAST_WIDTH))
+    before, after = results.content["rates"], results.content["rates_after"]
+    console.print(
+        f"read {_rate(before['bandwidth'])} GB/s (afterwards {_rate(after['bandwidth'])}), "
+        f"matrix product {before['matrix'] / 1e12:.2f} TFLOP/s (afterwards {after['matrix'] / 1e12:.2f}), "
+        f"{results.content['machine']}, {results.content['threads']} threads",
+        highlight=False,
+    )
+    console.print(table(command, results.rows))
+    for line in results.content.get("missing", ()):
+        console.print(line, highlight=False)
+
+
+def table(command: str, rows: Sequence[Row]) -> Table:
+    """One line per row, the cases set apart; what all cases have in common is the title.
+
+    Args:
+        command: decode, prefill, memory or kernel.
+        rows: of that command, at least one.
+    """
+    first = rows[0].case
+    varying = [name for name in first if any(row.case[name] != first[name] for row in rows)]
+    title = ", ".join(f"{name} {value}" for name, value in first.items() if name not in varying)
+    made = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    for name in varying:
+        made.add_column(name, justify="right", no_wrap=True)
+    made.add_column("op" if command == "kernel" else "cache", no_wrap=True)
+    for heading, _, _ in COLUMNS[command]:
+        made.add_column(heading, justify="right", no_wrap=True)
+    for number, row in enumerate(rows):
+        if number and row.case != rows[number - 1].case:
+            made.add_section()
+        made.add_row(*(str(row.case[name]) for name in varying), row.contender, *_cells(command, row))
+    return made
+
+
+def _cells(command: str, row: Row) -> list[str]:
+    if row.refused is not None:
+        return ["refused"]
+    return [form(row.figures[name]) if name in row.figures else "" for _, name, form in COLUMNS[command]]

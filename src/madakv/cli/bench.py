@@ -1,0 +1,193 @@
+"""`madakv bench`: what decoding, reading, memory and the attention op cost here, and how far from the floor."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from madakv.cli.errors import one_line_errors
+
+if TYPE_CHECKING:
+    from madakv.bench.session import Command
+
+bench_app = typer.Typer(
+    help="Measure speed and memory beside transformers' caches and the machine's floor; see docs/performance.md.",
+    no_args_is_help=True,
+)
+
+Shapes = Annotated[
+    str | None,
+    typer.Option("--shape", help="Real dimensions, random weights: llava-1.5-7b,qwen2.5-vl-7b."),
+]
+Model = Annotated[str | None, typer.Option(help="A real model instead: folder, or small-llava.")]
+Layers = Annotated[
+    int | None, typer.Option(min=1, help="Only so many layers of a shape, without embedding and head.")
+]
+Context = Annotated[str, typer.Option(help="Tokens of the prompt, separated by commas.")]
+Batch = Annotated[str, typer.Option(help="Rows, separated by commas; shorter rows are padded.")]
+Budgets = Annotated[str, typer.Option(help="Budgets, separated by commas.")]
+Methods = Annotated[str, typer.Option(help="As for `madakv generate`, separated by commas.")]
+Device = Annotated[str, typer.Option(help="cpu or cuda.")]
+Dtype = Annotated[str, typer.Option(help="bf16, fp16 or fp32.")]
+Tokens = Annotated[int, typer.Option(min=1, help="New tokens; for decode, per round.")]
+Repeats = Annotated[int, typer.Option(min=1, help="Rounds, in which all take turns.")]
+FillOption = Annotated[
+    str, typer.Option(help="prefill, synthetic (random keys, no pass of the model), or auto: by the time it takes.")
+]
+Shortest = Annotated[
+    float, typer.Option(min=0.01, max=1.0, help="Shortest row of a batch, as a share of the longest.")
+]
+Rivals = Annotated[bool, typer.Option("--rivals/--no-rivals", help="Measure transformers' other caches as well.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of weights and prompts.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for <command>.json, written as it goes.")]
+
+
+@bench_app.command()
+def decode(
+    shape: Shapes = None,
+    model: Model = None,
+    layers: Layers = None,
+    context: Context = "3300",
+    batch: Batch = "1",
+    budgets: Budgets = "1.0,0.2,0.05",
+    methods: Methods = "madakv",
+    device: Device = "cpu",
+    dtype: Dtype = "bf16",
+    tokens: Tokens = 16,
+    repeats: Repeats = 5,
+    fill: FillOption = "auto",
+    shortest: Shortest = 0.5,
+    rivals: Rivals = True,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Time per new token."""
+    _run("decode", **locals())
+
+
+@bench_app.command()
+def prefill(
+    shape: Shapes = None,
+    model: Model = None,
+    layers: Layers = None,
+    context: Context = "1024,2048,4096",
+    batch: Batch = "1",
+    budgets: Budgets = "1.0,0.2",
+    methods: Methods = "madakv",
+    device: Device = "cpu",
+    dtype: Dtype = "bf16",
+    repeats: Repeats = 5,
+    shortest: Shortest = 0.5,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Time to read a prompt, and what eviction adds."""
+    _run("prefill", **locals())
+
+
+@bench_app.command()
+def memory(
+    shape: Shapes = None,
+    model: Model = None,
+    layers: Layers = None,
+    context: Context = "3300",
+    batch: Batch = "1,8",
+    budgets: Budgets = "1.0,0.2,0.05",
+    methods: Methods = "madakv",
+    device: Device = "cpu",
+    dtype: Dtype = "bf16",
+    tokens: Tokens = 16,
+    shortest: Shortest = 0.5,
+    rivals: Rivals = True,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Bytes of the cache after the prompt and later, and the most while the prompt is read."""
+    _run("memory", **locals())
+
+
+@bench_app.command()
+def kernel(
+    shape: Shapes = "llava-1.5-7b,llava-next-mistral-7b,qwen2.5-vl-7b,qwen2.5-vl-3b",
+    context: Context = "3300",
+    batch: Batch = "1",
+    budgets: Budgets = "1.0,0.2,0.05",
+    device: Device = "cpu",
+    dtype: Dtype = "bf16",
+    repeats: Repeats = 5,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Attention of one new token alone, over heads of even and uneven lengths of the same bytes."""
+    _run("kernel", **locals())
+
+
+def _run(
+    command: Command,
+    *,
+    shape: str | None,
+    context: str,
+    batch: str,
+    budgets: str,
+    device: str,
+    dtype: str,
+    seed: int,
+    as_json: bool,
+    out: Path | None,
+    model: str | None = None,
+    layers: int | None = None,
+    methods: str = "",
+    tokens: int = 1,
+    repeats: int = 1,
+    fill: str = "prefill",
+    shortest: float = 1.0,
+    rivals: bool = True,
+) -> None:
+    with one_line_errors():
+        from rich.console import Console
+
+        from madakv.bench.session import Options, fill_of, numbers, refused, run_bench
+        from madakv.bench.table import show
+        from madakv.cli.evaluate import expand
+        from madakv.cli.generate import parse_budget, quiet_transformers
+        from madakv.errors import CheckFailedError
+
+        quiet_transformers()
+        stderr = Console(stderr=True)
+        options = Options(
+            shapes=tuple(shape.split(",")) if shape else (),
+            model=model,
+            layers=layers,
+            contexts=numbers("--context", context),
+            batches=numbers("--batch", batch),
+            methods=tuple(expand(methods, budgets)) if methods else (),
+            budgets=tuple(parse_budget(budget) or 1.0 for budget in budgets.split(",")),
+            device=device,
+            dtype=dtype,
+            tokens=tokens,
+            repeats=repeats,
+            fill=fill_of(fill),
+            shortest=shortest,
+            rivals=rivals,
+            seed=seed,
+            out=out,
+        )
+        with stderr.status("") as status:
+            results = run_bench(command, options, status.update)
+        if as_json:
+            print(json.dumps(results.content))
+        else:
+            show(Console(), command, results)
+        wrong = refused(results.rows)
+        for row in wrong:
+            stderr.print(f"{row.contender}: {row.refused}", highlight=False)
+        if wrong:
+            raise CheckFailedError(f"{len(wrong)} of {len(results.rows)} rows are refused: wrong results")
