@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from madakv.cache.tiles import TileSchedule
 from madakv.plan import KeepPlan
+
+if TYPE_CHECKING:
+    from madakv.attention.triton import DecodeSchedule
 
 _LEAST_TILE = 8
 _MOST_TILE = 64
@@ -90,6 +94,13 @@ class RaggedEntries:
     def tiles(self) -> TileSchedule:
         """Which heads own which tile of the memory; asked for only where heads are uneven."""
         return TileSchedule.of(self.lengths, self.tile, like=self.keys)
+
+    @cached_property
+    def decode_schedule(self) -> DecodeSchedule:
+        """What the decode kernel reads; asked for only where that runs."""
+        from madakv.attention.triton import DecodeSchedule
+
+        return DecodeSchedule.of(self.lengths, self.keys.device)
 
     @property
     def even(self) -> bool:

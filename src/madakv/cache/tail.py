@@ -32,6 +32,13 @@ class Tail:
         return _filled(self._values, self.length)
 
     @property
+    def buffers(self) -> tuple[Tensor, Tensor]:
+        """Keys [B, H, capacity, Dk] and values [B, H, capacity, Dv]; behind `length` they hold anything."""
+        if self._keys is None or self._values is None:
+            raise RuntimeError("the tail is empty: append before reading")
+        return self._keys, self._values
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the storages, unused capacity included."""
         return sum(x.untyped_storage().nbytes() for x in (self._keys, self._values) if x is not None)

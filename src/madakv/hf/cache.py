@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
+from madakv.attention.backend import decode_attention
 from madakv.attention.ragged import ragged_partial, weights_on_prompt
 from madakv.cache import RaggedEntries, Tail
 from madakv.errors import UnsupportedModelError, UnsupportedOptionError
@@ -187,9 +188,12 @@ class RaggedLayer(CacheLayerMixin):
         """Attention of the newest tokens over this layer; see `ragged_attention`."""
         if self.entries is None:
             raise RuntimeError("attend was called before the prompt was read")
-        part = ragged_partial(
-            query, self.entries, self.tail, scaling=scaling, mask=mask, softcap=softcap, sinks=sinks
-        )
+        options: dict[str, Any] = {"scaling": scaling, "mask": mask, "softcap": softcap, "sinks": sinks}
+        if self._slot.eviction is None:
+            out = decode_attention(query, self.entries, self.tail, **options)
+            if out is not None:
+                return out
+        part = ragged_partial(query, self.entries, self.tail, **options)
         if self._slot.eviction is not None:
             self._note(query, part.lse, scaling, softcap)
         B, Hq, Q, _ = query.shape
