@@ -311,7 +311,7 @@ def test_a_look_at_the_benchmarks_data(tmp_path: Path) -> None:
     make_sample(tmp_path / "data", per_dataset=1)
     (tmp_path / "data" / "TQA" / "TQA.json").unlink()
     result = run("milebench", "check", "--data", str(tmp_path / "data"))
-    assert result.exit_code == 0
+    assert result.exit_code == 1
     assert "| IEdit | S-3 | rouge_l | 1 of 200 |" in result.stdout
     assert "TQA: no such file" in result.stdout
 

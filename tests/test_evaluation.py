@@ -5,8 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import random
+import struct
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +19,18 @@ from PIL import Image
 
 import madakv
 from madakv import ConfigurationError, InputError, UnsupportedModelError, UnsupportedOptionError, bundled
+from madakv.answering import answer
 from madakv.evaluation.plots import accuracy_over_bytes
 from madakv.evaluation.records import Row, open_results, provenance, read_rows
-from madakv.evaluation.report import methods_by_dataset, read_rows_of, write_report
+from madakv.evaluation.report import Results, read_results, write_report
 from madakv.evaluation.runner import run_samples
+from madakv.evaluation.samples import Verdict
 from madakv.evaluation.suites import suite
-from madakv.evaluation.summary import ratio_to, summarise
+from madakv.evaluation.summary import budget_text, ratio_to, summarise
+from madakv.evaluation.tables import methods_by_dataset
 from madakv.evaluation.workers import Shard
 from madakv.hf.replay import ReadPrompt
+from madakv.prompts import model_inputs
 
 ROW = Row(
     model="m",
@@ -37,6 +44,7 @@ ROW = Row(
     level="500",
     images=3,
     gold="1 2",
+    fingerprint="f",
     answer="1 2",
     scores={"exact": 1.0},
     prompt_tokens=300,
@@ -125,7 +133,7 @@ def test_results_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
     with open_results(tmp_path, {"seed": 1}, Row) as (rows, _):
         assert rows == [ROW]
     about = json.loads((tmp_path / "run.json").read_text())
-    assert about["seed"] == 1
+    assert about["settings"] == {"seed": 1}
     assert about.keys() >= {"git", "torch", "transformers", "machine", "started"}
 
 
@@ -255,7 +263,7 @@ def test_a_failed_sample_is_recorded_and_can_be_retried(tmp_path: Path) -> None:
     again = evaluate_three(methods=[madakv.Full()], total=3, retry_failed=True)
     assert [row.error for row in again] == [None] * 3
     assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 7
-    (line, _) = summarise(read_rows_of([tmp_path]))
+    (line, _) = summarise(read_results([tmp_path]).rows)
     assert (line.label, line.failed, line.answers) == ("full", 0, 3)
 
 
@@ -277,7 +285,7 @@ def test_shards_share_the_samples_and_the_folder(tmp_path: Path) -> None:
         "rows-2-of-4.jsonl",
         "rows-4-of-4.jsonl",
     ]
-    together = read_rows_of([tmp_path])
+    together = read_results([tmp_path]).rows
     assert len({row.key for row in together}) == len(together) == 20
     assert untimed(together) == untimed(evaluate(tmp_path / "alone"))
     written = {path: path.read_text() for path in tmp_path.glob("rows*")}
@@ -295,12 +303,12 @@ def test_a_folder_holds_several_models(tmp_path: Path) -> None:
     """The same answers under two names, as `--model` was given twice."""
     evaluate(tmp_path)
     evaluate(tmp_path, model_name="other")
-    table, notes = write_report(read_rows_of([tmp_path]), tmp_path, "two models")
+    table, notes = write_report(read_results([tmp_path]), tmp_path, "two models")
     assert not notes
     assert table.count("| `full` |") == 2
     assert {path.name for path in tmp_path.glob("*.png")} == {"accuracy-bundled.png", "accuracy-other.png"}
     with pytest.raises(ConfigurationError, match="no results in"):
-        read_rows_of([tmp_path / "elsewhere"])
+        read_results([tmp_path / "elsewhere"])
 
 
 def test_every_cell_of_a_report_follows_from_the_rows(tmp_path: Path) -> None:
@@ -324,7 +332,7 @@ def test_every_cell_of_a_report_follows_from_the_rows(tmp_path: Path) -> None:
         for dataset, group in (("TN", "N-1"), ("IEdit", "S-3"), ("STD", "S-3"))
         for n in range(5 if dataset == "TN" else 8)
     ]
-    write_report(rows, tmp_path, "a title")
+    write_report(Results(rows, {"suite": "s"}, ["m: madakv"]), tmp_path, "a title")
     with (tmp_path / "report.csv").open() as file:
         cells = list(csv.DictReader(file))
     assert len(cells) == 2 * 2 * 5 * (3 + 2 + 2 + 2 + 1)
@@ -341,8 +349,13 @@ def test_every_cell_of_a_report_follows_from_the_rows(tmp_path: Path) -> None:
         by_hand = sum(sum(scores) / len(scores) for scores in per_dataset.values()) / len(per_dataset)
         assert float(cell["score"]) == pytest.approx(by_hand, abs=1e-6)
     report = (tmp_path / "report.md").read_text()
-    for cell in cells:
-        assert f"{float(cell['score']):.1%}" in report
+    for (model, scorer, method, budget), own in groupby(
+        cells, key=lambda cell: (cell["model"], cell["scorer"], cell["method"], float(cell["budget"]))
+    ):
+        section = report.split(f"## {model}, {scorer} scores\n")[1].split("\n## ")[0]
+        scores = [f"{float(cell['score']):.1%}" for cell in own if cell["column"] in ("dataset", "average")]
+        row = f"| `{method}` | {budget:.0%} | 50.0% | {' | '.join(scores[:-1])} | **{scores[-1]}** |"
+        assert row in section
     assert "| `snapkv`, paper (LLaVA-v1.5-7B) | 3.27% | 6.03% | 14.82% | 26.43% |" in report
     assert "| `mpa` | yes | no | 20% |" in report
     assert "| `mpa`, paper | yes | no | 20% | 6.58% | 5.72% |  |  |" in report
@@ -356,3 +369,118 @@ def test_intervals_of_datasets_that_share_no_document() -> None:
     ratio = ratio_to(own, full, "exact")
     assert ratio is not None
     assert ratio == (pytest.approx(2 / 3), (pytest.approx(2 / 3), pytest.approx(2 / 3)))
+
+
+def test_answers_to_other_data_are_refused(tmp_path: Path) -> None:
+    """The same ids, another question: as after a look at the sample data in the folder of the real run."""
+    samples = list(suite("digits")(1, 500, False))[:2]
+    evaluate(tmp_path, samples=samples, methods=[madakv.Full()], total=2)
+    samples[1] = replace(samples[1], gold="something else")
+    with pytest.raises(ConfigurationError, match=f"other data: sample {samples[1].id} of {samples[1].dataset}"):
+        evaluate(tmp_path, samples=samples, methods=[madakv.MadaKV()], total=2)
+
+
+def test_a_second_run_does_not_write_the_same_rows(tmp_path: Path) -> None:
+    with (
+        open_results(tmp_path, {"seed": 1}, Row) as (_, append),
+        pytest.raises(ConfigurationError, match="another run is writing"),
+        open_results(tmp_path, {"seed": 1}, Row),
+    ):
+        pass
+    with open_results(tmp_path, {"seed": 1}, Row) as (_, append):
+        append(ROW)
+
+
+def test_reports_of_different_settings_are_refused(tmp_path: Path) -> None:
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        with open_results(tmp_path / name, {"seed": seed}, Row) as (_, append):
+            append(replace(ROW, sample=name))
+    both = read_results([tmp_path / "a", tmp_path / "b"])
+    assert len(both.rows) == 2
+    assert both.settings == {"seed": 1}
+    assert len(both.made_by) == 1
+    with pytest.raises(ConfigurationError, match="other settings \\(seed=2\\)"):
+        read_results([tmp_path / "a", tmp_path / "c"])
+
+
+def test_what_failed_is_in_no_ratio() -> None:
+    """A full cache that runs out of memory must not make others look better than it."""
+    full = many("full", lambda n, kind: True)
+    failed = {"error": "OutOfMemoryError: no memory left", "scores": WRONG}
+    half = [replace(row, **failed) if int(row.sample) < 100 else row for row in full]
+    (line, other) = summarise([*half, *many("own", lambda n, kind: n % 2 == 0)])
+    assert (line.failed, line.answers) == (200, 400)
+    assert line.average == 0.5
+    assert other.of_full == 0.5
+    assert other.paired == 200
+    table = methods_by_dataset([line, other])
+    assert "on 200 | 400 | 0 |" in table
+    assert "not about the same samples" not in table
+    (fewer,) = summarise(many("own", lambda n, kind: True)[:10])
+    assert "not about the same samples" in methods_by_dataset([line, fewer])
+
+
+def test_odd_text_and_odd_errors_do_not_end_a_run(tmp_path: Path) -> None:
+    samples = list(suite("digits")(1, 500, False))[:3]
+
+    def corrupt() -> list[Image.Image]:
+        raise struct.error("unpack requires a buffer of 2 bytes")
+
+    def confused(answer: str) -> Verdict:
+        raise KeyError(answer)
+
+    samples[0] = replace(samples[0], gold="caf\ud83d")
+    samples[1] = replace(samples[1], pictures=corrupt)
+    samples[2] = replace(samples[2], judge=confused)
+    rows = evaluate(tmp_path, samples=samples, methods=[madakv.Full()], total=3)
+    assert [bool(row.error) for row in rows] == [False, True, False]
+    assert rows[2].answer
+    assert str(rows[2].fault).startswith("KeyError")
+    assert read_results([tmp_path]).rows == rows
+
+
+def test_a_prompt_is_gone_before_the_next_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alive: list[weakref.ref[ReadPrompt]] = []
+    seen = []
+    read = ReadPrompt.of
+
+    def watched(*arguments: Any) -> ReadPrompt:
+        seen.append(sum(ref() is not None for ref in alive))
+        prompt = read(*arguments)
+        alive.append(weakref.ref(prompt))
+        return prompt
+
+    monkeypatch.setattr(ReadPrompt, "of", watched)
+    evaluate(tmp_path)
+    assert seen == [0] * 10
+
+
+def test_penalties_count_as_in_generate(tmp_path: Path) -> None:
+    model, processor = bundled.load()
+    (sample,) = list(suite("digits")(1, 500, False))[:1]
+    before = model.generation_config.repetition_penalty
+    model.generation_config.repetition_penalty = 30.0
+    try:
+        (row,) = run_samples(
+            model,
+            processor,
+            samples=[sample],
+            settings={},
+            model_name="bundled",
+            methods=[madakv.Full()],
+            out=tmp_path,
+            max_new_tokens=6,
+            progress=lambda done, total: None,
+        )
+        inputs = model_inputs(processor, sample.prompt, sample.pictures())
+        plain = answer(model, processor, inputs, None, max_new_tokens=6)
+    finally:
+        model.generation_config.repetition_penalty = before
+    assert row.answer == plain.text != sample.gold
+
+
+@pytest.mark.parametrize(
+    ("budget", "text"), [(0.2, "20%"), (0.125, "12.5%"), (0.12, "12%"), (0.005, "0.5%"), (64, "64")]
+)
+def test_budgets_are_told_apart(budget: float | int, text: str) -> None:
+    assert budget_text(budget) == text

@@ -19,13 +19,24 @@ from madakv.evaluation.milebench import DATASETS, make_sample, read
 from madakv.evaluation.milebench.scores import score
 from madakv.evaluation.milebench.suite import milebench_samples
 from madakv.evaluation.records import Row, read_all
+from madakv.evaluation.report import read_results
 from madakv.methods import from_text
+from tests.milebench_documents import write_documents
 
-LABELS = "TN,STD,MMCoQA,AL"
+ASKED = ("TextNeedleInAHaystack", "ALFRED", "MMCoQA", "ActionLocalization")
+LABELS = "TN,ALFRED,MMCoQA,AL"
+QUESTIONS = 5
 METHODS = ["full", "madakv", "snapkv", "streaming_llm"]
 BUDGETS = ["0.5", "0.2", "0.1"]
 MODELS = ["bundled", "small-llava"]
 PER_DATASET = 2
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("documents")
+    write_documents(root, ASKED)
+    return root
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +51,7 @@ def command(data: Path, out: Path, model: str, **options: str) -> list[str]:
         "datasets": LABELS,
         "methods": ",".join(METHODS),
         "budgets": ",".join(BUDGETS),
-        "max-new-tokens": "4",
+        "max-new-tokens": "8",
         **({} if model == "bundled" else {"model": model}),
         **options,
     }
@@ -73,19 +84,24 @@ def keys(rows: list[Row]) -> list[tuple[str, str, str, str]]:
     return sorted(row.key for row in rows)
 
 
-def test_killed_twice_and_every_cell_follows_from_the_rows(data: Path, tmp_path: Path) -> None:
-    killed(command(data, tmp_path, "bundled"), tmp_path, 9)
-    killed(command(data, tmp_path, "bundled"), tmp_path, 9)
+def test_killed_twice_and_every_cell_follows_from_the_rows(documents: Path, tmp_path: Path) -> None:
+    killed(command(documents, tmp_path, "bundled"), tmp_path, 30)
+    killed(command(documents, tmp_path, "bundled"), tmp_path, 30)
     for model in MODELS:
-        run(command(data, tmp_path, model))
+        run(command(documents, tmp_path, model))
     rows = read_all(tmp_path, Row)
     lines = (1 + (len(METHODS) - 1) * len(BUDGETS)) * len(MODELS)
-    assert len(rows) == len(set(keys(rows))) == lines * len(LABELS.split(",")) * PER_DATASET
+    assert len(rows) == len(set(keys(rows))) == lines * len(LABELS.split(",")) * QUESTIONS
     assert not [row.error for row in rows if row.error]
+    own = [row for row in rows if row.model == "bundled"]
+    for scorer in ("official", "strict"):
+        assert 0.05 * len(own) < sum(row.scores[scorer] for row in own) < 0.95 * len(own)
+    assert any(row.scores["official"] != row.scores["strict"] for row in own)
+    assert len({tuple(row.scores.values()) for row in own if row.label == "full"}) > 2
     named = {dataset.label: dataset for dataset in DATASETS.values()}
     for row in rows:
         dataset = named[row.dataset]
-        (question,) = [question for question in read(data, dataset) if question.id == row.sample]
+        (question,) = [question for question in read(documents, dataset) if question.id == row.sample]
         found = score(dataset.metric, row.answer, question.gold, question.choices)
         assert row.scores == {"official": found.official, "strict": found.strict}
         assert (row.gold, row.group, row.images) == (question.gold, dataset.group, len(question.images))
@@ -95,13 +111,13 @@ def test_killed_twice_and_every_cell_follows_from_the_rows(data: Path, tmp_path:
     for cell in cells:
         asked = [cell["model"], cell["method"], float(cell["budget"]), cell["name"]]
         own = [row for row in rows if [row.model, row.label, float(row.budget), row.dataset] == asked]
-        assert len(own) == PER_DATASET
+        assert len(own) == QUESTIONS
         assert float(cell["score"]) == pytest.approx(mean(row.scores[cell["scorer"]] for row in own), abs=1e-6)
     assert (tmp_path / "report.md").read_text().count("### Methods and datasets") == len(MODELS) * 2
 
 
-def test_two_processes_answer_what_one_does(data: Path, tmp_path: Path) -> None:
-    options = {"datasets": "IEdit,IN", "methods": "full,madakv", "budgets": "0.2"}
+def test_two_processes_answer_what_one_does(documents: Path, tmp_path: Path) -> None:
+    options = {"datasets": "ALFRED,MMCoQA", "methods": "full,madakv", "budgets": "0.2"}
     launcher = (
         "torch.distributed.run",
         "--nproc_per_node",
@@ -110,15 +126,16 @@ def test_two_processes_answer_what_one_does(data: Path, tmp_path: Path) -> None:
         str(29500 + os.getpid() % 500),
         "-m",
     )
-    table = run(command(data, tmp_path / "two", "bundled", **options), launcher)
-    assert table == run(command(data, tmp_path / "one", "bundled", **options))
+    table = run(command(documents, tmp_path / "two", "bundled", **options), launcher)
+    assert table == run(command(documents, tmp_path / "one", "bundled", **options))
     assert {path.name for path in (tmp_path / "two").glob("rows*")} == {"rows-1-of-2.jsonl", "rows-2-of-2.jsonl"}
     one, two = (
         {row.key: (row.answer, row.scores, row.kv_bytes) for row in read_all(tmp_path / name, Row)}
         for name in ("one", "two")
     )
     assert one == two
-    assert len(one) == 2 * 2 * PER_DATASET
+    assert len(one) == 2 * 2 * QUESTIONS
+    assert len({answer for answer, _, _ in one.values()}) > 4
 
 
 def test_broken_data_is_recorded_as_failed(tmp_path: Path) -> None:
@@ -134,11 +151,20 @@ def test_broken_data_is_recorded_as_failed(tmp_path: Path) -> None:
     errors = {row.sample: row.error for row in read_all(tmp_path / "out", Row)}
     assert errors[str(third["sample_id"])] is None
     assert "not an image" in str(errors[str(first["sample_id"])])
-    assert "no response" in str(errors["at place 1"])
+    assert "no response" in str(errors[str(second["sample_id"])])
     assert "| failed |" in (tmp_path / "out" / "report.md").read_text()
+    second["response"] = "repaired"
+    (folder / "IEdit.json").write_text(json.dumps(content))
+    again = command(data, tmp_path / "out", "bundled", datasets="IEdit", methods="full")
+    run([*again, "--retry-failed"])
+    errors = {row.sample: row.error for row in read_results([tmp_path / "out"]).rows}
+    assert [bool(error) for error in errors.values()].count(True) == 1
+    assert len(errors) == 3
 
 
-def test_limits_are_drawn_by_the_seed_and_grow_by_adding(data: Path) -> None:
+def test_limits_are_drawn_by_the_seed_and_grow_by_adding(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    make_sample(data, per_dataset=6)
     tokenizer = bundled.load()[1]
     datasets = [DATASETS["TextNeedleInAHaystack"], DATASETS["GPR1200"]]
 
@@ -146,10 +172,13 @@ def test_limits_are_drawn_by_the_seed_and_grow_by_adding(data: Path) -> None:
         return [(s.dataset, s.id) for s in milebench_samples(data, datasets, tokenizer, limit=limit, seed=seed)]
 
     whole = ids(None, 0)
-    assert len(whole) == 2 * PER_DATASET
-    assert set(ids(1, 0)) < set(whole)
-    assert ids(1, 0) == ids(1, 0)
-    assert len({tuple(ids(1, seed)) for seed in range(8)}) > 1
+    assert len(whole) == 2 * 6
+    for seed in range(4):
+        drawn = [set(ids(limit, seed)) for limit in (1, 2, 3, 5)]
+        assert [len(found) for found in drawn] == [2, 4, 6, 10]
+        assert drawn[0] < drawn[1] < drawn[2] < drawn[3] < set(whole)
+    assert ids(3, 1) == ids(3, 1)
+    assert len({tuple(ids(1, seed)) for seed in range(8)}) > 2
 
 
 def test_the_method_of_a_row_can_be_made_again(data: Path, tmp_path: Path) -> None:

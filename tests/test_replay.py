@@ -40,7 +40,7 @@ def test_replay_is_generation(method: str) -> None:
         kept = run.last
     with madakv.evict(model, chosen) as run:
         cache = prompt.evicted(model, run)
-        ids = continue_greedily(model, cache, prompt.logits, end=set(), max_new_tokens=16)
+        ids = continue_greedily(model, cache, prompt.logits, seen=prompt.ids, end=set(), max_new_tokens=16)
         finish(cache, run)
     assert ids == wanted[0].tolist()
     assert kept is not None
@@ -57,7 +57,9 @@ def test_a_prompt_can_be_replayed_again_and_again() -> None:
     for method in ("madakv", "lookm", "madakv"):
         with madakv.evict(model, method, budget=0.1) as run:
             cache = prompt.evicted(model, run)
-            answers.append(continue_greedily(model, cache, prompt.logits, end=set(), max_new_tokens=8))
+            answers.append(
+                continue_greedily(model, cache, prompt.logits, seen=prompt.ids, end=set(), max_new_tokens=8)
+            )
     assert answers[0] == answers[2]
 
 
@@ -68,7 +70,7 @@ def test_a_second_question_is_read_into_the_evicted_cache() -> None:
     prompt = ReadPrompt.of(model, inputs)
     with madakv.evict(model, "snapkv", budget=0.3, window=4) as run:
         cache = prompt.evicted(model, run)
-        first = continue_greedily(model, cache, prompt.logits, end=set(), max_new_tokens=3)
+        first = continue_greedily(model, cache, prompt.logits, seen=prompt.ids, end=set(), max_new_tokens=3)
         replayed = read_more(model, cache, [first[-1], *more])
     with madakv.evict(model, "snapkv", budget=0.3, window=4):
         out = model(**inputs, use_cache=True)

@@ -26,6 +26,7 @@ from madakv.evaluation.milebench.scores import score
 from madakv.integrations.lmms_eval import tasks_folder
 from madakv.methods import from_text
 from madakv.prompts import model_inputs
+from tests.milebench_documents import write_documents
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("lmms_eval") is None,
@@ -41,26 +42,7 @@ METHOD, BUDGET, LENGTH = "madakv:draft=2", 0.1, 8
 def milebench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The document of the bundled model in MileBench's layout, so that there are right answers."""
     root = tmp_path_factory.mktemp("milebench")
-    sample = bundled.sample()
-    pieces = sample.text.split("<image>")
-    context = "".join(f"{piece}{{image#{number}}}" for number, piece in enumerate(pieces[:-1], 1)) + pieces[-1]
-    names = [f"{number}.png" for number in range(len(sample.images))]
-    for name in ASKED:
-        images = root / name / "images"
-        images.mkdir(parents=True)
-        for file, image in zip(names, sample.images, strict=True):
-            image.save(images / file)
-        samples = [
-            {
-                "sample_id": number,
-                "task_instruction_id": 0,
-                "task_instance": {"context": f"{context} {question.prompt}", "images_path": names},
-                "response": question.answer,
-            }
-            for number, question in enumerate(sample.questions)
-        ]
-        content = {"meta_data": {"task_instruction": [""], "question_type": "open-ended"}, "data": samples}
-        (root / name / f"{name}.json").write_text(json.dumps(content))
+    write_documents(root, ASKED)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MILEBENCH", str(root))
         patch.setenv("LMMS_EVAL_DATASETS_CACHE", str(root / "cache"))

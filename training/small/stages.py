@@ -22,6 +22,7 @@ SHAPES: Mapping[str, Shape] = {
     "few": Shape(twins=1, groups=1, owners=2, named=2, prose=3),
     "lookups": Shape(twins=2, groups=2, owners=4, named=5, prose=6),
     "match": Shape(twins=6, groups=5, named=4, unnamed=4, prose=10),
+    "lists": Shape(twins=1, groups=8, named=3, unnamed=3, prose=8),
     "dense-1000": Shape(
         codes=3, owners=4, painted=3, twins=4, groups=3, changes=3, pairs=2, steps=5, named=10, unnamed=4, prose=40
     ),
@@ -130,7 +131,7 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
         ),
         Stage(
             "matching at 4000",
-            600,
+            300,
             {
                 "dense-4000": 0.35,
                 "4000": 0.15,
@@ -141,7 +142,38 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
                 "caption": 0.05,
             },
             lr=8e-4,
-            decay=380,
+            hints=True,
+        ),
+        Stage(
+            "matching, to the end",
+            650,
+            {
+                "match": 0.36,
+                "dense-1000": 0.22,
+                "500": 0.12,
+                "dense-2000": 0.1,
+                "4000": 0.08,
+                "pairs": 0.04,
+                "caption": 0.08,
+            },
+            lr=9e-4,
+            decay=350,
+            hints=True,
+        ),
+        Stage(
+            "lists",
+            400,
+            {
+                "lists": 0.4,
+                "match": 0.15,
+                "dense-1000": 0.2,
+                "500": 0.1,
+                "4000": 0.08,
+                "caption": 0.07,
+            },
+            lr=8e-4,
+            warmup=20,
+            decay=280,
             hints=True,
         ),
     ),

@@ -95,7 +95,7 @@ def training_batch(task: str, rng: np.random.Generator, architecture: Architectu
 
 def asked_of(task: str) -> dict[str, int]:
     """Questions per kind of a training document: more of them where there is more to ask about."""
-    if task.startswith(("dense", "match")):
+    if task.startswith(("dense", "match", "lists")):
         return dict.fromkeys(MANY, 99)
     return {**MANY, "show": {"2000": 24, "4000": 60}.get(task, MANY["show"])}
 

@@ -161,7 +161,7 @@ def milebench(
 
 @milebench_app.command(name="check")
 def milebench_check(data: DataOption = None) -> None:
-    """Tell what is there of the data, what is missing and what is broken; loads no model."""
+    """Tell what is there of the data, what is missing and what is broken (exit code 1 then); loads no model."""
     with one_line_errors():
         from madakv.cli.milebench import required, run_check
 

@@ -12,10 +12,11 @@ from rich.console import Console
 from madakv.cli.generate import parse_budget, quiet_transformers
 from madakv.cli.progress import bar
 from madakv.evaluation.distances import distance_table, run_distances
-from madakv.evaluation.report import read_rows_of, write_report
+from madakv.evaluation.report import read_results, write_report
 from madakv.evaluation.runner import run_samples, takes_several_sizes
 from madakv.evaluation.samples import Sample
 from madakv.evaluation.suites import suite
+from madakv.evaluation.summary import require_numpy
 from madakv.evaluation.workers import Shard, Worker
 from madakv.loading import load
 from madakv.methods import Method, from_text
@@ -63,6 +64,7 @@ def evaluate(
         title: of the report.
     """
     quiet_transformers()
+    require_numpy()
     worker = Worker.of_environment()
     shard = Shard.parse(options.shard).split(worker.rank, worker.count)
     chosen = expand(options.methods, options.budgets)
@@ -88,7 +90,7 @@ def evaluate(
 
 def run_report(folders: Sequence[Path], out: Path, title: str) -> None:
     """Write the report of one folder of rows or several, and print its first table."""
-    table, notes = write_report(read_rows_of(folders), out, title)
+    table, notes = write_report(read_results(folders), out, title)
     print(table, end="")
     for note in notes:
         Console(stderr=True).print(note, highlight=False)

@@ -5,10 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
+import typer
+
 from madakv.cli.evaluate import RunOptions, evaluate
 from madakv.errors import ConfigurationError
 from madakv.evaluation.milebench.catalogue import chosen
-from madakv.evaluation.milebench.check import check, markdown
+from madakv.evaluation.milebench.check import COUNT, check, markdown
+from madakv.evaluation.milebench.data import read_annotations
+from madakv.evaluation.milebench.scores.rouge import require_rouge
 from madakv.evaluation.milebench.suite import milebench_samples
 from madakv.evaluation.samples import Sample
 
@@ -38,6 +42,11 @@ def run_milebench(
 ) -> None:
     """Run the command; see `madakv milebench --help`."""
     wanted = chosen(datasets)
+    # Before a model is loaded for minutes.
+    for dataset in wanted:
+        read_annotations(data, dataset, combined=combined)
+    if any(dataset.metric == "rouge_l" for dataset in wanted):
+        require_rouge()
 
     def samples(processor: Any) -> list[Sample]:
         return milebench_samples(
@@ -53,5 +62,8 @@ def run_milebench(
 
 
 def run_check(data: Path) -> None:
-    """Run the command; see `madakv milebench check --help`."""
-    print(markdown(check(data)), end="")
+    """Run the command; see `madakv milebench check --help`. Exit code 1 if anything is broken or missing."""
+    reports = check(data)
+    print(markdown(reports), end="")
+    if any(problem.kind != COUNT for report in reports for problem in report.problems):
+        raise typer.Exit(1)

@@ -32,7 +32,9 @@ def accuracy_over_bytes(lines: Sequence[Line], title: str, path: Path) -> None:
     labels = list(dict.fromkeys(line.label for line in lines if line.label != "full"))
     styles = ["-", "--", ":"]
     for number, label in enumerate(labels):
-        own = sorted((line for line in lines if line.label == label), key=lambda line: line.kv_share)
+        own = sorted(
+            (line for line in lines if line.label == label and line.kv_share), key=lambda line: line.kv_share or 0
+        )
         ours = label.startswith("madakv")
         axes.plot(
             [line.kv_share for line in own],
@@ -53,7 +55,7 @@ def accuracy_over_bytes(lines: Sequence[Line], title: str, path: Path) -> None:
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_ylim(0, 1.02)
+    axes.set_ylim(0, min(1.02, 1.1 * max(line.average for line in lines) + 0.01))
     axes.set_xlabel("KV bytes kept, of the full cache")
     axes.set_ylabel("average score")
     axes.set_title(title)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import torch
 import transformers
@@ -20,6 +20,11 @@ import transformers
 import madakv
 from madakv.errors import ConfigurationError
 from madakv.evaluation.workers import WHOLE, Shard
+
+try:
+    import fcntl
+except ImportError:
+    fcntl = None  # type: ignore[assignment]
 
 R = TypeVar("R")
 
@@ -33,7 +38,7 @@ class Row:
         method: repr of the method, budget included.
         label: the method as typed, without its budget.
         budget: as asked for.
-        dataset, sample, document, group, level, images, gold: see `Sample`; the sample by its id.
+        dataset, sample, document, group, level, images, gold, fingerprint: see `Sample`; the sample by its id.
         answer: what came; empty if the sample failed.
         scores: from a scorer's name to a score in [0, 1]; all 0 if the sample failed.
         fault: why a scorer could not work on the answer.
@@ -57,6 +62,7 @@ class Row:
     level: str
     images: int
     gold: str
+    fingerprint: str
     answer: str
     scores: dict[str, float]
     fault: str | None = None
@@ -129,26 +135,31 @@ def open_results(
         ConfigurationError: the folder holds results of other settings.
     """
     notes, path = folder / f"run{shard.suffix}.json", folder / f"rows{shard.suffix}.jsonl"
-    here = provenance(**settings, **(about or {}))
+    here = provenance(settings=settings, **(about or {}))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        known = {file: json.loads(file.read_text()) for file in sorted(folder.glob("run*.json"))}
-        rows, whole = read_all(folder, kind), read_rows(path, kind)[1]
-    except (OSError, ValueError, TypeError) as error:
+        file = path.open("a", encoding="utf-8")
+    except OSError as error:
         raise ConfigurationError(f"cannot use {folder} for results: {error}") from error
-    for other in known.values():
-        differing = [name for name, value in settings.items() if other.get(name) != value]
-        if differing:
-            was = ", ".join(f"{name}={other.get(name)!r}" for name in differing)
-            raise ConfigurationError(f"{folder} holds results of other settings ({was}); choose another --out")
-    found = known.get(notes)
-    if found is None:
-        found = here
-        _write_whole(notes, found)
-    if path.exists():
+    with file:
+        _lock(file, path)
+        try:
+            known = read_runs(folder)
+            rows, whole = read_all(folder, kind), read_rows(path, kind)[1]
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigurationError(f"cannot use {folder} for results: {error}") from error
+        for other in known.values():
+            differing = difference(other.get("settings", {}), settings)
+            if differing:
+                raise ConfigurationError(
+                    f"{folder} holds results of other settings ({differing}); choose another --out"
+                )
         os.truncate(path, whole)
-    noted = found is here
-    with path.open("a") as file:
+        found = known.get(notes)
+        if found is None:
+            found = here
+            _write_whole(notes, found)
+        noted = found is here
 
         def append(row: R) -> None:
             nonlocal noted
@@ -157,7 +168,8 @@ def open_results(
                 found.setdefault("resumed", []).append(here | {"rows_before": len(rows)})
                 _write_whole(notes, found)
                 noted = True
-            file.write(json.dumps(vars(row), ensure_ascii=False) + "\n")
+            # Escaped, for data may hold what no encoding has.
+            file.write(json.dumps(vars(row)) + "\n")
             file.flush()
 
         yield rows, append
@@ -166,8 +178,29 @@ def open_results(
 def _write_whole(path: Path, content: dict[str, Any]) -> None:
     """Replace a file at once, so that a kill leaves the old one or the new one."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def _lock(file: TextIO, path: Path) -> None:
+    """Keep a second run from writing the same rows, until the file is closed or the process ends."""
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise ConfigurationError(f"another run is writing {path}: wait for it, or choose another --out") from None
+
+
+def read_runs(folder: Path) -> dict[Path, dict[str, Any]]:
+    """What is noted of the runs of all shards in a folder."""
+    return {file: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("run*.json"))}
+
+
+def difference(one: dict[str, Any], other: dict[str, Any]) -> str:
+    """What the first of two runs' settings has that the second has not, for people; empty if they agree."""
+    names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
+    return ", ".join(f"{name}={one.get(name)!r}" for name in names)
 
 
 def read_all(folder: Path, kind: type[R]) -> list[R]:

@@ -5,45 +5,90 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from madakv.errors import ConfigurationError, MissingExtraError
-from madakv.evaluation.paper import AVERAGE, HALVES, TABLE_1, TABLE_1_BUDGET, TABLE_3
+from madakv.evaluation.milebench.catalogue import CATEGORIES
+from madakv.evaluation.paper import AVERAGE, PAPER_SCORER, TABLE_1_BUDGET
 from madakv.evaluation.plots import accuracy_over_bytes
-from madakv.evaluation.records import Row, latest, read_all
-from madakv.evaluation.summary import Line, as_percent, budget_text, markdown_table, summarise
+from madakv.evaluation.records import Row, difference, latest, read_all, read_runs
+from madakv.evaluation.summary import Line, summarise
+from madakv.evaluation.tables import (
+    ablation,
+    average_over_budgets,
+    beside_the_paper,
+    by_column,
+    methods_by_dataset,
+)
 
 NOTE = (
     "Scores in percent; a dataset's score is the mean over its samples, the average is the mean over datasets, and a "
     "failed sample scores 0. KV bytes are those of live storage after the prefill over a full cache's. `of full` is "
-    "the average over the full cache's on the same samples, with its 95 % interval by paired bootstrap."
+    "the average over the full cache's on the samples that both have answered, with its 95 % interval by paired "
+    "bootstrap. The first token of every answer comes out of the whole prompt, before anything is missing: answers "
+    "of one letter hardly tell methods apart."
 )
+LETTERS = "Categories are " + ", ".join(f"{letter} {name}" for letter, name in CATEGORIES.items()) + "."
 
 
-def read_rows_of(folders: Sequence[Path]) -> list[Row]:
-    """The rows of one run or several, one per model, method and sample.
+@dataclass(frozen=True)
+class Results:
+    """Rows that may be compared.
+
+    Attributes:
+        rows: one per model, method and sample.
+        settings: that all of their runs agree in.
+        made_by: the commits and versions that made them.
+    """
+
+    rows: list[Row]
+    settings: dict[str, Any]
+    made_by: list[str]
+
+
+def read_results(folders: Sequence[Path]) -> Results:
+    """The rows of one run or several.
 
     Raises:
-        ConfigurationError: a folder without rows, or with rows of something else.
+        ConfigurationError: a folder without rows, or with rows of something else; runs that differ in their settings.
     """
     rows: list[Row] = []
+    settings: dict[str, Any] | None = None
+    made_by: dict[str, None] = {}
     for folder in folders:
         try:
-            found = read_all(folder, Row)
+            found, runs = read_all(folder, Row), list(read_runs(folder).values())
         except (OSError, ValueError, TypeError) as error:
             raise ConfigurationError(f"cannot read the results in {folder}: {error}") from error
         if not found:
             raise ConfigurationError(f"no results in {folder}: it holds no rows*.jsonl with whole lines")
+        for run in runs:
+            settings = run["settings"] if settings is None else settings
+            if differing := difference(run["settings"], settings):
+                raise ConfigurationError(
+                    f"{folder} was run with other settings ({differing}) than {folders[0]}: make a report of each"
+                )
+            for one in (run, *run.get("resumed", ())):
+                made_by[_provenance(one)] = None
         rows += found
-    return latest(rows)
+    return Results(latest(rows), settings or {}, list(made_by))
 
 
-def write_report(rows: Sequence[Row], out: Path, title: str) -> tuple[str, list[str]]:
+def _provenance(run: Mapping[str, Any]) -> str:
+    git = run["git"] or "no checkout"
+    return (
+        f"{run.get('model', '')}: madakv {run['madakv']} ({git}), torch {run['torch']}, transformers "
+        f"{run['transformers']}, {run['machine']}"
+    )
+
+
+def write_report(results: Results, out: Path, title: str) -> tuple[str, list[str]]:
     """Write `report.md`, `report.csv`, `summary.json` and one picture per model and scorer into a folder.
 
     Args:
-        rows: from one run or several, see `read_rows_of`.
+        results: from one run or several, see `read_results`.
         out: the folder; made if missing.
         title: what was measured.
 
@@ -51,8 +96,11 @@ def write_report(rows: Sequence[Row], out: Path, title: str) -> tuple[str, list[
         The tables of methods and datasets, and notes on what could not be written.
     """
     out.mkdir(parents=True, exist_ok=True)
-    lines = summarise(rows)
-    (out / "summary.json").write_text(json.dumps([asdict(line) for line in lines], indent=1) + "\n")
+    lines = summarise(results.rows)
+    content = json.dumps([asdict(line) for line in lines], indent=1) + "\n"
+    (out / "summary.json").write_text(content, encoding="utf-8")
+    for old in out.glob("accuracy*.png"):
+        old.unlink()
     _write_csv(lines, out / "report.csv")
     notes: list[str] = []
     pictures = {}
@@ -61,11 +109,11 @@ def write_report(rows: Sequence[Row], out: Path, title: str) -> tuple[str, list[
         name = "accuracy" + (f"-{_plain(model)}" if many_models else "")
         name += f"-{scorer}" if len(scorers(lines)) > 1 else ""
         try:
-            accuracy_over_bytes(own, f"{model}, {title}", out / f"{name}.png")
+            accuracy_over_bytes(own, f"{title}: {_heading(model, scorer)}", out / f"{name}.png")
             pictures[model, scorer] = f"{name}.png"
         except MissingExtraError as error:
             notes = [f"no picture: {error}"]
-    (out / "report.md").write_text(markdown(lines, title, pictures))
+    (out / "report.md").write_text(markdown(lines, title, pictures, results), encoding="utf-8")
     tables = {_heading(*key): methods_by_dataset(own) for key, own in _by_model(lines).items()}
     if len(tables) == 1:
         return next(iter(tables.values())), notes
@@ -77,19 +125,21 @@ def scorers(lines: Iterable[Line]) -> list[str]:
     return list(dict.fromkeys(line.scorer for line in lines))
 
 
-def markdown(lines: Sequence[Line], title: str, pictures: Mapping[tuple[str, str], str]) -> str:
+def markdown(lines: Sequence[Line], title: str, pictures: Mapping[tuple[str, str], str], results: Results) -> str:
     """The whole report.
 
     Args:
         lines: of all models and scorers.
         title: what was measured.
         pictures: file names of the pictures, by model and scorer.
+        results: what the lines were made of.
     """
-    parts = [f"# {title}", NOTE]
+    settings = ", ".join(f"{name} {value}" for name, value in results.settings.items())
+    parts = [f"# {title}", NOTE, f"Settings: {settings}.", "\n".join(f"- {made}" for made in results.made_by)]
     for (model, scorer), own in _by_model(lines).items():
         parts.append(f"## {_heading(model, scorer)}")
         parts += ["### Methods and datasets", methods_by_dataset(own)]
-        beside = beside_the_paper(own)
+        beside = beside_the_paper(own) if scorer == PAPER_SCORER else ""
         if beside:
             parts += [f"### Beside the paper's Table 1, budget {TABLE_1_BUDGET:.0%}", beside]
         parts += ["### Average over budgets", average_over_budgets(own)]
@@ -98,103 +148,16 @@ def markdown(lines: Sequence[Line], title: str, pictures: Mapping[tuple[str, str
         ablated = ablation(own)
         if ablated:
             parts += ["### MPA and HCC", ablated]
-        parts += ["### Categories", _by_column(own, [line.categories for line in own])]
+        parts += ["### Categories", by_column(own, [line.categories for line in own])]
         if any(line.groups != line.categories for line in own):
-            parts += ["### Groups", _by_column(own, [line.groups for line in own])]
+            parts += [LETTERS, "### Groups", by_column(own, [line.groups for line in own])]
         if any(len(line.levels) > 1 for line in own):
-            parts += ["### Levels", _by_column(own, [line.levels for line in own])]
+            parts += ["### Levels", by_column(own, [line.levels for line in own])]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
-
-
-def methods_by_dataset(lines: Sequence[Line]) -> str:
-    """A line per method and budget, a column per dataset; lines of one model and scorer."""
-    columns = list(dict.fromkeys(name for line in lines for name in line.datasets))
-    failures = any(line.failed for line in lines)
-    head = ["method", "budget", "KV bytes", *columns, AVERAGE, "of full (95 %)", "answers"]
-    body = [
-        [
-            f"`{line.label}`",
-            budget_text(line.budget),
-            f"{line.kv_share:.1%}",
-            *as_percent(line.datasets, columns),
-            f"**{line.average:.1%}**",
-            _ratio(line),
-            f"{line.answers:,}",
-            *([f"{line.failed:,}"] if failures else []),
-        ]
-        for line in lines
-    ]
-    return markdown_table([*head, *(["failed"] if failures else [])], body)
-
-
-def average_over_budgets(lines: Sequence[Line]) -> str:
-    """A line per method, a column per budget; the full cache's average stands in every column."""
-    budgets = list(dict.fromkeys(line.budget for line in lines if line.label != "full"))
-    whole = [line.average for line in lines if line.label == "full"]
-    body = []
-    for label in dict.fromkeys(line.label for line in lines):
-        found = {line.budget: line.average for line in lines if line.label == label}
-        values = [whole[0] if label == "full" else found.get(budget) for budget in budgets]
-        body.append([f"`{label}`", *("" if value is None else f"{value:.1%}" for value in values)])
-    return markdown_table(["method", *(budget_text(budget) for budget in budgets)], body)
-
-
-def beside_the_paper(lines: Sequence[Line]) -> str:
-    """Our figures over the paper's, for the methods and datasets that both have; empty if there are none."""
-    at = {line.label: line for line in lines if line.label == "full" or line.budget == TABLE_1_BUDGET}
-    columns = [name for name in TABLE_1["full"] if any(name in line.datasets for line in lines)]
-    labels = [label for label in TABLE_1 if label in at] if columns else []
-    body = []
-    for label in labels:
-        here = at[label]
-        body.append([f"`{label}`, here", *as_percent(here.datasets, columns), f"{here.average:.1%}"])
-        theirs = [f"{TABLE_1[label][name]:.2f}%" for name in [*columns, AVERAGE]]
-        body.append([f"`{label}`, paper (LLaVA-v1.5-7B)", *theirs])
-    return markdown_table(["method", *columns, AVERAGE], body) if body else ""
-
-
-def ablation(lines: Sequence[Line]) -> str:
-    """MPA and HCC alone and together, at every budget, and what the paper has; empty without `mpa` or `hcc`."""
-    own = [line for line in lines if line.label in HALVES]
-    if not {"mpa", "hcc"} & {line.label for line in own}:
-        return ""
-    columns = list(dict.fromkeys(name for line in own for name in line.datasets))
-    body = [
-        [
-            f"`{line.label}`",
-            *HALVES[line.label],
-            budget_text(line.budget),
-            *as_percent(line.datasets, columns),
-            f"**{line.average:.1%}**",
-        ]
-        for line in sorted(own, key=lambda line: (-line.budget, list(HALVES).index(line.label)))
-    ]
-    paper = next(iter(TABLE_3.values()))
-    if set(paper) & set(columns):
-        for label, figures in TABLE_3.items():
-            cells = [f"{figures[name]:.2f}%" if name in figures else "" for name in columns]
-            body.append([f"`{label}`, paper", *HALVES[label], budget_text(TABLE_1_BUDGET), *cells, ""])
-    return markdown_table(["method", "MPA", "HCC", "budget", *columns, AVERAGE], body)
-
-
-def _by_column(lines: Sequence[Line], values: Sequence[Mapping[str, float]]) -> str:
-    columns = list(dict.fromkeys(name for own in values for name in own))
-    body = [
-        [f"`{line.label}`", budget_text(line.budget), *as_percent(own, columns)]
-        for line, own in zip(lines, values, strict=True)
-    ]
-    return markdown_table(["method", "budget", *columns], body)
 
 
 def _heading(model: str, scorer: str) -> str:
     return f"{model}, {scorer} scores"
-
-
-def _ratio(line: Line) -> str:
-    if line.of_full is None or line.interval is None:
-        return ""
-    low, high = line.interval
-    return f"{line.of_full:.1%} ({low:.1%} to {high:.1%})"
 
 
 def _by_model(lines: Sequence[Line]) -> dict[tuple[str, str], list[Line]]:
@@ -211,11 +174,13 @@ def _plain(name: str) -> str:
 
 def _write_csv(lines: Sequence[Line], path: Path) -> None:
     """One line per cell of every table."""
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["model", "scorer", "method", "budget", "kv_share", "column", "name", "score"])
+        more = ["of_full", "low", "high", "answers", "failed"]
+        writer.writerow(["model", "scorer", "method", "budget", "kv_share", "column", "name", "score", *more])
         for line in lines:
-            about = [line.model, line.scorer, line.label, line.budget, f"{line.kv_share:.6f}"]
+            share = "" if line.kv_share is None else f"{line.kv_share:.6f}"
+            about = [line.model, line.scorer, line.label, line.budget, share]
             columns = (
                 ("dataset", line.datasets),
                 ("group", line.groups),
@@ -225,4 +190,7 @@ def _write_csv(lines: Sequence[Line], path: Path) -> None:
             for column, values in columns:
                 for name, value in values.items():
                     writer.writerow([*about, column, name, f"{value:.6f}"])
-            writer.writerow([*about, AVERAGE, "", f"{line.average:.6f}"])
+            ratio = (
+                ["", "", ""] if line.interval is None else [f"{x:.6f}" for x in (line.of_full or 0, *line.interval)]
+            )
+            writer.writerow([*about, AVERAGE, "", f"{line.average:.6f}", *ratio, line.answers, line.failed])

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from madakv.api import evict
-from madakv.errors import InputError, UnsupportedModelError, UnsupportedOptionError
+from madakv.errors import (
+    ConfigurationError,
+    MissingExtraError,
+    UnsupportedModelError,
+    UnsupportedOptionError,
+)
 from madakv.evaluation.records import Row, latest, open_results
-from madakv.evaluation.samples import Sample
+from madakv.evaluation.samples import Sample, Verdict
 from madakv.evaluation.workers import WHOLE, Shard
 from madakv.hf.attach import finish
 from madakv.hf.replay import ReadPrompt, continue_greedily, end_ids, prefill, read_more
@@ -22,9 +27,8 @@ from madakv.prompts import model_inputs
 Progress = Callable[[int, int], None]
 """Called with (answers done, answers in all)."""
 
-_OF_A_SAMPLE = (InputError, OSError, RuntimeError, ValueError, IndexError, MemoryError)
-"""What one sample may raise without ending the run; out of memory is a RuntimeError."""
-_OF_THE_RUN = (UnsupportedOptionError, UnsupportedModelError)
+_OF_THE_RUN = (UnsupportedOptionError, UnsupportedModelError, ConfigurationError, MissingExtraError)
+"""What every sample would raise, so that the run ends."""
 
 
 def run_samples(
@@ -66,15 +70,13 @@ def run_samples(
     settings = settings | {"max_new_tokens": max_new_tokens}
     about = {"model": model_name, "methods": [repr(method) for method in methods]}
     with open_results(out, settings, Row, about=about, shard=shard) as (rows, append):
+        _check_same_data(rows, samples, out)
         done = {row.key for row in latest(rows) if row.error is None or not retry_failed} & wanted
         finished = len(done)
         progress(finished, len(wanted))
         for sample in todo:
             left = [m for m in methods if (model_name, repr(m), sample.dataset, sample.id) not in done]
-            prompt = _Prompt(model, processor, sample) if left else None
-            for method in left:
-                assert prompt is not None
-                row = _attempt(model, processor, prompt, model_name, method, sample, max_new_tokens)
+            for row in _rows_of(model, processor, model_name, sample, left, max_new_tokens):
                 append(row)
                 rows.append(row)
                 finished += 1
@@ -85,6 +87,34 @@ def run_samples(
 def takes_several_sizes(processor: Any) -> bool:
     """Whether the model behind a processor reads pictures in their own size."""
     return hasattr(getattr(processor, "image_processor", None), "merge_size")
+
+
+def _check_same_data(rows: Sequence[Row], samples: Sequence[Sample], out: Path) -> None:
+    asked = {(sample.dataset, sample.id): sample.fingerprint for sample in samples}
+    for row in rows:
+        wanted = asked.get((row.dataset, row.sample), row.fingerprint)
+        # What failed may have been repaired since.
+        if row.error is None and wanted != row.fingerprint:
+            raise ConfigurationError(
+                f"{out} holds answers to other data: sample {row.sample} of {row.dataset} asked something else then; "
+                "choose another --out"
+            )
+
+
+def _rows_of(
+    model: Any, processor: Any, model_name: str, sample: Sample, methods: Sequence[Method], max_new_tokens: int
+) -> Iterator[Row]:
+    """A row per method. A function of its own, so that a prompt is gone before the next one is read."""
+    if methods:
+        prompt = _Prompt(model, processor, sample)
+        for method in methods:
+            yield _attempt(model, processor, prompt, model_name, method, sample, max_new_tokens)
+
+
+def _ends_the_run(error: Exception) -> bool:
+    # After an error of the device itself, nothing works on it any more.
+    broken = isinstance(error, torch.AcceleratorError) and not isinstance(error, torch.OutOfMemoryError)
+    return broken or isinstance(error, _OF_THE_RUN)
 
 
 class _Prompt:
@@ -104,15 +134,21 @@ class _Prompt:
         self.error: str | None = None
         try:
             self.inputs = model_inputs(processor, sample.prompt, sample.pictures()).to(model.device)
-        except _OF_A_SAMPLE as error:
+        except Exception as error:
+            # Broken pictures raise anything.
+            if _ends_the_run(error):
+                raise
             self.error = _reason(error)
             return
         try:
             self.read = ReadPrompt.of(model, self.inputs)
-        except (UnsupportedModelError, *_OF_A_SAMPLE) as error:
+        except Exception as error:
             # Some layer cannot be replayed; or all layers at once are more than memory holds, where a method that
             # evicts on the way may fit. Without its frames, which hold what was read so far.
+            if _ends_the_run(error) and not isinstance(error, UnsupportedModelError):
+                raise
             self.unread = error.with_traceback(None)
+        _free_memory()
 
 
 def _attempt(
@@ -137,19 +173,24 @@ def _attempt(
         level=sample.level,
         images=sample.images,
         gold=sample.gold,
+        fingerprint=sample.fingerprint,
     )
     error = prompt.error
     if error is None:
         try:
             return Row(**row, **_answer(model, processor, prompt, method, sample, max_new_tokens))
-        except _OF_THE_RUN:
-            raise
-        except _OF_A_SAMPLE as raised:
+        except Exception as raised:
+            if _ends_the_run(raised):
+                raise
             error = _reason(raised)
         # Outside of the handler, so that what its frames hold is free.
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        _free_memory()
     return Row(**row, answer="", scores=dict.fromkeys(sample.scorers, 0.0), error=error)
+
+
+def _free_memory() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _reason(error: BaseException) -> str:
@@ -180,19 +221,27 @@ def _answer(
         else:
             cache, logits = prefill(model, prompt.inputs)
             begun = time.perf_counter()
-        ids = continue_greedily(model, cache, logits, end=end, max_new_tokens=max_new_tokens)
+        seen = prompt.inputs["input_ids"][0].tolist()
+        ids = continue_greedily(model, cache, logits, seen=seen, end=end, max_new_tokens=max_new_tokens)
         finish(cache, run)
         if sample.follow_up is not None:
             # What ended the first answer was not read, and need not be.
             unread = [token for token in ids[-1:] if token not in end]
             asked = tokenizer(sample.follow_up, add_special_tokens=False)["input_ids"]
             logits = read_more(model, cache, [*unread, *asked])
-            ids = continue_greedily(model, cache, logits, end=end, max_new_tokens=max_new_tokens)
+            seen = [*seen, *ids, *asked]
+            ids = continue_greedily(model, cache, logits, seen=seen, end=end, max_new_tokens=max_new_tokens)
     kept = run.last
     if kept is None:
         raise RuntimeError("the prompt was never evicted")
     answered = tokenizer.decode(ids, skip_special_tokens=True).strip()
-    verdict = sample.judge(answered)
+    try:
+        verdict = sample.judge(answered)
+    except Exception as error:
+        # The answer has cost more than its score, which can be made up for from the row.
+        if _ends_the_run(error):
+            raise
+        verdict = Verdict(dict.fromkeys(sample.scorers, 0.0), _reason(error))
     return dict(
         answer=answered,
         scores=dict(verdict.scores),

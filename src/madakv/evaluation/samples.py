@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -55,6 +56,12 @@ class Sample:
     scorers: tuple[str, ...]
     judge: Judge
     follow_up: str | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Tells samples of one id apart that ask something else, as those of another data set do."""
+        asked = "\0".join((self.prompt, self.follow_up or "", self.gold, str(self.images)))
+        return hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 EXACT = "exact"

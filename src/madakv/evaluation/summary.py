@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from statistics import mean
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,13 +32,15 @@ class Line:
         budget: as asked for.
         scorer: whose scores these are.
         answers: how many rows, failed ones included.
+        samples: their number and names, for telling whether two lines are about the same ones.
         failed: how many of them are failures; these score 0.
         datasets: mean score per dataset.
         groups, categories, levels: mean over the datasets of a group or category, or what they have of a level.
         average: mean over datasets.
-        of_full: average over the full cache's average on the same samples; None without a full cache.
+        of_full: average over the full cache's average on the samples that both have answered; None without any.
+        paired: how many samples these are.
         interval: 95 % interval of `of_full`, by paired bootstrap over documents.
-        kv_share: live bytes over a full cache's, mean over answers.
+        kv_share: live bytes over a full cache's, mean over answers; None if all failed.
     """
 
     model: str
@@ -44,6 +48,7 @@ class Line:
     budget: float | int
     scorer: str
     answers: int
+    samples: str
     failed: int
     datasets: dict[str, float]
     groups: dict[str, float]
@@ -52,7 +57,8 @@ class Line:
     average: float
     of_full: float | None
     interval: tuple[float, float] | None
-    kv_share: float
+    paired: int
+    kv_share: float | None
 
 
 def summarise(rows: Sequence[Row]) -> list[Line]:
@@ -63,8 +69,7 @@ def summarise(rows: Sequence[Row]) -> list[Line]:
         full = [row for row in here if row.label == "full"]
         for method in dict.fromkeys(row.method for row in here):
             own = [row for row in here if row.method == method]
-            paired = bool(full) and {row.key[2:] for row in own} <= {row.key[2:] for row in full}
-            ratio = ratio_to(own, full, scorer) if paired else None
+            ratio = ratio_to(own, full, scorer)
             datasets = means(own, scorer, "dataset")
             lines.append(
                 Line(
@@ -73,6 +78,7 @@ def summarise(rows: Sequence[Row]) -> list[Line]:
                     budget=own[0].budget,
                     scorer=scorer,
                     answers=len(own),
+                    samples=_digest(own),
                     failed=sum(row.error is not None for row in own),
                     datasets=datasets,
                     groups=means(own, scorer, "group"),
@@ -81,6 +87,7 @@ def summarise(rows: Sequence[Row]) -> list[Line]:
                     average=mean(datasets.values()),
                     of_full=ratio[0] if ratio else None,
                     interval=ratio[1] if ratio else None,
+                    paired=len(_pairs(own, full, scorer)),
                     kv_share=_kv_share(own),
                 )
             )
@@ -95,9 +102,24 @@ def means(rows: Sequence[Row], scorer: str, column: Column) -> dict[str, float]:
     return {name: mean(mean(own) for own in datasets.values()) for name, datasets in scores.items()}
 
 
-def _kv_share(rows: Sequence[Row]) -> float:
+def _kv_share(rows: Sequence[Row]) -> float | None:
     shares = [row.kv_bytes / row.kv_bytes_full for row in rows if row.kv_bytes_full]
-    return mean(shares) if shares else 0.0
+    return mean(shares) if shares else None
+
+
+def _digest(rows: Sequence[Row]) -> str:
+    names = "\n".join(sorted(f"{row.dataset} {row.sample}" for row in rows))
+    return f"{len(rows)}-{hashlib.sha256(names.encode()).hexdigest()[:8]}"
+
+
+def _pairs(own: Sequence[Row], other: Sequence[Row], scorer: str) -> dict[tuple[str, str], tuple[str, float, float]]:
+    """Document and both scores of the samples that both methods have answered, by dataset and sample."""
+    held = {row.key[2:]: row.scores[scorer] for row in other if row.error is None}
+    return {
+        row.key[2:]: (row.document, row.scores[scorer], held[row.key[2:]])
+        for row in own
+        if row.error is None and row.key[2:] in held
+    }
 
 
 def ratio_to(own: Sequence[Row], other: Sequence[Row], scorer: str) -> tuple[float, tuple[float, float]] | None:
@@ -107,18 +129,17 @@ def ratio_to(own: Sequence[Row], other: Sequence[Row], scorer: str) -> tuple[flo
     are of those that the same datasets ask about.
 
     Args:
-        own, other: rows of two methods; samples that only one of them has are left out.
+        own, other: rows of two methods; samples that only one of them has answered are left out.
         scorer: whose scores.
 
     Returns:
         None if the other method never scores.
     """
-    try:
-        import numpy as np
-    except ImportError as error:
-        raise MissingExtraError("intervals need numpy: pip install 'madakv[eval]'") from error
-    held = {row.key[2:]: row.scores[scorer] for row in other}
-    pairs = {row.key[2:]: (row.document, row.scores[scorer], held[row.key[2:]]) for row in own if row.key[2:] in held}
+    require_numpy()
+    import numpy as np
+
+    # Sorted, so that the interval does not depend on which process answered what.
+    pairs = dict(sorted(_pairs(own, other, scorer).items()))
     if not pairs:
         return None
     dataset_at = {name: i for i, name in enumerate(dict.fromkeys(dataset for dataset, _ in pairs))}
@@ -136,6 +157,12 @@ def ratio_to(own: Sequence[Row], other: Sequence[Row], scorer: str) -> tuple[flo
     averages = averages[averages[:, 1] > 0]
     low, high = np.percentile(averages[:, 0] / averages[:, 1], [2.5, 97.5])
     return whole[0] / whole[1], (float(low), float(high))
+
+
+def require_numpy() -> None:
+    """Raise `MissingExtraError` unless intervals can be computed."""
+    if find_spec("numpy") is None:
+        raise MissingExtraError("intervals need numpy: pip install 'madakv[eval]'")
 
 
 def _resampled(sums: NDArray[np.float64]) -> NDArray[Any]:
@@ -160,7 +187,7 @@ def as_percent(values: Mapping[str, float], columns: Sequence[str]) -> list[str]
 
 def budget_text(budget: float | int) -> str:
     """A share in percent, or entries per head."""
-    return f"{budget:.0%}" if isinstance(budget, float) else str(budget)
+    return f"{100 * budget:g}%" if isinstance(budget, float) else str(budget)
 
 
 def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

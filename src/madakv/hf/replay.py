@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers import (
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
+    SuppressTokensLogitsProcessor,
+)
 
 from madakv.errors import UnsupportedModelError
 from madakv.hf.attach import attached, record
@@ -36,11 +43,13 @@ class ReadPrompt:
         views: of all layers, in order.
         modality: [B, N] of `Modality` values.
         logits: [B, V] at the last position.
+        ids: of the prompt's tokens.
     """
 
     views: tuple[LayerView, ...]
     modality: Tensor
     logits: Tensor
+    ids: list[int]
 
     @classmethod
     @torch.no_grad()
@@ -60,7 +69,8 @@ class ReadPrompt:
         cache: RaggedCache = out.past_key_values
         if len(cache.evicted_layers) != len(cache.layers) or cache.modality is None:
             raise UnsupportedModelError("a prompt can be replayed only if all layers have full attention")
-        return cls(tuple(recorder.views), cache.modality, out.logits[:, -1])
+        ids: list[int] = inputs["input_ids"][0].tolist()
+        return cls(tuple(recorder.views), cache.modality, out.logits[:, -1], ids)
 
     @torch.no_grad()
     def evicted(self, model: Any, run: Run, *, max_new_tokens: int | None = None) -> RaggedCache:
@@ -76,7 +86,9 @@ class ReadPrompt:
             record(cache, run)
         if run.method.draft:
             most = run.method.draft if max_new_tokens is None else min(run.method.draft, max_new_tokens)
-            drafted = continue_greedily(model, cache, self.logits, end=end_ids(model), max_new_tokens=most)
+            drafted = continue_greedily(
+                model, cache, self.logits, seen=self.ids, end=end_ids(model), max_new_tokens=most
+            )
             cache = self._read_by(model, replace(run.method, draft=0, lookahead=len(drafted)))
             for token in drafted:
                 # The last of them makes the cache evict.
@@ -102,14 +114,15 @@ def prefill(model: Any, inputs: Any) -> tuple[RaggedCache, Tensor]:
 
 @torch.no_grad()
 def continue_greedily(
-    model: Any, cache: RaggedCache, logits: Tensor, *, end: set[int], max_new_tokens: int
+    model: Any, cache: RaggedCache, logits: Tensor, *, seen: Sequence[int], end: set[int], max_new_tokens: int
 ) -> list[int]:
-    """Generate greedily for one row, from the logits of its last token.
+    """Generate greedily for one row, from the logits of its last token, with the penalties of the model's settings.
 
     Args:
         model: inside `madakv.evict`.
         cache: has read all tokens so far.
         logits: [1, V].
+        seen: ids of all tokens so far, which penalties look at.
         end: ids that end the answer.
         max_new_tokens: most tokens of the answer.
 
@@ -117,11 +130,25 @@ def continue_greedily(
         The new ids, an end id included. The last one has not been read by the cache.
     """
     ids: list[int] = []
+    penalties = _penalties(model)
     while True:
-        ids.append(int(logits[0].argmax()))
+        known = torch.tensor([[*seen, *ids]], device=logits.device)
+        ids.append(int(penalties(known, logits.float())[0].argmax()))
         if ids[-1] in end or len(ids) == max_new_tokens:
             return ids
         logits = read_more(model, cache, ids[-1:])
+
+
+def _penalties(model: Any) -> LogitsProcessorList:
+    """What `generate` makes of logits before it takes the best token, by the settings that models come with."""
+    settings, found = model.generation_config, LogitsProcessorList()
+    if settings.repetition_penalty not in (None, 1.0):
+        found.append(RepetitionPenaltyLogitsProcessor(penalty=settings.repetition_penalty))
+    if settings.no_repeat_ngram_size:
+        found.append(NoRepeatNGramLogitsProcessor(settings.no_repeat_ngram_size))
+    if settings.suppress_tokens:
+        found.append(SuppressTokensLogitsProcessor(settings.suppress_tokens, device=str(model.device)))
+    return found
 
 
 @torch.no_grad()

@@ -9,10 +9,12 @@ from pathlib import Path
 from madakv.errors import InputError
 from madakv.evaluation.milebench import places
 from madakv.evaluation.milebench.catalogue import DATASETS, Dataset
-from madakv.evaluation.milebench.data import Annotations, Question, read_annotations
+from madakv.evaluation.milebench.data import Annotations, BrokenSample, Question, read_annotations
 from madakv.prompts import open_images
 
 _EXAMPLES = 3
+COUNT = "count"
+"""The kind of problem that leaves a dataset usable."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,16 @@ def check(root: Path) -> list[DatasetReport]:
     """
     if not root.is_dir():
         raise InputError(f"no such folder: {root}; name the one that holds the datasets' folders")
-    strangers = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and entry.name not in DATASETS)
+    strangers = sorted(entry.name for entry in root.iterdir() if _is_stranger(entry))
     return [
         *(check_dataset(root, dataset) for dataset in DATASETS.values()),
         *(DatasetReport(name, None, problems=(Problem("unknown folder", name),)) for name in strangers),
     ]
+
+
+def _is_stranger(entry: Path) -> bool:
+    # Downloads leave hidden folders.
+    return entry.is_dir() and entry.name not in DATASETS and not entry.name.startswith(".")
 
 
 def check_dataset(root: Path, dataset: Dataset) -> DatasetReport:
@@ -80,8 +87,8 @@ def check_dataset(root: Path, dataset: Dataset) -> DatasetReport:
     questions: list[Question] = []
     problems: list[Problem] = []
     for question in found.questions(combined=False):
-        if isinstance(question, InputError):
-            problems.append(Problem("sample", str(question)))
+        if isinstance(question, BrokenSample):
+            problems.append(Problem("sample", question.reason))
         else:
             questions.append(question)
             problems += _of_question(question)
@@ -100,19 +107,19 @@ def check_dataset(root: Path, dataset: Dataset) -> DatasetReport:
 def _combined(found: Annotations) -> tuple[list[Path], list[Problem]]:
     """Combined pictures that the data names, and what is wrong in combined mode only."""
     ready, problems = [], []
-    known = {str(error) for error in found.questions(combined=False) if isinstance(error, InputError)}
+    known = {broken.reason for broken in found.questions(combined=False) if isinstance(broken, BrokenSample)}
     for question in found.questions(combined=True):
         if isinstance(question, Question):
             ready += [question.combined_file] if question.combined_file else []
-        elif str(question) not in known:
-            problems.append(Problem("combined", str(question)))
+        elif question.reason not in known:
+            problems.append(Problem("combined", question.reason))
     return ready, problems
 
 
 def _of_file(found: Annotations) -> Iterator[Problem]:
     expected, there = found.dataset.samples, len(found.samples)
     if there != expected:
-        yield Problem("count", f"{found.dataset.name}: {there} samples, but the benchmark has {expected}")
+        yield Problem(COUNT, f"{found.dataset.name}: {there} samples, but the benchmark has {expected}")
     kind = "multi-choice" if found.dataset.metric == "accuracy" else "open-ended"
     if found.question_type != kind:
         yield Problem(
@@ -185,6 +192,9 @@ def _row(report: DatasetReport) -> list[str]:
 
 def _details(report: DatasetReport) -> Iterator[str]:
     for kind, found in _by_kind(report).items():
+        if kind == COUNT:
+            # The table says so already.
+            continue
         for what in found[:_EXAMPLES]:
             yield f"- {kind}: {what}"
         if len(found) > _EXAMPLES:

@@ -49,6 +49,19 @@ class Question:
 
 
 @dataclass(frozen=True)
+class BrokenSample:
+    """A sample that cannot be used.
+
+    Attributes:
+        id: its own, where it has one that no other sample has; else `at place` and where it stands.
+        reason: what is wrong, dataset and sample named.
+    """
+
+    id: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Annotations:
     """A dataset's JSON file, its samples not yet looked at.
 
@@ -66,19 +79,20 @@ class Annotations:
     question_type: str
     samples: tuple[Any, ...]
 
-    def questions(self, *, combined: bool) -> Iterator[Question | InputError]:
-        """Every sample in order; for one that cannot be used, the error that says why."""
+    def questions(self, *, combined: bool) -> Iterator[Question | BrokenSample]:
+        """Every sample in order, whether it can be used or not."""
         seen: set[str] = set()
         for number, sample in enumerate(self.samples):
+            id_ = f"at place {number}"
             try:
-                question = _question(self, number, sample, combined)
-                if question.id in seen:
-                    raise InputError(f"{self.dataset.name}: sample id {question.id} occurs twice; ids must differ")
+                own = str(_field(sample, "sample_id", (int, str), f"{self.dataset.name}: sample {id_}"))
+                if own in seen:
+                    raise InputError(f"{self.dataset.name}: sample id {own} occurs twice; ids must differ")
+                id_ = own
+                seen.add(own)
+                yield _question(self, id_, sample, combined)
             except InputError as error:
-                yield error
-            else:
-                seen.add(question.id)
-                yield question
+                yield BrokenSample(id_, str(error))
 
 
 def read(root: Path, dataset: Dataset, *, combined: bool = False) -> list[Question]:
@@ -95,8 +109,8 @@ def read(root: Path, dataset: Dataset, *, combined: bool = False) -> list[Questi
     """
     questions = []
     for question in read_annotations(root, dataset, combined=combined).questions(combined=combined):
-        if isinstance(question, InputError):
-            raise question
+        if isinstance(question, BrokenSample):
+            raise InputError(question.reason)
         questions.append(question)
     return questions
 
@@ -139,9 +153,7 @@ def level(images: int) -> Level:
     return "medium" if images <= 31 else "many"
 
 
-def _question(source: Annotations, number: int, sample: Any, combined: bool) -> Question:
-    where = f"{source.dataset.name}: sample at place {number}"
-    id_ = str(_field(sample, "sample_id", (int, str), where))
+def _question(source: Annotations, id_: str, sample: Any, combined: bool) -> Question:
     where = f"{source.dataset.name}: sample {id_}"
     instance = _field(sample, "task_instance", dict, where)
     instruction = _field(sample, "task_instruction_id", int, where)

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from madakv.errors import InputError
 from madakv.evaluation.milebench.catalogue import Dataset
-from madakv.evaluation.milebench.data import Question, read_annotations
+from madakv.evaluation.milebench.data import BrokenSample, Question, read_annotations
 from madakv.evaluation.milebench.pictures import open_pictures
 from madakv.evaluation.milebench.prompts import cut_left, write
 from madakv.evaluation.milebench.scores import score
@@ -55,16 +55,17 @@ def milebench_samples(
 def _samples(
     root: Path, dataset: Dataset, tokenizer: Any, combined: bool, max_context: int | None
 ) -> Iterator[Sample]:
-    for place, read in enumerate(read_annotations(root, dataset, combined=combined).questions(combined=combined)):
+    for read in read_annotations(root, dataset, combined=combined).questions(combined=combined):
+        if isinstance(read, BrokenSample):
+            yield _broken(dataset, read.id, "broken", read.reason)
+            continue
         try:
             yield _sample(read, tokenizer, max_context)
         except InputError as error:
-            yield _broken(dataset, place, error)
+            yield _broken(dataset, read.id, read.level, str(error))
 
 
-def _sample(question: Question | InputError, tokenizer: Any, max_context: int | None) -> Sample:
-    if isinstance(question, InputError):
-        raise question
+def _sample(question: Question, tokenizer: Any, max_context: int | None) -> Sample:
     prompt = write(question) if max_context is None else cut_left(question, tokenizer, max_context_len=max_context)
     dataset = question.dataset
     return Sample(
@@ -87,16 +88,16 @@ def _judge(question: Question, answer: str) -> Verdict:
     return Verdict({"official": found.official, "strict": found.strict}, found.fault)
 
 
-def _broken(dataset: Dataset, place: int, error: InputError) -> Sample:
+def _broken(dataset: Dataset, id_: str, level: str, reason: str) -> Sample:
     def fail(*_: object) -> NoReturn:
-        raise error.with_traceback(None)
+        raise InputError(reason)
 
     return Sample(
-        id=f"at place {place}",
+        id=id_,
         dataset=dataset.label,
         group=dataset.group,
-        level="broken",
-        document=f"{dataset.label} at place {place}",
+        level=level,
+        document=f"{dataset.label} {id_}",
         prompt="",
         pictures=fail,
         images=0,

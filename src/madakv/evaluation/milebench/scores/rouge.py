@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 
 from madakv.errors import MissingExtraError
 
 OVERFLOW = "too long for MileBench's ROUGE-L, which recurses; scored by the same rule in a loop"
+
+
+def require_rouge() -> None:
+    """Raise `MissingExtraError` unless the library is installed."""
+    if find_spec("rouge") is None:
+        raise MissingExtraError("ROUGE-L needs the library rouge: pip install 'madakv[eval]'")
 
 
 def summary_f(prediction: str, gold: str) -> tuple[float, str | None]:
@@ -18,10 +25,9 @@ def summary_f(prediction: str, gold: str) -> tuple[float, str | None]:
     Raises:
         MissingExtraError: the library is not installed.
     """
-    try:
-        from rouge import Rouge  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise MissingExtraError("ROUGE-L needs the library rouge: pip install 'madakv[eval]'") from error
+    require_rouge()
+    from rouge import Rouge  # type: ignore[import-untyped]
+
     for name, text in (("answer", prediction), ("right answer", gold)):
         if not _sentences(text):
             return 0.0, f"the {name} is nothing but periods, where MileBench's ROUGE-L stops"
