@@ -53,7 +53,8 @@ CHOICES := $(CHOICES),madakv:compensation=signal,madakv:compensation=capped:thet
 CHOICES := $(CHOICES),madakv:proxies=4,madakv:proxies=8,madakv:proxies=32,madakv:text_pooling=1,madakv:values=False
 CHOICES := $(CHOICES),madakv:safeguard=1.0,madakv:safeguard=0.5,madakv:draft=1,madakv:draft=2,madakv:draft=4
 CHOICES := $(CHOICES),madakv:draft=8,madakv:lookahead=1,madakv:lookahead=2,madakv:draft=8:answer_weight=1.0
-CHOICES := $(CHOICES),madakv:draft=8:answer_weight=4.0,madakv:draft=8:context_weight=0.3,madakv:draft=8:safeguard=1.0
+CHOICES := $(CHOICES),madakv:draft=8:answer_weight=4.0,madakv:draft=8:context_weight=0.3,madakv:draft=8:context_weight=3.0
+CHOICES := $(CHOICES),madakv:draft=8:safeguard=1.0
 
 results: venv $(MODELS:%=results-%)
 	$(RUN) eval --methods full,madakv,madakv:compensation=capped,madakv:draft=12 --budgets 0.5,0.2,0.1,0.05 \
