@@ -37,7 +37,7 @@ format: venv
 # Choices are made on other documents (--seed) than the tables that compare methods.
 # `make results RUN="$(BIN)/torchrun --nproc_per_node 2 -m madakv.evaluation"` shares the work between two processes.
 comma := ,
-MODELS := small-llava small-qwen2.5-vl
+MODELS := small-llava
 RUN := $(BIN)/madakv
 BUDGETS := 0.5,0.2,0.1,0.05,0.02
 PUBLISHED := full,random,streaming_llm,h2o,snapkv,pyramidkv,adakv,lookm,meda,prefixkv,mixkv

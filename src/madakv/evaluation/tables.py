@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from madakv.evaluation.milebench.catalogue import CATEGORIES
-from madakv.evaluation.paper import AVERAGE, HALVES, TABLE_1, TABLE_1_BUDGET, TABLE_3
+from madakv.evaluation.paper import AVERAGE, HALVES, PAPER_SCORER, TABLE_1, TABLE_1_BUDGET, TABLE_3
 from madakv.evaluation.summary import Line, as_percent, budget_text, markdown_table
 
 UNEQUAL = "**These lines are not about the same samples**: some have answered more than others."
@@ -82,7 +82,7 @@ def ablation(lines: Sequence[Line]) -> str:
         for line in sorted(own, key=lambda line: (-line.budget, list(HALVES).index(line.label)))
     ]
     paper = next(iter(TABLE_3.values()))
-    if set(paper) & set(columns):
+    if own[0].scorer == PAPER_SCORER and set(paper) & set(columns):
         for label, figures in TABLE_3.items():
             cells = [f"{figures[name]:.2f}%" if name in figures else "" for name in columns]
             body.append([f"`{label}`, paper", *HALVES[label], budget_text(TABLE_1_BUDGET), *cells, ""])
@@ -105,8 +105,8 @@ def _in_order(name: str) -> tuple[int, int, str]:
         return 0, LEVELS.index(name), name
     if name.isdecimal():
         return 0, int(name), name
-    letters = list(CATEGORIES)
-    return 1, letters.index(name[0]) if re.fullmatch(r"[A-Z](-\d)?", name) else len(letters), name
+    letters = "".join(CATEGORIES)
+    return 1, letters.index(name[0]) if re.fullmatch(rf"[{letters}](-\d)?", name) else len(letters), name
 
 
 def _ratio(line: Line) -> str:
