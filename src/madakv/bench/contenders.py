@@ -131,7 +131,7 @@ class Evicted(Contender):
         """The method's own scores and plans, of what is given."""
         if run is None:
             raise RuntimeError("an evicted cache is filled inside `madakv.evict`")
-        seen = ReadPrompt(tuple(views), views[0].modality, logits=torch.empty(0))
+        seen = ReadPrompt(tuple(views), views[0].modality, logits=torch.empty(0), ids=[])
         return Read(seen.evicted(subject.model, run), run.last, None)
 
 

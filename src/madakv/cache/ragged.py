@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from madakv.attention.triton import DecodeSchedule
 
 _LEAST_TILE = 8
-_MOST_TILE = 64
+_SHORT_TILE = 64
+_MOST_TILE = 512
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +132,13 @@ class RaggedEntries:
 
 
 def _tile_size(lengths: tuple[int, ...]) -> int:
-    """Entries per tile: one head's length if all are equal, else a power of two that few heads share."""
+    """Entries per tile: one head's length if all are equal, else a power of two that few heads share.
+
+    A tile in which heads meet is read once more for each; small tiles leave more parts to merge. A sixteenth of a
+    head balances the two for long heads, a quarter for short ones, where merging would cost more than reading.
+    """
     if len(set(lengths)) == 1:
         return max(1, lengths[0])
-    typical = sum(lengths) // len(lengths)
-    return min(sum(lengths), max(_LEAST_TILE, min(_MOST_TILE, 1 << max(0, typical.bit_length() - 2))))
+    size = (sum(lengths) // len(lengths)).bit_length()
+    wanted = max(min(_SHORT_TILE, 1 << max(0, size - 2)), 1 << max(0, size - 4))
+    return min(sum(lengths), max(_LEAST_TILE, min(_MOST_TILE, wanted)))
