@@ -9,8 +9,8 @@ A table stands between two marks, and says where it comes from:
 
 `budgets` has a line per method and a column per budget: the share of the full cache's average that is left, with its
 95 % interval. `tasks 0.1` has a column per dataset, at that budget. Further words choose: `methods=a;b` the lines and
-their order, `budgets=0.2;0.05` the columns, `model=NAME` the model, `scorer=NAME` the scorer. `file` takes the folder's
-`table.md` as it is.
+their order, `budgets=0.2;0.05` the columns, `model=NAME` the model, `scorer=NAME` the scorer. `file` takes the
+folder's `table.md` as it is.
 """
 
 from __future__ import annotations
