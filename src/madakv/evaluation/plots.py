@@ -32,13 +32,11 @@ def accuracy_over_bytes(lines: Sequence[Line], title: str, path: Path) -> None:
     labels = list(dict.fromkeys(line.label for line in lines if line.label != "full"))
     styles = ["-", "--", ":"]
     for number, label in enumerate(labels):
-        own = sorted(
-            (line for line in lines if line.label == label and line.kv_share), key=lambda line: line.kv_share or 0
-        )
+        own = sorted((line.kv_share, line.average) for line in lines if line.label == label and line.kv_share)
         ours = label.startswith("madakv")
         axes.plot(
-            [line.kv_share for line in own],
-            [line.average for line in own],
+            [share for share, _ in own],
+            [average for _, average in own],
             marker="o",
             linewidth=2.5 if ours else 1.2,
             linestyle=styles[number // 10 % len(styles)],

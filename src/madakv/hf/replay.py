@@ -130,7 +130,7 @@ def continue_greedily(
         The new ids, an end id included. The last one has not been read by the cache.
     """
     ids: list[int] = []
-    penalties = _penalties(model)
+    penalties: Any = _penalties(model)
     while True:
         known = torch.tensor([[*seen, *ids]], device=logits.device)
         ids.append(int(penalties(known, logits.float())[0].argmax()))
