@@ -192,7 +192,7 @@ def test_bad_budgets(budget: Any) -> None:
     ("method", "options", "message"),
     [
         ("madakw", {}, "did you mean 'madakv'"),
-        ("madakv", {"thetta": 0.9}, "no option 'thetta'; its options: budget, lookahead, draft, answer_weight, groups"),
+        ("madakv", {"thetta": 0.9}, "no option 'thetta'; its options: budget, lookahead, draft, answer"),
         ("madakv", {"theta": 0.0}, "theta must be"),
         ("madakv", {"compensation": "other"}, "compensation must be one of"),
         ("madakv", {"groups": "median"}, "groups must be one of"),
