@@ -22,7 +22,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from madakv.evaluation.summary import as_percent, budget_text, markdown_table
+from madakv.evaluation.markdown import as_percent, budget_text, markdown_table
 
 ROOT = Path(__file__).parents[1]
 FILES = ("README.md", "docs/choices.md", "docs/suite.md")

@@ -12,8 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
-import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -30,16 +28,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-import madakv
 from madakv.attention import ragged_attention
 from madakv.attention.triton import DecodeSchedule, Tuning, ragged_decode
+from madakv.bench.check import TOLERANCE, relative_rms
 from madakv.cache import RaggedEntries, Tail
+from madakv.evaluation.records import provenance, write_whole
 from madakv.plan import KeepPlan
 
 ROOT = Path(__file__).parent.parent
 DEVICE, DTYPE = "cuda", torch.bfloat16
-TOLERANCE = 1e-2
-"""Relative RMS error that bfloat16 allows."""
 LAYERS_BYTES = 1 << 28
 """Memory that the layers of one graph take together at least, several times the chip's cache."""
 MOST_LAYERS = 256
@@ -159,11 +156,6 @@ def wanted(layer: Layer, scaling: float) -> Tensor:
     return out
 
 
-def relative_rms(got: Tensor, want: Tensor) -> float:
-    """RMS of the error over RMS of what is wanted; NaN where anything is."""
-    return float((got.double() - want).square().mean().sqrt() / want.square().mean().sqrt())
-
-
 def captured(steps: Sequence[Step]) -> torch.cuda.CUDAGraph:
     """A graph of all steps, which have run before."""
     torch.cuda.synchronize()
@@ -192,7 +184,7 @@ def measure(steps: Sequence[Step], want: Tensor, nbytes: int) -> dict[str, Any]:
     """The error of a step, and its time only if the error is small."""
     try:
         error = relative_rms(steps[0](), want)
-        if not error <= TOLERANCE:
+        if not error <= TOLERANCE[DTYPE]:
             return {"correct": False, "relative_rms": repr(error)}
         for step in steps[1:]:
             step()
@@ -328,7 +320,7 @@ def decode_in_a_graph(case: Case, layers: int, steps: int) -> dict[str, Any]:
         for out, tail, layer in zip(outputs, tails, made, strict=True):
             error = relative_rms(out, plain_attention(layer, tail, scaling))
             worst = max(worst, error) if error == error else error
-    correct = worst <= TOLERANCE and int(length) == TAIL + steps
+    correct = worst <= TOLERANCE[DTYPE] and int(length) == TAIL + steps
     return {"correct": correct, "relative_rms": repr(worst), "layers": layers, "steps": steps}
 
 
@@ -389,25 +381,19 @@ def host_microseconds(case: Case) -> float:
     return took / 200 * 1e6
 
 
-def provenance() -> dict[str, Any]:
+def about() -> dict[str, Any]:
     """Where and with what this ran."""
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     chip = torch.cuda.get_device_properties(DEVICE)
-    return {
-        "madakv": madakv.__version__,
-        "commit": commit.stdout.strip() or None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": triton.__version__,
-        "cuda": torch.version.cuda,
-        "gpu": chip.name,
-        "multiprocessors": chip.multi_processor_count,
-        "l2_bytes": chip.L2_cache_size,
-        "dtype": str(DTYPE),
-        "tail": TAIL,
-        "tail_capacity": CAPACITY,
-        "seed": 0,
-    }
+    return provenance(
+        triton=triton.__version__,
+        cuda=torch.version.cuda,
+        multiprocessors=chip.multi_processor_count,
+        l2_bytes=chip.L2_cache_size,
+        dtype=str(DTYPE),
+        tail=TAIL,
+        tail_capacity=CAPACITY,
+        seed=0,
+    )
 
 
 def speed(result: dict[str, Any], copy: float) -> str:
@@ -431,7 +417,7 @@ def main() -> int:
     torch.manual_seed(0)
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "gpu_bench.json"
-    report: dict[str, Any] = {"provenance": provenance(), "tests": kernel_tests()}
+    report: dict[str, Any] = {"provenance": about(), "tests": kernel_tests()}
     trusted = report["tests"]["passed"]
     print("\n".join(report["tests"]["output"]))
     report["bandwidth"] = bandwidth()
@@ -459,7 +445,7 @@ def main() -> int:
         report["cases"].append({**asdict(case), **found})
         cells = " ".join(speed(x, copy) for x in (found["triton"], found["torch"], full[shape]))
         print(f"{case.model:14} {case.context:7} {case.kept:4.0%} {case.batch:5} {case.spread:6} {cells}")
-        path.write_text(json.dumps(report, indent=1))
+        write_whole(path, report)
         torch.cuda.empty_cache()
     for case in SWEPT if trusted and not options.no_sweep else []:
         results = []
@@ -479,7 +465,7 @@ def main() -> int:
         if time.monotonic() - begin > options.seconds:
             break
     report["seconds"] = time.monotonic() - begin
-    path.write_text(json.dumps(report, indent=1))
+    write_whole(path, report)
     print("written:", path)
     return 0 if trusted and all(x["triton"]["correct"] for x in report["cases"]) else 1
 

@@ -20,13 +20,14 @@ from PIL import Image
 import madakv
 from madakv import ConfigurationError, InputError, UnsupportedModelError, UnsupportedOptionError, bundled
 from madakv.answering import answer
+from madakv.evaluation.markdown import budget_text
 from madakv.evaluation.plots import accuracy_over_bytes
 from madakv.evaluation.records import Row, open_results, provenance, read_rows
 from madakv.evaluation.report import Results, read_results, write_report
 from madakv.evaluation.runner import run_samples
 from madakv.evaluation.samples import Verdict
 from madakv.evaluation.suites import suite
-from madakv.evaluation.summary import budget_text, ratio_to, summarise
+from madakv.evaluation.summary import ratio_to, summarise
 from madakv.evaluation.tables import methods_by_dataset
 from madakv.evaluation.workers import Shard
 from madakv.hf.replay import ReadPrompt

@@ -16,6 +16,7 @@ import pytest
 
 from madakv import bundled
 from madakv.evaluation.milebench import DATASETS, make_sample, read
+from madakv.evaluation.milebench.data import read_annotations
 from madakv.evaluation.milebench.scores import score
 from madakv.evaluation.milebench.suite import milebench_samples
 from madakv.evaluation.records import Row, read_all
@@ -166,10 +167,10 @@ def test_limits_are_drawn_by_the_seed_and_grow_by_adding(tmp_path: Path) -> None
     data = tmp_path / "data"
     make_sample(data, per_dataset=6)
     tokenizer = bundled.load()[1]
-    datasets = [DATASETS["TextNeedleInAHaystack"], DATASETS["GPR1200"]]
+    datasets = [read_annotations(data, DATASETS[name]) for name in ("TextNeedleInAHaystack", "GPR1200")]
 
     def ids(limit: int | None, seed: int) -> list[tuple[str, str]]:
-        return [(s.dataset, s.id) for s in milebench_samples(data, datasets, tokenizer, limit=limit, seed=seed)]
+        return [(s.dataset, s.id) for s in milebench_samples(datasets, tokenizer, limit=limit, seed=seed)]
 
     whole = ids(None, 0)
     assert len(whole) == 2 * 6

@@ -41,7 +41,7 @@ def load(model: str | None, *, device: str | None = None, dtype: str = "auto") -
     if not Path(source).exists():
         source = str(bundled.named().get(source, source))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    _check_device(device)
+    check_device(device)
     try:
         config = AutoConfig.from_pretrained(source)
         multimodal = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
@@ -66,7 +66,8 @@ def _processor_class(config: Any, multimodal: bool) -> Any:
     return AutoProcessor
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
+    """Raise ConfigurationError unless there is a device of that name which can hold a model."""
     try:
         kind = torch.device(name).type
     except RuntimeError as error:

@@ -107,15 +107,24 @@ def model_inputs(processor: Any, prompt: str, images: Sequence[Image.Image]) -> 
         raise InputError(f"{type(processor).__name__} cannot process this prompt: {error}") from error
 
 
+def chat_content(parts: Parts, *, takes_parts: bool) -> Any:
+    """The content of a chat message, as templates take it.
+
+    Args:
+        parts: text and images in reading order.
+        takes_parts: whether the template takes a list of parts; those of tokenizers take one text.
+    """
+    if not takes_parts:
+        return "".join(part for part in parts if isinstance(part, str))
+    return [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
+        for part in parts
+    ]
+
+
 def _from_chat_template(processor: Any, parts: Parts, *, takes_parts: bool) -> Any:
     def render(pieces: Parts, **options: Any) -> Any:
-        content: Any = [
-            {"type": "text", "text": piece} if isinstance(piece, str) else {"type": "image", "image": piece}
-            for piece in pieces
-        ]
-        if not takes_parts:
-            content = "".join(piece for piece in pieces if isinstance(piece, str))
-        messages = [{"role": "user", "content": content}]
+        messages = [{"role": "user", "content": chat_content(pieces, takes_parts=takes_parts)}]
         return processor.apply_chat_template(messages, add_generation_prompt=True, **options)
 
     words: Parts = [part for part in parts if isinstance(part, str)]

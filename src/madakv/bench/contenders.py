@@ -17,6 +17,7 @@ from madakv.api import evict
 from madakv.bench.prompt import Prompt
 from madakv.bench.subject import Subject
 from madakv.errors import ConfigurationError
+from madakv.evaluation.markdown import budget_text
 from madakv.hf.cache import RaggedCache
 from madakv.hf.replay import ReadPrompt
 from madakv.methods import Method
@@ -114,8 +115,9 @@ class Evicted(Contender):
             raise ConfigurationError(f"{method.label}: methods that draft or look ahead are not measured here")
         self.method = method
         self.described = repr(method)
-        share = f"{method.budget:.0%}" if isinstance(method.budget, float) else f"{method.budget} entries"
-        self.label = f"{method.label} {share}"
+        entries = "" if isinstance(method.budget, float) else " entries"
+        # Rows are kept by label: no two budgets may read alike.
+        self.label = f"{method.label} {budget_text(method.budget)}{entries}"
         self.exact = method.budget == 1.0 and method.merge is None
 
     def inside(self, subject: Subject) -> AbstractContextManager[Run | None]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from madakv.errors import ConfigurationError
+from madakv.evaluation.records import write_whole
 
 
 @dataclass(frozen=True)
@@ -63,10 +63,8 @@ class ResultFile:
     def _write(self) -> None:
         if self._path is None:
             return
-        partial = self._path.with_suffix(".partial")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps(self.content, indent=1) + "\n")
-            partial.replace(self._path)
+            write_whole(self._path, self.content)
         except OSError as error:
             raise ConfigurationError(f"cannot write {self._path}: {error}") from error

@@ -22,6 +22,7 @@ from madakv.bench.shapes import shape
 from madakv.bench.subject import Subject, random_subject, real_subject
 from madakv.errors import ConfigurationError
 from madakv.evaluation.records import provenance
+from madakv.loading import check_device
 from madakv.methods import Method
 
 Command = Literal["decode", "prefill", "memory", "kernel"]
@@ -206,8 +207,7 @@ def _settings(options: Options, context: int, batch: int) -> Settings:
 def _device(name: str) -> torch.device:
     if name not in ("cpu", "cuda"):
         raise ConfigurationError(f"--device must be cpu or cuda; got {name!r}")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigurationError("no CUDA device for --device cuda: use cpu")
+    check_device(name)
     return torch.device(name)
 
 

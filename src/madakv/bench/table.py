@@ -8,19 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from madakv.bench.results import ResultFile, Row
+from madakv.evaluation.markdown import size_text
 
 Format = Callable[[float], str]
 
 _LEAST_WIDTH = 132
 """Characters that the widest table takes; wrapped figures are no use to anyone."""
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
-        count /= 1024
-    return f"{count:,.2f} GiB"
 
 
 def _ms(value: float) -> str:
@@ -52,7 +45,7 @@ COLUMNS: dict[str, list[tuple[str, str, Format]]] = {
         ("speedup", "speedup", _times),
         ("floor ms", "floor_ms", _ms),
         ("time/floor", "over_floor", _times),
-        ("KV live", "kv_bytes", _size),
+        ("KV live", "kv_bytes", size_text),
         ("kept", "kept_share", _percent),
         ("longest head", "longest_head", _times),
         _ERROR,
@@ -67,12 +60,12 @@ COLUMNS: dict[str, list[tuple[str, str, Format]]] = {
         _ERROR,
     ],
     "memory": [
-        ("KV after prompt", "kv_bytes", _size),
+        ("KV after prompt", "kv_bytes", size_text),
         ("of full", "kv_ratio", _percent),
-        ("KV later", "kv_bytes_later", _size),
-        ("peak of prefill", "peak", _size),
+        ("KV later", "kv_bytes_later", size_text),
+        ("peak of prefill", "peak", size_text),
         ("of full", "peak_ratio", _percent),
-        ("floor", "floor_bytes", _size),
+        ("floor", "floor_bytes", size_text),
         ("KV/floor", "over_floor", _times),
     ],
     "kernel": [

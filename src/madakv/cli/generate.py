@@ -14,6 +14,7 @@ from madakv import bundled
 from madakv.answering import Answer, answer
 from madakv.errors import ConfigurationError, InputError
 from madakv.evaluation.digits import Question
+from madakv.evaluation.markdown import size_text
 from madakv.loading import load
 from madakv.methods import from_text
 from madakv.prompts import model_inputs, open_images
@@ -130,7 +131,12 @@ def show(console: Console, evicted: Answer, kept: Kept, full: Answer | None, que
 def _rows(evicted: Answer, kept: Kept, full: Answer | None) -> list[tuple[str, str, str, str]]:
     rows = [("answer", full.text if full else "", evicted.text, _same(evicted, full))]
     rows.append(
-        ("KV cache", _size(kept.kv_bytes_full), _size(kept.kv_bytes), f"{kept.kv_bytes / kept.kv_bytes_full:.1%}")
+        (
+            "KV cache",
+            size_text(kept.kv_bytes_full),
+            size_text(kept.kv_bytes),
+            f"{kept.kv_bytes / kept.kv_bytes_full:.1%}",
+        )
     )
     for name, count in kept.prompt_tokens.items():
         share = kept.kept[name] / count if count else 0.0
@@ -144,15 +150,6 @@ def _rows(evicted: Answer, kept: Kept, full: Answer | None) -> list[tuple[str, s
 
 def _same(evicted: Answer, full: Answer | None) -> str:
     return "" if full is None else "same" if full.text == evicted.text else "differs"
-
-
-def _size(count: int) -> str:
-    value = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if value < 1024:
-            return f"{value:,.0f} {unit}" if unit == "B" else f"{value:,.1f} {unit}"
-        value /= 1024
-    return f"{value:,.2f} GiB"
 
 
 def _seconds(value: float | None) -> str:

@@ -43,15 +43,12 @@ def run_milebench(
     """Run the command; see `madakv milebench --help`."""
     wanted = chosen(datasets)
     # Before a model is loaded for minutes.
-    for dataset in wanted:
-        read_annotations(data, dataset, combined=combined)
+    found = [read_annotations(data, dataset, combined=combined) for dataset in wanted]
     if any(dataset.metric == "rouge_l" for dataset in wanted):
         require_rouge()
 
     def samples(processor: Any) -> list[Sample]:
-        return milebench_samples(
-            data, wanted, processor, limit=limit, seed=seed, combined=combined, max_context=max_context
-        )
+        return milebench_samples(found, processor, limit=limit, seed=seed, combined=combined, max_context=max_context)
 
     evaluate(
         options,

@@ -9,10 +9,10 @@ from statistics import mean
 from typing import Any
 
 from madakv.evaluation.distance import ORACLES, errors, oracle_plans, plans_of, read_with_answer
+from madakv.evaluation.markdown import budget_text, markdown_table
 from madakv.evaluation.records import open_results
 from madakv.evaluation.runner import Progress, takes_several_sizes
 from madakv.evaluation.suites import suite
-from madakv.evaluation.summary import budget_text, markdown_table
 from madakv.methods import Method
 from madakv.prompts import model_inputs
 

@@ -158,7 +158,7 @@ def open_results(
         found = known.get(notes)
         if found is None:
             found = here
-            _write_whole(notes, found)
+            write_whole(notes, found)
         noted = found is here
 
         def append(row: R) -> None:
@@ -166,7 +166,7 @@ def open_results(
             if not noted:
                 # So that rows of other code or another machine can be told apart.
                 found.setdefault("resumed", []).append(here | {"rows_before": len(rows)})
-                _write_whole(notes, found)
+                write_whole(notes, found)
                 noted = True
             # Escaped, for data may hold what no encoding has.
             file.write(json.dumps(vars(row)) + "\n")
@@ -175,7 +175,7 @@ def open_results(
         yield rows, append
 
 
-def _write_whole(path: Path, content: dict[str, Any]) -> None:
+def write_whole(path: Path, content: dict[str, Any]) -> None:
     """Replace a file at once, so that a kill leaves the old one or the new one."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from statistics import mean
@@ -69,7 +69,8 @@ def summarise(rows: Sequence[Row]) -> list[Line]:
         full = [row for row in here if row.label == "full"]
         for method in dict.fromkeys(row.method for row in here):
             own = [row for row in here if row.method == method]
-            ratio = ratio_to(own, full, scorer)
+            pairs = _pairs(own, full, scorer)
+            ratio = _ratio(pairs)
             datasets = means(own, scorer, "dataset")
             lines.append(
                 Line(
@@ -87,7 +88,7 @@ def summarise(rows: Sequence[Row]) -> list[Line]:
                     average=mean(datasets.values()),
                     of_full=ratio[0] if ratio else None,
                     interval=ratio[1] if ratio else None,
-                    paired=len(_pairs(own, full, scorer)),
+                    paired=len(pairs),
                     kv_share=_kv_share(own),
                 )
             )
@@ -112,14 +113,19 @@ def _digest(rows: Sequence[Row]) -> str:
     return f"{len(rows)}-{hashlib.sha256(names.encode()).hexdigest()[:8]}"
 
 
-def _pairs(own: Sequence[Row], other: Sequence[Row], scorer: str) -> dict[tuple[str, str], tuple[str, float, float]]:
-    """Document and both scores of the samples that both methods have answered, by dataset and sample."""
+Pairs = dict[tuple[str, str], tuple[str, float, float]]
+"""Document and both methods' scores, by dataset and sample."""
+
+
+def _pairs(own: Sequence[Row], other: Sequence[Row], scorer: str) -> Pairs:
+    """The samples that both methods have answered, in the same order whichever process answered what."""
     held = {row.key[2:]: row.scores[scorer] for row in other if row.error is None}
-    return {
-        row.key[2:]: (row.document, row.scores[scorer], held[row.key[2:]])
-        for row in own
-        if row.error is None and row.key[2:] in held
-    }
+    both = [row for row in own if row.error is None and row.key[2:] in held]
+    return {row.key[2:]: (row.document, row.scores[scorer], held[row.key[2:]]) for row in sorted(both, key=_sample)}
+
+
+def _sample(row: Row) -> tuple[str, str]:
+    return row.dataset, row.sample
 
 
 def ratio_to(own: Sequence[Row], other: Sequence[Row], scorer: str) -> tuple[float, tuple[float, float]] | None:
@@ -135,11 +141,13 @@ def ratio_to(own: Sequence[Row], other: Sequence[Row], scorer: str) -> tuple[flo
     Returns:
         None if the other method never scores.
     """
+    return _ratio(_pairs(own, other, scorer))
+
+
+def _ratio(pairs: Pairs) -> tuple[float, tuple[float, float]] | None:
     require_numpy()
     import numpy as np
 
-    # Sorted, so that the interval does not depend on which process answered what.
-    pairs = dict(sorted(_pairs(own, other, scorer).items()))
     if not pairs:
         return None
     dataset_at = {name: i for i, name in enumerate(dict.fromkeys(dataset for dataset, _ in pairs))}
@@ -178,19 +186,3 @@ def _resampled(sums: NDArray[np.float64]) -> NDArray[Any]:
         times = rng.multinomial(count, np.full(count, 1 / count), size=RESAMPLES)
         drawn += np.tensordot(times.astype(float), own, axes=(1, 1))
     return drawn
-
-
-def as_percent(values: Mapping[str, float], columns: Sequence[str]) -> list[str]:
-    """One cell per column; empty where there is no value."""
-    return [f"{values[name]:.1%}" if name in values else "" for name in columns]
-
-
-def budget_text(budget: float | int) -> str:
-    """A share in percent, or entries per head."""
-    return f"{100 * budget:g}%" if isinstance(budget, float) else str(budget)
-
-
-def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """A table whose first column is aligned to the left."""
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *body]) + "\n"

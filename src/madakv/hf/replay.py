@@ -132,8 +132,10 @@ def continue_greedily(
     ids: list[int] = []
     penalties: Any = _penalties(model)
     while True:
-        known = torch.tensor([[*seen, *ids]], device=logits.device)
-        ids.append(int(penalties(known, logits.float())[0].argmax()))
+        if penalties:
+            known = torch.tensor([[*seen, *ids]], device=logits.device)
+            logits = penalties(known, logits.float())
+        ids.append(int(logits[0].argmax()))
         if ids[-1] in end or len(ids) == max_new_tokens:
             return ids
         logits = read_more(model, cache, ids[-1:])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from madakv.errors import InputError
+from madakv.evaluation.markdown import markdown_table
 from madakv.evaluation.milebench import places
 from madakv.evaluation.milebench.catalogue import DATASETS, Dataset
 from madakv.evaluation.milebench.data import Annotations, BrokenSample, Question, read_annotations
@@ -169,9 +170,7 @@ def _numbers(numbers: Sequence[int]) -> str:
 def markdown(reports: Sequence[DatasetReport]) -> str:
     """The reports as a Markdown table, and below it every kind of problem with its first examples."""
     head = ["dataset", "group", "metric", "samples", "pictures", "combined", "problems"]
-    rule = ["---", "---", "---", "---:", "---:", "---:", "---"]
-    rows = [head, rule, *(_row(report) for report in reports)]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
+    table = markdown_table(head, [_row(report) for report in reports], words=(0, 1, 2, 6))
     details = [line for report in reports for line in _details(report)]
     return table + ("\n" + "\n".join(details) + "\n" if details else "")
 

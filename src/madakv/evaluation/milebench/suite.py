@@ -5,12 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
 from madakv.errors import InputError
 from madakv.evaluation.milebench.catalogue import Dataset
-from madakv.evaluation.milebench.data import BrokenSample, Question, read_annotations
+from madakv.evaluation.milebench.data import Annotations, BrokenSample, Question
 from madakv.evaluation.milebench.pictures import open_pictures
 from madakv.evaluation.milebench.prompts import cut_left, write
 from madakv.evaluation.milebench.scores import score
@@ -20,8 +19,7 @@ SCORERS = ("official", "strict")
 
 
 def milebench_samples(
-    root: Path,
-    datasets: Sequence[Dataset],
+    datasets: Sequence[Annotations],
     processor: Any,
     *,
     limit: int | None = None,
@@ -32,37 +30,31 @@ def milebench_samples(
     """Samples of the datasets in their order; one whose data is broken fails when it is its turn.
 
     Args:
-        root: the folder that holds the datasets' folders.
-        datasets: see `catalogue.chosen`.
+        datasets: see `data.read_annotations`.
         processor: of the model; its tokenizer counts where prompts are cut.
         limit: samples per dataset; None = all. A larger limit adds to those of a smaller one.
         seed: draws those that `limit` leaves.
         combined: show every question's pictures as a single one.
         max_context: see `prompts.cut_left`; None = whole prompts.
-
-    Raises:
-        InputError: a dataset is not there, or its file cannot be read.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     samples = []
-    for dataset in datasets:
-        own = list(_samples(root, dataset, tokenizer, combined, max_context))
-        order = random.Random(f"{seed} {dataset.name}").sample(range(len(own)), len(own))
+    for found in datasets:
+        own = list(_samples(found, tokenizer, combined, max_context))
+        order = random.Random(f"{seed} {found.dataset.name}").sample(range(len(own)), len(own))
         samples += [own[number] for number in sorted(order[:limit])]
     return samples
 
 
-def _samples(
-    root: Path, dataset: Dataset, tokenizer: Any, combined: bool, max_context: int | None
-) -> Iterator[Sample]:
-    for read in read_annotations(root, dataset, combined=combined).questions(combined=combined):
+def _samples(found: Annotations, tokenizer: Any, combined: bool, max_context: int | None) -> Iterator[Sample]:
+    for read in found.questions(combined=combined):
         if isinstance(read, BrokenSample):
-            yield _broken(dataset, read.id, "broken", read.reason)
+            yield _broken(found.dataset, read.id, "broken", read.reason)
             continue
         try:
             yield _sample(read, tokenizer, max_context)
         except InputError as error:
-            yield _broken(dataset, read.id, read.level, str(error))
+            yield _broken(found.dataset, read.id, read.level, str(error))
 
 
 def _sample(question: Question, tokenizer: Any, max_context: int | None) -> Sample:

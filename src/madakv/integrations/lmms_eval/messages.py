@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from madakv.errors import InputError
-from madakv.prompts import IMAGE_MARK, Parts, as_rgb, model_inputs, open_images
+from madakv.prompts import IMAGE_MARK, Parts, as_rgb, chat_content, model_inputs, open_images
 
 
 def inputs_of(processor: Any, messages: Sequence[Mapping[str, Any]]) -> Any:
@@ -82,15 +82,9 @@ def _conversation(processor: Any, turns: Sequence[tuple[str, Parts]]) -> Any:
     takes_parts = getattr(processor, "tokenizer", None) is not None
     messages = []
     for role, parts in turns:
-        content: Any = [
-            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
-            for part in parts
-        ]
-        if not takes_parts:
-            if any(not isinstance(part, str) for part in parts):
-                raise InputError("images were given, but this model reads text only")
-            content = "".join(part for part in parts if isinstance(part, str))
-        messages.append({"role": role, "content": content})
+        if not takes_parts and any(not isinstance(part, str) for part in parts):
+            raise InputError("images were given, but this model reads text only")
+        messages.append({"role": role, "content": chat_content(parts, takes_parts=takes_parts)})
     try:
         return processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
