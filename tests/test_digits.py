@@ -1,13 +1,11 @@
 """The documents are reproducible, and their answers follow from what they show."""
 
 import re
-import sys
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from madakv.errors import MissingExtraError
 from madakv.evaluation import digits
 from madakv.evaluation.digits import COLOURS, KINDS, WORDS, Document, Shape, draft, make_document
 
@@ -131,10 +129,3 @@ def test_impossible_documents_are_refused() -> None:
         make_document(0, images=1)
     with pytest.raises(ValueError, match="unknown split 'test'"):
         make_document(0, split="test")
-
-
-def test_missing_scikit_learn_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    digits.digit_pool.cache_clear()
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-    with pytest.raises(MissingExtraError, match=r"need scikit-learn: pip install 'madakv\[eval\]'"):
-        make_document(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import NamedTuple
 
@@ -10,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from madakv.errors import ConfigurationError, MissingExtraError
+from madakv.errors import ConfigurationError
 from madakv.evaluation.milebench.scores import METRICS, official, rouge, score, strict
 
 ANIMALS = ("cat", "dog", "red bird", "fish")
@@ -262,10 +261,3 @@ def test_a_repeated_letter_is_read_in_good_time() -> None:
 def test_unknown_metric() -> None:
     with pytest.raises(ConfigurationError, match="unknown metric 'bleu'"):
         score("bleu", "a", "a")
-
-
-def test_rouge_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "rouge", None)
-
-    with pytest.raises(MissingExtraError, match=r"madakv\[eval\]"):
-        score("rouge_l", "a", "a")

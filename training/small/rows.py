@@ -11,6 +11,7 @@ from architecture import CELL, EOS, PAD, PIXEL_MEAN, PIXEL_STD, VOCABULARY, Arch
 from numpy.typing import NDArray
 from stages import Asked
 from torch import Tensor
+from torch.nn import functional as F
 
 from madakv.evaluation.digits import COLOURS, IMAGE_MARK
 from madakv.evaluation.documents import WORDS, Shape, draft
@@ -75,14 +76,24 @@ class Batch:
     hint_at: Tensor
     hints: Tensor
 
-    def hit(self, predicted: Tensor) -> Tensor:
-        """[A] bool: which answer tokens are right; in a list, any that has not been named yet."""
-        right = predicted == self.targets
+    def accepted(self, words: int) -> Tensor:
+        """[A, words] bool: the right tokens of a vocabulary of `words`; in a list, all not named yet."""
+        accepted = F.one_hot(self.targets, words).bool()
         for number in (i for i, kind in enumerate(self.kinds) if kind in IN_ANY_ORDER):
             own = (self.question == number).nonzero().flatten()[IN_ANY_ORDER[self.kinds[number]] : -1]
             for i, at in enumerate(own):
-                right[at] = predicted[at] in self.targets[own[i:]]
-        return right
+                accepted[at, self.targets[own[i:]]] = True
+        return accepted
+
+    def hit(self, logits: Tensor) -> Tensor:
+        """[A] bool: which answer tokens the greedy choice of `logits` [A, words] gets right."""
+        return self.accepted(logits.shape[-1]).gather(1, logits.argmax(-1, keepdim=True)).squeeze(1)
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """Mean surprise at the accepted tokens together, so that no order of a list is taught."""
+        accepted = self.accepted(logits.shape[-1]).to(logits.device)
+        likely = logits.masked_fill(~accepted, float("-inf")).logsumexp(-1)
+        return (logits.logsumexp(-1) - likely).mean()
 
     @property
     def tokens(self) -> int:

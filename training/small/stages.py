@@ -176,6 +176,23 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
             decay=280,
             hints=True,
         ),
+        Stage(
+            "lists of three, and 4000",
+            600,
+            {
+                "lists": 0.22,
+                "dense-4000": 0.26,
+                "4000": 0.12,
+                "dense-2000": 0.1,
+                "dense-1000": 0.12,
+                "500": 0.1,
+                "caption": 0.08,
+            },
+            lr=8e-4,
+            warmup=20,
+            decay=450,
+            hints=True,
+        ),
     ),
     "small-qwen2.5-vl": (
         Stage("copying", 200, {"copy": 0.3, "caption": 0.3, "facts": 0.25, "few": 0.15}, warmup=30, hints=True),

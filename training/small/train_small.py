@@ -122,7 +122,7 @@ def whole_answers(
         else:
             items = [document_item(rng, draw_shape(rng, task), None, architecture.sizes, "held_out", False)]
         batch = collate(items, architecture)
-        hit = batch.hit(scored_logits(model, batch, device).argmax(-1).cpu())
+        hit = batch.hit(scored_logits(model, batch, device).cpu())
         whole = torch.ones(len(batch.kinds), dtype=torch.bool)
         whole[batch.question[~hit]] = False
         for kind, ok in zip(batch.kinds, whole.tolist(), strict=True):
@@ -246,7 +246,7 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = rate
         with precision:
-            loss = F.cross_entropy(scored_logits(model, batch, device), batch.targets.to(device))
+            loss = batch.loss(scored_logits(model, batch, device))
             hint = tap.loss(batch, device) if stage.hints and len(batch.hints) else loss.new_zeros(())
         optimizer.zero_grad()
         (loss + hint).backward()

@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from madakv.errors import InputError, MissingExtraError
+from madakv.errors import InputError
+from madakv.extras import require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,7 +140,7 @@ def make_document(seed: int, *, images: int = MAX_IMAGES, split: str = "held_out
 
     With 12 images its text is over 300 tokens long once every picture has become 16 of them.
     """
-    require_extra()
+    require("handwritten digits need", "eval", "scikit-learn")
     import numpy as np
     from PIL import Image
 
@@ -290,7 +291,7 @@ def _sample(glyphs: Floats, y: Floats, x: Floats) -> Floats:
 @cache
 def digit_pool(split: str) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """The real digits of a split: glyphs [n, 8, 8] (0 to 1) and labels [n]; no digit is in both splits."""
-    require_extra()
+    require("handwritten digits need", "eval", "scikit-learn")
     import numpy as np
     from sklearn.datasets import load_digits  # type: ignore[import-untyped]
 
@@ -305,12 +306,3 @@ def known_split(split: str) -> str:
     if split not in SPLITS:
         raise InputError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
     return split
-
-
-def require_extra() -> None:
-    """Raise MissingExtraError where numpy and scikit-learn are missing."""
-    try:
-        import numpy  # noqa: F401
-        import sklearn.datasets  # type: ignore[import-untyped] # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("handwritten digits need scikit-learn: pip install 'madakv[eval]'") from error

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from madakv.errors import MissingExtraError
 from madakv.evaluation.summary import Line
+from madakv.extras import require
 
 
 def accuracy_over_bytes(lines: Sequence[Line], title: str, path: Path) -> None:
@@ -20,14 +20,13 @@ def accuracy_over_bytes(lines: Sequence[Line], title: str, path: Path) -> None:
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
+    require("plots need", "plot", "matplotlib")
+    import matplotlib
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot as plt
-        from matplotlib.ticker import PercentFormatter
-    except ImportError as error:
-        raise MissingExtraError("plots need matplotlib: pip install 'madakv[plot]'") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import PercentFormatter
+
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     labels = list(dict.fromkeys(line.label for line in lines if line.label != "full"))
     styles = ["-", "--", ":"]

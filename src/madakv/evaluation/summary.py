@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.util import find_spec
 from statistics import mean
 from typing import TYPE_CHECKING, Any, Literal
 
-from madakv.errors import MissingExtraError
 from madakv.evaluation.records import Row
+from madakv.extras import require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -169,8 +168,7 @@ def _ratio(pairs: Pairs) -> tuple[float, tuple[float, float]] | None:
 
 def require_numpy() -> None:
     """Raise `MissingExtraError` unless intervals can be computed."""
-    if find_spec("numpy") is None:
-        raise MissingExtraError("intervals need numpy: pip install 'madakv[eval]'")
+    require("intervals need", "eval", "numpy")
 
 
 def _resampled(sums: NDArray[np.float64]) -> NDArray[Any]:

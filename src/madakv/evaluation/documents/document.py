@@ -13,7 +13,7 @@ kind        prompt          answer                needs
 ``differ``  ? differ n9     b1 red                two pictures: which cell is empty in one, and what the other has
 ``plan``    ? plan          ring 4 7 cross 1      the pictures of all steps, in order
 ``change``  ? change n8     red 7 blue ring       two pictures of a thing, before and after
-``each``    ? each red 7    red 7 n5 n17 n30      all pictures of a thing, in any order
+``each``    ? each red 7    red 7 n5 n17 n30      all three pictures of a thing, in any order
 ``show``    ? show n17      red 7                 one picture, by its name
 ==========  ==============  ====================  =====================================================
 """
@@ -32,11 +32,11 @@ from madakv.evaluation.digits import (
     Document,
     Question,
     known_split,
-    require_extra,
 )
 from madakv.evaluation.documents.pictures import THINGS, Content, Grid, Painting, Thing, paint
 from madakv.evaluation.documents.shape import Shape
 from madakv.evaluation.documents.words import CELLS, NAMES, PAINTED, PROSE, STEPS
+from madakv.extras import require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,7 +74,7 @@ def make_document(
         split: "train" or "held_out".
         sizes: of pictures, (height, width) in multiples of 16; each picture takes one at random.
     """
-    require_extra()
+    require("documents need", "eval", "scikit-learn")
     import numpy as np
     from PIL import Image
 
@@ -221,7 +221,7 @@ class _Writer:
 
     def _group(self) -> None:
         thing = self._special.pop()
-        names = [self._picture(thing) for _ in range(int(self._rng.integers(2, 5)))]
+        names = [self._picture(thing) for _ in range(3)]
         self._ask("each", f"? each {thing.words}", " ".join([thing.words, *names]))
 
     def _change(self) -> None:

@@ -21,7 +21,7 @@ class Shape:
         owners: sentences `owner n7 n17 .`, each of a named picture.
         painted: named pictures of two painted words.
         twins: couples of named pictures that show the same.
-        groups: things that two to four named pictures show.
+        groups: things that three named pictures show.
         changes: things shown `before` and `after`.
         steps: pictures of the plan.
         pairs: couples of pictures of which one cell differs.
@@ -53,7 +53,7 @@ class Shape:
     @property
     def names(self) -> int:
         """The most names that it needs."""
-        things = self.codes + self.owners + self.painted + 2 * self.twins + 4 * self.groups + self.changes
+        things = self.codes + self.owners + self.painted + 2 * self.twins + 3 * self.groups + self.changes
         return things + self.pairs + self.named
 
     @classmethod
@@ -75,7 +75,8 @@ class Shape:
             core = cls(codes=2, owners=2, painted=2, twins=1, groups=1, changes=1, steps=4, pairs=1, named=3)
         else:
             core = cls(codes=4, owners=4, painted=3, twins=2, groups=2, changes=2, steps=5, pairs=2, named=8)
-        pictures = max(0, int(visual_share * room) // TOKENS_PER_PICTURE - core.pictures)
+        shown = min(int(visual_share * room), room - core.text)
+        pictures = max(0, shown // TOKENS_PER_PICTURE - core.pictures)
         text = max(0, room - (core.pictures + pictures) * TOKENS_PER_PICTURE - core.text)
         # Half of the room for text names pictures, so that most can be asked for where there is much of it.
         named = min(pictures, text // 4, len(NAMES) - core.names)
@@ -83,12 +84,12 @@ class Shape:
 
     @property
     def pictures(self) -> int:
-        """How many pictures, with the largest groups."""
+        """How many pictures."""
         paired = 2 * (self.twins + self.changes + self.pairs)
-        return self.painted + paired + 4 * self.groups + self.steps + self.named + self.unnamed
+        return self.painted + paired + 3 * self.groups + self.steps + self.named + self.unnamed
 
     @property
     def text(self) -> int:
-        """How many words, with the largest groups."""
+        """How many words."""
         headed = self.pictures - self.unnamed - self.pairs
         return 6 * self.codes + 4 * self.owners + 2 * headed + self.prose

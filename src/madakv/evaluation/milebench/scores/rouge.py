@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 
-from madakv.errors import MissingExtraError
+from madakv.extras import require
 
 OVERFLOW = "too long for MileBench's ROUGE-L, which recurses; scored by the same rule in a loop"
 
 
 def require_rouge() -> None:
     """Raise `MissingExtraError` unless the library is installed."""
-    if find_spec("rouge") is None:
-        raise MissingExtraError("ROUGE-L needs the library rouge: pip install 'madakv[eval]'")
+    require("ROUGE-L needs", "eval", "rouge")
 
 
 def summary_f(prediction: str, gold: str) -> tuple[float, str | None]:
