@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from madakv.errors import MissingExtraError
-from madakv.evaluation.digits import make_document
-from madakv.evaluation.documents import Shape, draft
+from madakv.evaluation import digits, documents
 from madakv.evaluation.milebench.scores import score
 from madakv.evaluation.plots import accuracy_over_bytes
 from madakv.evaluation.summary import require_numpy
@@ -20,8 +19,11 @@ from madakv.extras import require
 @pytest.mark.parametrize(
     ("use", "message"),
     [
-        (lambda: make_document(0), r"handwritten digits need scikit-learn: pip install 'madakv\[eval\]'"),
-        (lambda: draft(None, Shape(codes=1), split="held_out"), r"documents need scikit-learn: pip install 'madakv\[eval\]'"),
+        (lambda: digits.make_document(0), r"handwritten digits need scikit-learn: pip install 'madakv\[eval\]'"),
+        (
+            lambda: documents.make_document(0, tokens=500),
+            r"documents need scikit-learn: pip install 'madakv\[eval\]'",
+        ),
         (lambda: score("rouge_l", "a", "a"), r"ROUGE-L needs rouge: pip install 'madakv\[eval\]'"),
         (require_numpy, r"intervals need numpy: pip install 'madakv\[eval\]'"),
         (
