@@ -29,7 +29,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from madakv.attention import ragged_attention
+from madakv.attention.backend import missing
 from madakv.attention.triton import DecodeSchedule, Tuning, ragged_decode
+from madakv.attention.varlen import KERNELS, varlen_decode
 from madakv.bench.check import TOLERANCE, relative_rms
 from madakv.cache import RaggedEntries, Tail
 from madakv.evaluation.records import provenance, write_whole
@@ -332,8 +334,20 @@ def plain_attention(layer: Layer, tail: Tail, scaling: float) -> Tensor:
     return ragged_attention(layer.query.float(), wide, longer, scaling=scaling).double()
 
 
+def varlen_result(name: str, layers: Sequence[Layer], tails: Sequence[Tail], want: Tensor) -> dict[str, Any]:
+    """A kernel for uneven sequences on the layers' entries, or why it is not there."""
+    lacks = missing(name, DEVICE)
+    if lacks is not None:
+        return {"correct": False, "problem": lacks}
+    steps = [
+        partial(varlen_decode, x.query, x.entries, tail, KERNELS[name], scaling=x.query.shape[-1] ** -0.5)
+        for x, tail in zip(layers, tails, strict=True)
+    ]
+    return measure(steps, want, layers[0].nbytes)
+
+
 def bench(case: Case, trusted: bool) -> dict[str, Any]:
-    """The kernels, and the library's plain path, on kept entries."""
+    """The kernels, the library's plain path and others' kernels, on kept entries."""
     layer = make_layer(case)
     layers = [layer, *(layer.elsewhere() for _ in range(layer_count(layer.nbytes) - 1))]
     scaling = case.D**-0.5
@@ -349,6 +363,7 @@ def bench(case: Case, trusted: bool) -> dict[str, Any]:
         "layers": len(layers),
         "triton": measure(kernel_steps(layers, scaling), want, layer.nbytes) if trusted else refused,
         "torch": measure(plain, want, layer.nbytes),
+        **{name: varlen_result(name, layers, tails, want) for name in KERNELS},
     }
 
 
@@ -399,7 +414,7 @@ def about() -> dict[str, Any]:
 def speed(result: dict[str, Any], copy: float) -> str:
     """A table's cell."""
     if not result["correct"]:
-        return "wrong or refused".rjust(18)
+        return "wrong or missing".rjust(18)
     return f"{result['microseconds']:9.1f} us {result['bytes_per_second'] / copy:4.0%}"
 
 
@@ -430,7 +445,9 @@ def main() -> int:
     if trusted:
         report["host_microseconds"] = host_microseconds(CASES[0])
     report["cases"], report["dense"], report["sweep"], report["left_out"] = [], [], [], []
-    print(f"{'model':14} context kept batch spread {'kernels':>18} {'plain torch':>18} {'dense sdpa, full':>18}")
+    columns = ("kernels", "plain torch", *KERNELS, "dense sdpa, full")
+    print("model          context kept batch spread", *(name.rjust(18) for name in columns))
+    report["missing"] = {name: missing(name, DEVICE) for name in KERNELS}
     full: dict[tuple[Any, ...], dict[str, Any]] = {}
     for case in CASES:
         if time.monotonic() - begin > options.seconds:
@@ -443,7 +460,8 @@ def main() -> int:
             torch.cuda.empty_cache()
         found = bench(case, trusted)
         report["cases"].append({**asdict(case), **found})
-        cells = " ".join(speed(x, copy) for x in (found["triton"], found["torch"], full[shape]))
+        own = (found[name] for name in ("triton", "torch", *KERNELS))
+        cells = " ".join(speed(x, copy) for x in (*own, full[shape]))
         print(f"{case.model:14} {case.context:7} {case.kept:4.0%} {case.batch:5} {case.spread:6} {cells}")
         write_whole(path, report)
         torch.cuda.empty_cache()

@@ -119,18 +119,20 @@ def test_spare_memory_of_the_tail_is_never_read() -> None:
 
 
 def test_tiles_cover_every_entry_once() -> None:
-    for lengths in ([3, 0, 9, 1], [64, 1, 1, 1, 65], [5], [0, 0, 4], [8, 8, 1], [1, 1, 1, 1, 1, 1, 1, 1, 1]):
-        size = min(8, sum(lengths))
+    cases = ([3, 0, 9, 1], [64, 1, 1, 1, 65], [5], [0, 0, 4], [8, 8, 1], [1] * 9, [7, 8, 8, 8], [0, 1, 30, 6, 2, 20])
+    for lengths, most in itertools.product(cases, (1, 7, 8)):
+        size = min(most, sum(lengths))
         schedule = TileSchedule.of(tuple(lengths), size, like=torch.empty(0))
-        visible = (schedule.mask == 0).flatten(1)
-        entry = torch.cat([torch.arange(schedule.tiles * size).view(-1, size), schedule.window])
+        tiles, (windows, *_, width) = len(schedule.mask), schedule.window_mask.shape
+        read = [*torch.arange(tiles * size).view(-1, size), *schedule.window.view(windows, width)]
+        visible = [*(schedule.mask == 0).flatten(1), *(schedule.window_mask == 0).flatten(1)]
         readers = torch.zeros(sum(lengths), len(lengths), dtype=torch.int64)
-        for owner, read, seen in zip(schedule.owner, entry, visible, strict=True):
-            readers[read[seen], owner] += 1
+        for owner, entry, seen in zip(schedule.owner, read, visible, strict=True):
+            assert seen.any(), "whoever attends to a tile owns some of it"
+            readers[entry[seen], owner] += 1
         head_of = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
         assert torch.equal(readers, torch.nn.functional.one_hot(head_of, len(lengths)))
-        assert len(schedule.window) <= sum(n > 0 for n in lengths)
-        assert visible.any(1).all(), "whoever attends to a tile owns some of it"
+        assert windows <= 1 + sum(n > 0 for n in lengths)
 
 
 def test_parts_merge_to_the_whole() -> None:

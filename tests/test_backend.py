@@ -49,7 +49,7 @@ def test_models_answer_the_same(family: str, options: dict[str, Any], monkeypatc
         calls.append(out is not None)
         return out
 
-    monkeypatch.setattr("madakv.hf.cache.decode_attention", counted)
+    monkeypatch.setattr("madakv.attention.step.decode_attention", counted)
     got = decoded(monkeypatch, "triton", model, inputs, **options)
     assert all(calls)
     assert len(calls) == len(made.full_layers) * (4 - options.get("lookahead", 0))
@@ -73,20 +73,20 @@ def test_several_new_tokens_go_the_other_way(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_is_asked_for_and_missing_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(backend.VARIABLE, "cuda")
-    with pytest.raises(ConfigurationError, match="must be one of auto, torch, triton; got 'cuda'"):
+    with pytest.raises(ConfigurationError, match="one of auto, torch, native, triton, flash, varlen; got 'cuda'"):
         backend.chosen("cpu")
     monkeypatch.setenv(backend.VARIABLE, "triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(ConfigurationError, match="triton is here"):
+    with pytest.raises(ConfigurationError, match="needs a GPU; tensors are on .cpu."):
         backend.chosen("cpu")
     monkeypatch.setattr(backend, "find_spec", lambda name: None)
-    with pytest.raises(ConfigurationError, match="triton is missing"):
+    with pytest.raises(ConfigurationError, match="the package triton is missing"):
         backend.chosen("cuda")
 
 
 def test_the_choice_is_logged_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.delenv(backend.VARIABLE, raising=False)
     with caplog.at_level(logging.INFO, logger="madakv"):
-        assert [backend.chosen("cpu") for _ in range(3)] == ["torch"] * 3
+        assert [backend.chosen("cpu") for _ in range(3)] == ["native"] * 3
         assert backend.chosen("cuda") == "triton"
-    assert caplog.messages == ["decode attention on cpu: torch", "decode attention on cuda: triton"]
+    assert caplog.messages == ["decode attention on cpu: native", "decode attention on cuda: triton"]

@@ -167,6 +167,23 @@ def test_peak_memory_counts_what_is_alive_together() -> None:
     assert len(view) + len(later) + len(again) == 990 + 300 + 400
 
 
+def test_peak_memory_tells_the_caches_part() -> None:
+    """From when it is handed them: keys and values, what it copies them to, and nothing before or after."""
+    cache = DynamicCache()
+    before = torch.zeros(1, 1, 10, 5)
+    with peak_memory(CPU, [before]) as peak:
+        torch.zeros(5000)
+        keys, values = before + 1, before + 2
+        cache.update(keys, values, 0)
+        del keys, values
+        torch.zeros(5000)
+        cache.update(before + 3, before + 4, 0)
+    # Twice what it held (400), what is added (400), and one of the two that it makes of both (400), while the other
+    # still waits for its turn; then the second (400), where the first old one (200) is free.
+    assert peak.cache_bytes == 400 + 400 + 400 + 400 - 200
+    assert peak.bytes > 20_000
+
+
 def test_live_bytes_of_a_full_cache() -> None:
     cache = DynamicCache()
     keys = torch.zeros(2, 3, 5, 8)
@@ -258,6 +275,21 @@ def test_prefill() -> None:
     assert "growth" not in rows[0]["figures"]
     assert "growth" in rows[3]["figures"]
     assert all(row["figures"]["ms"] > 0 for row in rows)
+    assert "evict_ms" not in rows[0]["figures"]
+    for full, evicted in ((rows[0]["figures"], rows[1]["figures"]), (rows[2]["figures"], rows[3]["figures"])):
+        assert evicted["evict_share"] == pytest.approx(evicted["evict_ms"] / full["ms"])
+        assert evicted["evict_floor_share"] == pytest.approx(evicted["evict_ms"] / full["floor_ms"])
+
+
+def test_eviction_alone() -> None:
+    """No pass of the model, so that long prompts can be measured where reading them would take minutes."""
+    case = ("--shape", "tiny", "--context", "60,120", "--budgets", "0.2,0.5", "--dtype", "fp32", "--repeats", "2")
+    rows = rows_of("prefill", *case, "--fill", "synthetic")
+    assert [row["contender"] for row in rows] == ["madakv 20%", "madakv 50%"] * 2
+    for row in rows:
+        assert "ms" not in row["figures"]
+        assert row["figures"]["evict_ms"] > 0
+    assert all(("evict_growth" in row["figures"]) == (row["case"]["context"] == 120) for row in rows)
 
 
 def test_memory() -> None:
@@ -294,6 +326,16 @@ def test_memory() -> None:
         assert evicted["kv_bytes_later"] > evicted["kv_bytes"]
         assert full["peak"] > full["kv_bytes"]
         assert full["peak"] - evicted["peak"] >= full["kv_bytes"] / 3, "two of three layers are evicted at the peak"
+        # All but the layer that it takes in: the full cache copies keys and values, ours holds what it was handed.
+        assert full["work_layers"] == pytest.approx(1.0)
+        assert evicted["work_layers"] > 0.9
+        assert evicted["extra_layers"] < evicted["work_layers"]
+        assert "over_budget" not in full
+        assert evicted["over_budget"] == pytest.approx(1.0)
+        assert full["slack"] == pytest.approx(0.0 if batch == 1 else 2 * 84 / (84 + 44) - 1, abs=0.03)
+        assert evicted["slack"] == pytest.approx(
+            (evicted["kv_bytes"] + 9 * batch * entry) / (evicted["kv_bytes"] + batch * entry) - 1
+        )
 
 
 def test_kernel() -> None:
@@ -321,7 +363,7 @@ def broken_partial(*arguments: Any, **options: Any) -> Partial:
 
 
 def test_a_wrong_backend_gets_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("madakv.hf.cache.ragged_partial", broken_partial)
+    monkeypatch.setattr("madakv.attention.ragged.ragged_partial", broken_partial)
     case = ("--shape", "tiny", "--context", "40", "--repeats", "1", "--budgets", "0.5", "--json")
     for arguments in (("decode", *case, "--tokens", "1", "--no-rivals"), ("prefill", *case)):
         result = run(*arguments)

@@ -63,8 +63,8 @@ def test_the_account_holds(budget: float | int, options: dict[str, Any]) -> None
 class Recording(madakv.MadaKV):
     """MadaKV that notes the scores it was asked to decide on."""
 
-    def score(self, view: LayerView) -> Tensor:
-        psi = super().score(view)
+    def weigh(self, attention: Tensor, view: LayerView) -> Tensor:
+        psi = super().weigh(attention, view)
         RECORDED.append(psi)
         return psi
 

@@ -36,7 +36,7 @@ REFUSED: dict[str, Any] = {
     "guidance_scale": lambda: 1.5,
     "output_attentions": lambda: True,
     "use_cache": lambda: False,
-    "cache_implementation": lambda: "static",
+    "cache_implementation": lambda: "offloaded_static",
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -9,12 +11,14 @@ from madakv.eviction import PromptEviction
 from madakv.methods import from_text
 from madakv.scoring import (
     LayerView,
-    context_attention,
+    attention_paid,
     context_attention_reference,
+    proxy_and_context_attention,
     proxy_attention,
     proxy_attention_reference,
     proxy_mask,
 )
+from madakv.scoring.values import value_norms
 from tests.tolerance import assert_same
 
 MODALITY = torch.tensor([[-1, -1, 0, 1, 1, 1, 0, 0, 1, 1, 0, 0, 0], [0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0, 0]])
@@ -64,7 +68,7 @@ def test_psi_matches_the_reference(case: str, groups: str) -> None:
 def test_scoring_in_chunks_changes_nothing(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     view = make_view(**CASES[case])
     whole = proxy_attention(view, proxy_mask(MODALITY))
-    monkeypatch.setattr("madakv.scoring.attention._SCRATCH_ELEMENTS", 1)
+    monkeypatch.setattr("madakv.scoring.attention.scratch_elements", lambda _: 1)
     assert_same(proxy_attention(view, proxy_mask(MODALITY)), whole, 1e-6)
 
 
@@ -94,7 +98,7 @@ def test_only_the_proxies_rows_are_computed_and_in_bounded_chunks(
     N: int, most: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No tensor of N x N appears; beyond the scratch size not even one of P x N."""
-    monkeypatch.setattr("madakv.scoring.attention._SCRATCH_ELEMENTS", 8000)
+    monkeypatch.setattr("madakv.scoring.attention.scratch_elements", lambda _: 8000)
     shape = (3, 2, N, 1)
     modality = torch.zeros(3, N, dtype=torch.int64)
     view = LayerView(torch.randn(shape), torch.randn(shape), torch.randn(shape), modality, 1.0)
@@ -117,11 +121,70 @@ def test_only_the_proxies_rows_are_computed_and_in_bounded_chunks(
     assert largest <= max(most, psi.numel())
 
 
+@pytest.mark.parametrize("chunk", [None, 150])
+def test_keys_are_read_once_whatever_is_asked(chunk: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The question's attention and the context's are told from the same copy of the keys in fp32."""
+    if chunk is not None:
+        monkeypatch.setattr("madakv.scoring.attention.scratch_elements", lambda _: chunk)
+    view = make_view()
+    view = replace(view, query=view.query.bfloat16(), key=view.key.bfloat16(), value=view.value.bfloat16())
+    cast = {"key": 0, "value": 0}
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+            for name in cast:
+                whole = getattr(view, name)
+                if isinstance(args[0], torch.Tensor) and args[0].data_ptr() and len(args[0].shape) > 2:
+                    of_it = args[0].untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()
+                    if of_it and func is torch.ops.aten._to_copy.default:
+                        cast[name] += args[0].numel()
+            return func(*args, **(kwargs or {}))
+
+    eviction = PromptEviction(from_text("madakv:context=5"), MODALITY, 1)
+    with Watch():
+        eviction.score(view)
+    assert cast["key"] == view.key.numel()
+    assert cast["value"] <= view.value.numel()
+
+
+@pytest.mark.parametrize("case", ["plain", "mask per head", "sinks"])
+def test_sets_of_queries_are_told_apart(case: str) -> None:
+    view = make_view(**CASES[case])
+    sets = torch.rand(3, 2, *MODALITY.shape) < 0.4
+    sets &= MODALITY >= 0
+    got = attention_paid(view, sets)
+    assert got.shape == (3, 2, 2, 2, 3, 13)
+    for i in range(3):
+        for j in range(2):
+            assert_same(got[i, j], attention_paid(view, sets[i, j]))
+
+
+def test_a_query_that_sees_nothing_pays_nothing() -> None:
+    hidden = causal_and_padded().expand(2, 1, 13, 13).clone()
+    hidden[:, :, 12] = False
+    proxies = torch.zeros(2, 13, dtype=torch.bool)
+    proxies[:, 11:] = True
+    alone = proxies.clone()
+    alone[:, 12] = False
+    view = make_view(mask=hidden)
+    assert_same(proxy_attention(view, proxies), proxy_attention(view, alone))
+
+
+@pytest.mark.parametrize("chunk", [1, 1 << 20])
+def test_norms_of_values(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("madakv.scoring.values.scratch_elements", lambda _: chunk)
+    value = torch.randn(2, 3, 13, 8).bfloat16()
+    got = value_norms(value)
+    assert got.dtype == torch.float32
+    assert_same(got, value.double().square().sum(-1).sqrt(), 1e-6)
+
+
 @pytest.mark.parametrize("case", ["plain", "mask per head", "softcap"])
 @pytest.mark.parametrize("queries", [1, 3, 10, 50])
 def test_context_matches_the_reference(case: str, queries: int) -> None:
     view = make_view(**CASES[case])
-    got = context_attention(view, queries)
+    psi, got = proxy_and_context_attention(view, proxy_mask(MODALITY), queries)
+    assert_same(psi, proxy_attention_reference(view, proxy_mask(MODALITY)))
     assert got.dtype == torch.float32
     assert_same(got, context_attention_reference(view, queries))
     assert torch.allclose(got.sum(-1), torch.ones(2, 2))
@@ -132,8 +195,7 @@ def test_late_tokens_are_not_at_a_disadvantage() -> None:
     """Every query spreads its attention evenly: early tokens are seen by all, and are worth hardly more for it."""
     view = make_view()
     flat = LayerView(**{**vars(view), "query": torch.zeros_like(view.query), "modality": torch.zeros(2, 13).long()})
-    got = context_attention(flat, 13)
-    accumulated = proxy_attention(flat, torch.ones(2, 13, dtype=torch.bool))
+    accumulated, got = proxy_and_context_attention(flat, torch.ones(2, 13, dtype=torch.bool), 13)
     assert (accumulated[..., 0] / accumulated[..., 8] > 4).all()
     assert (got[..., 0] / got[..., 8] < 3).all()
 
@@ -149,5 +211,5 @@ def test_the_context_counts_as_much_as_all_that_was_heard() -> None:
         for _ in range(heard):
             eviction.add_later(0, later)
         psi = proxy_attention(view, proxy_mask(MODALITY)) + 3 * heard * later.mean(2)
-        want = psi + 0.5 * psi.sum(-1, keepdim=True) * context_attention(view, 4)
+        want = psi + 0.5 * psi.sum(-1, keepdim=True) * context_attention_reference(view, 4)
         assert_same(eviction._final(0), want)

@@ -23,6 +23,10 @@ def evict(
     The first forward pass on a cache is its prompt; what is read later on the same cache, such as the next turn of
     a conversation, is kept whole. The cache can only be used inside such a block.
 
+    `generate(..., cache_implementation="static")` keeps later tokens at fixed addresses, with room for as many as the
+    call may generate, so that transformers compiles the steps into CUDA graphs as it does for a static cache; on
+    models whose layers all have full attention, and without beams.
+
     Args:
         model: a transformers model in eval mode, text-only or of a known multimodal family.
         method: a name from `madakv.list_methods()` or a method object such as `madakv.MadaKV(theta=0.9)`.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from madakv.errors import InputError
 from madakv.methods import Allocator, Method, resolve
+from madakv.methods.base import GroupedMethod
 from madakv.modality import check_modality
 from madakv.plan import KeepPlan
 from madakv.scoring import LayerView
@@ -45,14 +46,15 @@ class PromptEviction:
         if self._allocator is None:
             heads = view.key.shape[1]
             self._allocator = self.method.allocator(self.modality, heads=heads, layers=self.layers)
-        psi = self.method.score(view).to(self.modality.device)
+        psi, prior = self.method.score_with_prior(view)
+        psi = psi.to(self.modality.device)
         if not bool(torch.isfinite(psi).all()):
             raise InputError(
                 f"layer {len(self._psi)} of the evicted ones has attention that is not finite: the model overflows "
                 f"in {view.key.dtype}; load it in another dtype"
             )
         self._psi.append(psi)
-        for kept, found in ((self._prior, self.method.prior(view)), (self._worth, self.method.worth(view))):
+        for kept, found in ((self._prior, prior), (self._worth, self.method.worth(view))):
             kept.append(None if found is None else found.to(self.modality.device))
         self._allocator.observe(view)
 
@@ -64,6 +66,19 @@ class PromptEviction:
             attention: [B, H, G, N] fp32.
         """
         self._psi[layer] = self._psi[layer] + self.method.later_score(attention).to(self.modality.device)
+
+    def add_echo(self, layer: int, most: Tensor) -> None:
+        """Add what text that was read again expects of later questions.
+
+        Args:
+            layer: which of the evicted layers.
+            most: [B, H, G, N] fp32, the most that any token of the echo attends to.
+        """
+        if not isinstance(self.method, GroupedMethod):
+            raise RuntimeError(f"{self.method.label} has no echo")
+        echo = self.method.echo_prior(most).to(self.modality.device)
+        prior = self._prior[layer]
+        self._prior[layer] = echo if prior is None else prior + echo
 
     def decide(self) -> KeepPlan:
         """The plan of the next layer, on the device of the prompt's modality map."""

@@ -18,6 +18,8 @@ from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 
 import madakv
 from madakv import modality as registry
+from madakv.hf.replay import ReadPrompt
+from madakv.methods import resolve
 from madakv.modality import Modality, prompt_modality
 from tests.families.oracle import hidden_entries
 from tests.families.zoo import AUDIO, FAMILIES, UNSUPPORTED, Family, Inputs, left_padded, prompt_tokens
@@ -30,6 +32,10 @@ FP32 = 1e-4
 every_family = pytest.mark.parametrize("name", FAMILIES)
 every_mrope_family = pytest.mark.parametrize("name", [name for name, one in FAMILIES.items() if one.mrope])
 every_sliding_family = pytest.mark.parametrize("name", ["gemma3", "gemma4", "aya_vision", "gemma2", "gpt_oss"])
+
+
+WITHOUT_ECHO = ("paligemma",)
+"""Families of which every layer has full attention, with masks of their own."""
 
 
 @dataclass(frozen=True)
@@ -287,6 +293,29 @@ def test_a_draft_leaves_no_trace(name: str) -> None:
             return
         tokens = one.model.generate(**one.batch, max_new_tokens=STEPS, do_sample=False)
     assert torch.equal(tokens[:, one.batch["input_ids"].shape[1] :], one.together.tokens)
+
+
+@every_family
+def test_an_echo_leaves_no_trace(name: str) -> None:
+    """At budget 1.0 nothing changes, and it scores as reading the same text later would; or it is refused."""
+    one = case(name)
+    if len(one.family.full_layers) < one.family.layers or name in WITHOUT_ECHO:
+        with pytest.raises(madakv.UnsupportedOptionError, match="echo"), madakv.evict(one.model, echo=6):
+            one.model.generate(**one.batch, max_new_tokens=STEPS, do_sample=False)
+        return
+    with madakv.evict(one.model, budget=1.0, echo=6):
+        tokens = one.model.generate(**one.batch, max_new_tokens=STEPS, do_sample=False)
+    assert torch.equal(tokens[:, one.batch["input_ids"].shape[1] :], one.together.tokens)
+    method = resolve("madakv", budget=0.3, echo=6)
+    with madakv.evict(one.model, method) as run:
+        one.model(**one.rows[0])
+    read, later = run.last, ReadPrompt.of(one.model, one.rows[0])
+    with madakv.evict(one.model, method) as run:
+        later.evicted(one.model, run)
+    assert read is not None
+    assert run.last is not None
+    for plan, other in zip(read.plans, run.last.plans, strict=True):
+        assert torch.equal(plan.positions, other.positions)
 
 
 @every_mrope_family

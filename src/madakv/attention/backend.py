@@ -1,7 +1,15 @@
-"""Which code attends to one new token: Triton's kernel where there is a GPU, PyTorch's operations elsewhere.
+"""Which code attends to one new token: a kernel of madakv's own where one runs, else PyTorch's operations.
 
-`MADAKV_BACKEND` asks for one: `auto` (the default), `torch` or `triton`. What is asked for and missing is an error,
-never a silent fallback.
+`MADAKV_BACKEND` asks for one. What is asked for and missing is an error, never a silent fallback:
+
+    auto     triton on a GPU, native on a CPU, torch elsewhere; the default
+    torch    PyTorch's operations
+    native   madakv's kernel for CPUs, which a C++ compiler builds when it is first used; bfloat16
+    triton   madakv's kernel for GPUs
+    flash    the package flash-attn, from 2.6.0 on; bfloat16 or float16, heads of at most 256
+    varlen   the copy of it that PyTorch ships; likewise, and no softcaps
+
+Which calls are PyTorch's operations whatever is asked for, `decode_attention` says.
 """
 
 from __future__ import annotations
@@ -9,6 +17,7 @@ from __future__ import annotations
 import logging
 import os
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
 import torch
@@ -18,7 +27,8 @@ from madakv.cache import RaggedEntries, Tail
 from madakv.errors import ConfigurationError
 
 VARIABLE = "MADAKV_BACKEND"
-BACKENDS = ("auto", "torch", "triton")
+BACKENDS = ("auto", "torch", "native", "triton", "flash", "varlen")
+_LEAST_FLASH = (2, 6)
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 logger = logging.getLogger(__name__)
@@ -39,6 +49,9 @@ def decode_attention(
     Returns:
         [B, Hq, 1, Dv]; None where PyTorch's operations are to be used: other backends, several new tokens, masks that
         differ between heads, dtypes that were mixed by autocast, or gradients.
+
+    Raises:
+        ConfigurationError: `MADAKV_BACKEND` asks for what is missing, or cannot serve this model.
     """
     fits = (
         query.shape[2] == 1
@@ -47,22 +60,28 @@ def decode_attention(
         and (mask is None or mask.shape[1:3] == (1, 1))
         and not (torch.is_grad_enabled() and query.requires_grad)
     )
-    if not fits or chosen(query.device.type) != "triton":
+    backend = chosen(query.device.type) if fits else "torch"
+    if backend in ("torch", "native"):
+        # `ragged_attention` sees to both.
         return None
+    if backend != "triton":
+        from madakv.attention.varlen import KERNELS, check_model, varlen_decode
+
+        check_model(query, entries)
+        return varlen_decode(
+            query, entries, tail, KERNELS[backend], scaling=scaling, mask=mask, softcap=softcap, sinks=sinks
+        )
     from madakv.attention.triton import ragged_decode
 
-    keys, values = tail.buffers
-    last = tail.length - 1
+    # The tail holds them already; the kernel writes the same bytes to the same place.
+    key, value, before = tail.newest()
     return ragged_decode(
         query,
-        # The tail holds them already; the kernel writes the same bytes to the same place.
-        tail.keys[:, :, last:],
-        tail.values[:, :, last:],
+        key,
+        value,
         entries,
-        keys,
-        values,
-        # Filled on the device: nothing is copied, and nothing waits.
-        torch.full((1,), last, dtype=torch.int32, device=query.device),
+        *tail.buffers,
+        before,
         entries.decode_schedule,
         scaling=scaling,
         mask=mask,
@@ -73,7 +92,7 @@ def decode_attention(
 
 @cache
 def chosen(device: str) -> str:
-    """The backend for tensors on a kind of device, `torch` or `triton`; logged when it is first asked for.
+    """The backend for tensors on a kind of device, any of `BACKENDS` but `auto`; logged when it is first asked for.
 
     Raises:
         ConfigurationError: `MADAKV_BACKEND` names no backend, or one that cannot run here.
@@ -81,12 +100,41 @@ def chosen(device: str) -> str:
     wanted = os.environ.get(VARIABLE, "auto")
     if wanted not in BACKENDS:
         raise ConfigurationError(f"{VARIABLE} must be one of {', '.join(BACKENDS)}; got {wanted!r}")
-    runs_triton = find_spec("triton") is not None and (device == "cuda" or bool(os.environ.get("TRITON_INTERPRET")))
-    if wanted == "triton" and not runs_triton:
-        raise ConfigurationError(
-            f"{VARIABLE}=triton needs a GPU and the package triton; tensors are on {device!r}, and triton is "
-            f"{'here' if find_spec('triton') else 'missing'}"
-        )
-    name = "triton" if wanted == "triton" or (wanted == "auto" and device == "cuda" and runs_triton) else "torch"
-    logger.info("decode attention on %s: %s", device, name)
-    return name
+    if wanted == "auto":
+        wanted = {"cuda": "triton", "cpu": "native"}.get(device, "torch")
+        # A compiler is looked for once there is something to attend to: without one, the kernel says so by itself.
+        wanted = wanted if wanted == "native" or missing(wanted, device) is None else "torch"
+    reason = missing(wanted, device)
+    if reason is not None:
+        raise ConfigurationError(f"{VARIABLE}={wanted}: {reason}")
+    logger.info("decode attention on %s: %s", device, wanted)
+    return wanted
+
+
+def missing(backend: str, device: str) -> str | None:
+    """What a backend lacks to run on a kind of device; None if it can run."""
+    if backend == "torch":
+        return None
+    if backend == "native":
+        if device != "cpu":
+            return f"it needs a CPU; tensors are on {device!r}"
+        from madakv.attention.native.build import kernel
+
+        return None if kernel() is not None else "it cannot be built here; the log says why"
+    # Triton's interpreter needs no GPU.
+    if device != "cuda" and not (backend == "triton" and os.environ.get("TRITON_INTERPRET")):
+        return f"it needs a GPU; tensors are on {device!r}"
+    if backend == "triton" and find_spec("triton") is None:
+        return "the package triton is missing"
+    return _flash_lacks() if backend == "flash" else None
+
+
+def _flash_lacks() -> str | None:
+    try:
+        # The distribution's version: flash-attn-4 installs a package of the same name without this function.
+        found = version("flash-attn")
+    except PackageNotFoundError:
+        return "the package flash-attn is missing"
+    if tuple(int(part) for part in found.split(".")[:2]) < _LEAST_FLASH:
+        return f"it needs flash-attn {'.'.join(map(str, _LEAST_FLASH))} or later; {found} is installed"
+    return None

@@ -1,8 +1,9 @@
 """Attention of new tokens over a layer's kept prompt entries and its tail, without a loop over heads.
 
-Uneven heads lie one behind another in memory. That memory is read as equal tiles, whoever they belong to: a
-tile is attended by the heads whose entries it holds, and the parts are merged per head. Nothing is padded, only
-tiles in which heads meet are read more than once, and the split of long heads comes for free.
+On a CPU a kernel of its own does it where it can (`native`). Elsewhere PyTorch's operations read uneven heads,
+which lie one behind another, as equal tiles, whoever they belong to: a tile is attended by the head in its middle,
+what other heads have in it is read through windows of half a tile, and the parts are merged per head. Nothing is
+padded, and the split of long heads comes for free.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from madakv.attention.native import native_partial
 from madakv.attention.partial import Partial, merge, merge_scattered, partial_attention
 from madakv.cache import RaggedEntries, Tail
 
@@ -62,9 +64,11 @@ def ragged_partial(
     H = entries.counts.shape[1]
     G = Hq // H
     rows = query.reshape(B, H, G * Q, -1)
-    part = _tail_part(rows, tail, mask, G, Q, scaling, softcap)
-    if any(entries.lengths):
-        part = merge(part, _prompt_part(rows, entries, scaling, softcap))
+    part = native_partial(rows, entries, tail, scaling) if mask is None and softcap is None else None
+    if part is None:
+        part = _tail_part(rows, tail, mask, G, Q, scaling, softcap)
+        if any(entries.lengths):
+            part = merge(part, _prompt_part(rows, entries, scaling, softcap))
     if sinks is not None:
         lse = sinks.float().view(1, H, G, 1).expand(B, H, G, Q).reshape(B, H, G * Q)
         part = merge(part, Partial(out=torch.zeros_like(part.out), lse=lse))
@@ -112,30 +116,35 @@ def _tail_part(
 
 
 def _prompt_part(rows: Tensor, entries: RaggedEntries, scaling: float, softcap: float | None) -> Partial:
+    native = native_partial(rows, entries, None, scaling) if softcap is None else None
+    if native is not None:
+        return native
     B, H, R, D = rows.shape
     if entries.even:
         key = entries.keys.view(B, H, -1, D)
         value = entries.values.view(B, H, key.shape[2], -1)
         return partial_attention(rows, key, value, scaling=scaling, softcap=softcap)
     schedule = entries.tiles
-    tiles, size = schedule.tiles, entries.tile
-    query = rows.reshape(B * H, 1, R, D)[schedule.owner]
+    query = rows.reshape(B * H, R, D).index_select(0, schedule.owner)[:, None]
+    tiles, _, _, size = schedule.mask.shape
+    used = tiles * size
     first = partial_attention(
         query[:tiles],
-        entries.keys[: tiles * size].view(tiles, 1, size, D),
-        entries.values[: tiles * size].view(tiles, 1, size, -1),
+        entries.keys[:used].view(tiles, 1, size, D),
+        entries.values[:used].view(tiles, 1, size, -1),
         scaling=scaling,
-        mask=schedule.mask[:tiles],
+        mask=schedule.mask,
         softcap=softcap,
     )
     out, lse = first.out[:, 0], first.lse[:, 0]
-    if len(schedule.window):
+    windows, _, _, width = schedule.window_mask.shape
+    if windows:
         extra = partial_attention(
             query[tiles:],
-            entries.keys[schedule.window][:, None],
-            entries.values[schedule.window][:, None],
+            entries.keys.index_select(0, schedule.window).view(windows, 1, width, D),
+            entries.values.index_select(0, schedule.window).view(windows, 1, width, -1),
             scaling=scaling,
-            mask=schedule.mask[tiles:],
+            mask=schedule.window_mask,
             softcap=softcap,
         )
         out, lse = torch.cat([out, extra.out[:, 0]]), torch.cat([lse, extra.lse[:, 0]])

@@ -50,6 +50,7 @@ def _layer_error(layer: RaggedLayer, query_heads: int) -> float:
     got = layer.attend(query, scaling=D**-0.5)
     rows = torch.tensor(sorted({0, B - 1}))
     tail = Tail()
-    tail.append(layer.tail.keys.cpu()[rows], layer.tail.values.cpu()[rows], 0)
+    keys, values = layer.tail.written()
+    tail.append(keys.cpu()[rows], values.cpu()[rows], 0)
     want = ragged_attention_reference(query.cpu()[rows], entries.to("cpu").select_rows(rows), tail, scaling=D**-0.5)
     return relative_rms(got.cpu()[rows], want)

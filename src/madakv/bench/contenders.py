@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
-from transformers import Cache, DynamicCache, QuantizedCache, StaticCache
+from transformers import Cache, CompileConfig, DynamicCache, QuantizedCache, StaticCache
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from madakv.api import evict
 from madakv.bench.prompt import Prompt
@@ -25,6 +26,11 @@ from madakv.run import Kept, Run
 from madakv.scoring import LayerView
 
 BASELINE = "DynamicCache"
+_COMPILED = ", compiled"
+_FLASH = f"{BASELINE}, FlashAttention 2"
+
+_GRAPHS = CompileConfig(fullgraph=True)
+"""As `generate` compiles steps on a GPU: by inductor, into CUDA graphs; but a graph that breaks is an error."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,11 +55,19 @@ class Contender(ABC):
         label: its name in tables.
         exact: whether it must answer as the full cache in full precision does.
         described: what it is in full, for result files.
+        compiled: how its steps are compiled; None if they run as they are.
     """
 
     label: str
     exact: bool
     described: str
+    compiled: CompileConfig | None = None
+
+    @property
+    def settling(self) -> int:
+        """Tokens that it reads before its speed is what it stays."""
+        # With CUDA graphs: one step makes tables, one warms up, one is recorded, and one is replayed.
+        return 1 if self.compiled is None else 4
 
     @abstractmethod
     def inside(self, subject: Subject) -> AbstractContextManager[Run | None]:
@@ -74,17 +88,26 @@ class Stock(Contender):
     Args:
         label: its name in tables.
         make: from the model's config and the most tokens that it has to hold.
-        exact: see `Contender`.
+        exact, compiled: see `Contender`.
+        attention: which of transformers' attention functions the model uses; None = its own choice.
     """
 
-    def __init__(self, label: str, make: Callable[[Any, int], Cache], *, exact: bool) -> None:
+    def __init__(
+        self,
+        label: str,
+        make: Callable[[Any, int], Cache],
+        *,
+        exact: bool,
+        compiled: CompileConfig | None = None,
+        attention: str | None = None,
+    ) -> None:
         self.label = self.described = label
-        self.exact = exact
-        self._make = make
+        self.exact, self.compiled = exact, compiled
+        self._make, self._attention = make, attention
 
-    def inside(self, subject: Subject) -> AbstractContextManager[Run | None]:  # noqa: ARG002
-        """The unchanged model."""
-        return nullcontext()
+    def inside(self, subject: Subject) -> AbstractContextManager[Run | None]:
+        """The unchanged model, or with another attention function."""
+        return nullcontext() if self._attention is None else _attending(subject.model, self._attention)
 
     def read(self, subject: Subject, prompt: Prompt, room: int, run: Run | None) -> Read:  # noqa: ARG002
         """A plain pass."""
@@ -105,36 +128,43 @@ class Evicted(Contender):
 
     Args:
         method: reads the prompt once; neither drafts nor looks ahead.
+        compiled: see `Contender`.
 
     Raises:
         ConfigurationError: another method.
     """
 
-    def __init__(self, method: Method) -> None:
+    def __init__(self, method: Method, *, compiled: CompileConfig | None = None) -> None:
         if method.draft or method.lookahead:
             raise ConfigurationError(f"{method.label}: methods that draft or look ahead are not measured here")
         self.method = method
         self.described = repr(method)
         entries = "" if isinstance(method.budget, float) else " entries"
         # Rows are kept by label: no two budgets may read alike.
-        self.label = f"{method.label} {budget_text(method.budget)}{entries}"
+        self.label = f"{method.label} {budget_text(method.budget)}{entries}" + (_COMPILED if compiled else "")
+        self.compiled = compiled
         self.exact = method.budget == 1.0 and method.merge is None
 
     def inside(self, subject: Subject) -> AbstractContextManager[Run | None]:
         """`madakv.evict`."""
         return evict(subject.model, self.method)
 
-    def read(self, subject: Subject, prompt: Prompt, room: int, run: Run | None) -> Read:  # noqa: ARG002
+    def read(self, subject: Subject, prompt: Prompt, room: int, run: Run | None) -> Read:
         """A pass that evicts."""
         output, cache = subject.output(**prompt.inputs, **prompt.told)
-        return Read(cache, None if run is None else run.last, output)
+        return Read(self._with_room(cache, room), None if run is None else run.last, output)
 
-    def fill(self, subject: Subject, views: Sequence[LayerView], room: int, run: Run | None) -> Read:  # noqa: ARG002
+    def _with_room(self, cache: RaggedCache, room: int) -> RaggedCache:
+        if self.compiled is not None:
+            cache.reserve(room)
+        return cache
+
+    def fill(self, subject: Subject, views: Sequence[LayerView], room: int, run: Run | None) -> Read:
         """The method's own scores and plans, of what is given."""
         if run is None:
             raise RuntimeError("an evicted cache is filled inside `madakv.evict`")
         seen = ReadPrompt(tuple(views), views[0].modality, logits=torch.empty(0), ids=[])
-        return Read(seen.evicted(subject.model, run), run.last, None)
+        return Read(self._with_room(seen.evicted(subject.model, run), room), run.last, None)
 
 
 def baseline() -> Contender:
@@ -142,20 +172,23 @@ def baseline() -> Contender:
     return Stock(BASELINE, lambda config, _: DynamicCache(config=config), exact=True)
 
 
-def contenders(config: Any, methods: Sequence[Method], *, rivals: bool = True) -> tuple[list[Contender], list[str]]:
+def contenders(
+    config: Any, methods: Sequence[Method], *, rivals: bool = True, timed: Subject | None = None
+) -> tuple[list[Contender], list[str]]:
     """Everything to compare, the baseline first.
 
     Args:
         config: of the model.
         methods: of madakv.
         rivals: whether transformers' other caches take part.
+        timed: whose decoding is timed; on a GPU compiled steps and FlashAttention take part. None if it is not.
 
     Returns:
         The contenders; and for each cache that cannot run here a line that says why.
     """
     found, missing = [baseline()], []
     if rivals:
-        found.append(Stock("StaticCache", lambda config, room: StaticCache(config, max_cache_len=room), exact=True))
+        found.append(_static())
         for backend in ("quanto", "hqq", "fp8"):
             try:
                 QuantizedCache(backend, config)
@@ -163,7 +196,38 @@ def contenders(config: Any, methods: Sequence[Method], *, rivals: bool = True) -
                 missing.append(f"QuantizedCache({backend}) is not measured: {' '.join(str(error).split())}")
             else:
                 found.append(_quantized(backend))
-    return found + [Evicted(method) for method in methods], missing
+    found += [Evicted(method) for method in methods]
+    if timed is not None and timed.device.type == "cuda":
+        if rivals:
+            found.append(_static(_GRAPHS))
+            if timed.dtype not in (torch.bfloat16, torch.float16):
+                missing.append(f"{_FLASH} is not measured: it takes bf16 and fp16, not {timed.dtype}")
+            elif is_flash_attn_2_available():
+                found.append(_flash())
+            else:
+                missing.append(f"{_FLASH} is not measured: the package flash-attn is missing")
+        found += [Evicted(method, compiled=_GRAPHS) for method in methods]
+    return found, missing
+
+
+def _static(compiled: CompileConfig | None = None) -> Contender:
+    label = "StaticCache" + (_COMPILED if compiled else "")
+    return Stock(label, lambda config, room: StaticCache(config, max_cache_len=room), exact=True, compiled=compiled)
+
+
+def _flash() -> Contender:
+    return Stock(_FLASH, lambda config, _: DynamicCache(config=config), exact=True, attention="flash_attention_2")
+
+
+@contextmanager
+def _attending(model: Any, attention: str) -> Iterator[None]:
+    """With another of transformers' attention functions."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation(attention)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
 
 
 def _quantized(backend: str) -> Contender:

@@ -35,8 +35,7 @@ def measure_decode(subject: Subject, settings: Settings, rates: Rates, case: dic
     A contender gets no time if its attention differs from the reference, or its first token from the baseline's.
     """
     prompt = subject.prompt(settings.context, settings.batch, settings.shortest)
-    room = 2 + settings.tokens * settings.repeats
-    filled = _how(subject, settings, prompt, rates)
+    filled = how(subject, settings, prompt, rates)
     views = (
         synthetic_views(subject.cost, prompt, dtype=subject.dtype, device=subject.device)
         if filled == "synthetic"
@@ -45,8 +44,9 @@ def measure_decode(subject: Subject, settings: Settings, rates: Rates, case: dic
     rows: dict[str, Row] = {}
     runs: dict[str, Decoding] = {}
     base: Tensor | None = None
-    chosen, _ = contenders(subject.model.config, settings.methods, rivals=settings.rivals)
+    chosen, _ = contenders(subject.model.config, settings.methods, rivals=settings.rivals, timed=subject)
     for contender in chosen:
+        room = 1 + contender.settling + settings.tokens * settings.repeats
         run = Decoding(subject, prompt, contender, _read(contender, subject, prompt, views, room), room)
         first = run.first()
         base = first if base is None else base
@@ -57,7 +57,7 @@ def measure_decode(subject: Subject, settings: Settings, rates: Rates, case: dic
         )
         rows[contender.label] = Row(case, contender.label, figures, details, refused)
         if refused is None:
-            run.run(1)
+            run.run(contender.settling)
             runs[contender.label] = run
     del views
     blocks = [_block(run, settings.tokens) for run in runs.values()]
@@ -100,7 +100,8 @@ def check(
     return error, None
 
 
-def _how(subject: Subject, settings: Settings, prompt: Prompt, rates: Rates) -> str:
+def how(subject: Subject, settings: Settings, prompt: Prompt, rates: Rates) -> str:
+    """Whether caches are filled by a "prefill" or "synthetic", see `Fill`."""
     if settings.fill != "auto":
         return settings.fill
     slow = subject.cost.prefill(prompt.lengths).floor(rates) > _PATIENCE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from madakv.bench.contenders import Contender, Read
 from madakv.bench.prompt import Prompt
 from madakv.bench.subject import Subject
 from madakv.bench.timing import seconds
+from madakv.hf.compiled import with_step_mask
 
 
 class Decoding:
@@ -39,22 +41,35 @@ class Decoding:
     def run(self, tokens: int) -> float:
         """Read so many tokens; returns the seconds. Entering `madakv.evict` is not timed."""
         with self._contender.inside(self._subject):
-            return seconds(lambda: self._steps(tokens), self._subject.device)
+            subject = self._compiled()
+            return seconds(lambda: self._steps(subject, tokens), self._subject.device)
 
     @torch.no_grad()
     def first(self) -> Tensor:
         """Read one token; returns the output, [B, X]."""
         with self._contender.inside(self._subject):
-            return self._step()
+            # A copy: what a CUDA graph returns, its next replay overwrites.
+            return self._step(self._compiled()).clone()
 
-    def _steps(self, tokens: int) -> None:
+    def _compiled(self) -> Subject:
+        """The subject with its steps compiled as `generate` does it, if the contender's are."""
+        model, how = self._subject.model, self._contender.compiled
+        if how is None:
+            return self._subject
+        if not hasattr(model, "generation_config"):
+            # A model without a head has none, but transformers looks for its compile settings there.
+            model.generation_config = None
+        call = model.get_compiled_call(how)
+        return replace(self._subject, model=lambda **inputs: call(**with_step_mask(model, inputs)))
+
+    def _steps(self, subject: Subject, tokens: int) -> None:
         for _ in range(tokens):
-            self._step()
+            self._step(subject)
 
-    def _step(self) -> Tensor:
+    def _step(self, subject: Subject) -> Tensor:
         self.tokens += 1
         inputs: dict[str, Any] = dict(self._prompt.step)
         if self._mask is not None:
             inputs["attention_mask"] = self._mask[:, : self._prompt.width + self.tokens]
-        output, _ = self._subject.output(**inputs, past_key_values=self.read.cache)
+        output, _ = subject.output(**inputs, past_key_values=self.read.cache)
         return output

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -14,7 +14,7 @@ from madakv.bench.decode import measure_decode
 from madakv.bench.kernel import SPREADS, measure_kernel
 from madakv.bench.machine import measure_rates
 from madakv.bench.memory import measure_memory
-from madakv.bench.prefill import growth, measure_prefill
+from madakv.bench.prefill import grown, measure_prefill
 from madakv.bench.results import ResultFile, Row
 from madakv.bench.roofline import Rates
 from madakv.bench.settings import Fill, Settings
@@ -115,7 +115,8 @@ def _model_cases(
 ) -> Iterator[list[Row]]:
     for subject in _subjects(options, device, dtype):
         if command != "prefill" and options.rivals:
-            results.note(missing=contenders(subject.model.config, ())[1])
+            timed = subject if command == "decode" else None
+            results.note(missing=contenders(subject.model.config, (), timed=timed)[1])
         for batch in options.batches:
             before: list[Row] = []
             for context in options.contexts:
@@ -123,7 +124,7 @@ def _model_cases(
                 progress(f"{subject.name}, {context:,} tokens, batch {batch}")
                 torch.manual_seed(options.seed)
                 rows = _measure(command, subject, _settings(options, context, batch), rates, case)
-                yield _grown(before, rows) if command == "prefill" else rows
+                yield grown(before, rows) if command == "prefill" else rows
                 before = rows
 
 
@@ -133,16 +134,6 @@ def _measure(command: Command, subject: Subject, settings: Settings, rates: Rate
     if command == "prefill":
         return measure_prefill(subject, settings, rates, case)
     return measure_memory(subject, settings, case)
-
-
-def _grown(before: Sequence[Row], rows: list[Row]) -> list[Row]:
-    """The rows, with how a contender's time grew since the case before."""
-    shorter = {row.contender: row for row in before}
-    grown = []
-    for row in rows:
-        power = growth(shorter[row.contender], row) if row.contender in shorter else None
-        grown.append(row if power is None else replace(row, figures={**row.figures, "growth": power}))
-    return grown
 
 
 def _kernel_cases(

@@ -14,8 +14,8 @@ from madakv.scoring import LayerView
 def synthetic_views(cost: Cost, prompt: Prompt, *, dtype: torch.dtype, device: torch.device) -> list[LayerView]:
     """Random queries, keys and values for every layer, from torch's generator.
 
-    Logits are normal, from flat heads to sharp ones (`madakv.bench.shapes.peaks`), so that methods which let heads
-    compete give them uneven lengths.
+    Heads lie next to each other in memory, as projections leave them. Logits are normal, from flat heads to sharp
+    ones (`madakv.bench.shapes.peaks`), so that methods which let heads compete give them uneven lengths.
 
     Args:
         cost: the model's sizes.
@@ -32,9 +32,9 @@ def synthetic_views(cost: Cost, prompt: Prompt, *, dtype: torch.dtype, device: t
     spread = peaks(H).repeat_interleave(G).to(dtype=dtype, device=device)[:, None, None]
     return [
         LayerView(
-            query=torch.randn(B, H * G, N, D, dtype=dtype, device=device) * spread,
-            key=torch.randn(B, H, N, D, dtype=dtype, device=device),
-            value=torch.randn(B, H, N, D, dtype=dtype, device=device),
+            query=torch.randn(B, N, H * G, D, dtype=dtype, device=device).transpose(1, 2) * spread,
+            key=torch.randn(B, N, H, D, dtype=dtype, device=device).transpose(1, 2),
+            value=torch.randn(B, N, H, D, dtype=dtype, device=device).transpose(1, 2),
             modality=prompt.modality,
             scaling=D**-0.5,
         )

@@ -12,7 +12,7 @@ from madakv.evaluation.markdown import size_text
 
 Format = Callable[[float], str]
 
-_LEAST_WIDTH = 132
+_LEAST_WIDTH = 150
 """Characters that the widest table takes; wrapped figures are no use to anyone."""
 
 
@@ -36,6 +36,18 @@ def _plain(value: float) -> str:
     return f"{value:,.1f}"
 
 
+def _power(value: float) -> str:
+    return f"N^{value:.2f}"
+
+
+def _share(value: float) -> str:
+    return f"{value:.3f}"
+
+
+def _layers(value: float) -> str:
+    return f"{value:+.2f}"
+
+
 _ERROR = ("error", "error", lambda value: f"{value:.1g}")
 
 COLUMNS: dict[str, list[tuple[str, str, Format]]] = {
@@ -54,19 +66,26 @@ COLUMNS: dict[str, list[tuple[str, str, Format]]] = {
         ("ms", "ms", _ms),
         ("tokens/s", "tokens_per_s", _plain),
         ("added", "added", lambda value: f"{value:+.1%}"),
-        ("growth", "growth", lambda value: f"N^{value:.2f}"),
+        ("growth", "growth", _power),
+        ("evict ms", "evict_ms", _ms),
+        ("of prefill", "evict_share", _percent),
+        ("of floor", "evict_floor_share", _percent),
+        ("growth", "evict_growth", _power),
         ("floor ms", "floor_ms", _ms),
         ("time/floor", "over_floor", _times),
         _ERROR,
     ],
     "memory": [
-        ("KV after prompt", "kv_bytes", size_text),
+        ("KV", "kv_bytes", size_text),
         ("of full", "kv_ratio", _percent),
-        ("KV later", "kv_bytes_later", size_text),
-        ("peak of prefill", "peak", size_text),
-        ("of full", "peak_ratio", _percent),
-        ("floor", "floor_bytes", size_text),
+        ("of budget", "over_budget", _share),
         ("KV/floor", "over_floor", _times),
+        ("KV later", "kv_bytes_later", size_text),
+        ("slack", "slack", _percent),
+        ("peak", "peak", size_text),
+        ("of full", "peak_ratio", _percent),
+        ("cache +L", "work_layers", _layers),
+        ("process +L", "extra_layers", _layers),
     ],
     "kernel": [
         ("ms", "ms", lambda value: f"{value:,.3f}"),

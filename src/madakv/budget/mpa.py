@@ -80,14 +80,10 @@ def top_of_each_modality(score: Tensor, modality: Tensor, candidates: Tensor, co
     Returns:
         [B, H, N] bool.
     """
-    order = score.masked_fill(~candidates, float("-inf")).argsort(dim=-1, descending=True, stable=True)
-    competes = candidates.gather(-1, order)
-    kind = modality[:, None].expand_as(order).gather(-1, order)
     chosen = torch.zeros_like(candidates)
     for m in KINDS:
-        member = competes & (kind == m)
-        chosen |= member & (member.cumsum(-1) <= count[..., m, None])
-    return torch.zeros_like(chosen).scatter(-1, order, chosen)
+        chosen |= top(score, candidates & (modality == m)[:, None], count[..., m])
+    return chosen
 
 
 def best_of_all_heads(score: Tensor, modality: Tensor, candidates: Tensor, count: Tensor) -> Tensor:

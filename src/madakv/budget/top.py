@@ -17,7 +17,13 @@ def top(score: Tensor, candidates: Tensor, count: Tensor) -> Tensor:
     Returns:
         [..., N] bool.
     """
-    order = score.masked_fill(~candidates, float("-inf")).argsort(dim=-1, descending=True, stable=True)
-    rank = torch.arange(order.shape[-1], device=order.device).expand_as(order)
-    place = torch.empty_like(order).scatter_(-1, order, rank)
-    return candidates & (place < count[..., None])
+    most = min(int(count.max()), score.shape[-1])
+    if most == 0:
+        return torch.zeros_like(candidates)
+    score = score.masked_fill(~candidates, float("-inf"))
+    # Only the best are sorted, and the last of them is the threshold.
+    best = score.topk(most, dim=-1).values
+    least = best.gather(-1, (count - 1).clamp(0, most - 1)[..., None])
+    above = candidates & (score > least)
+    level = candidates & (score == least)
+    return above | (level & (level.cumsum(-1) <= (count - above.sum(-1))[..., None]))

@@ -1,6 +1,6 @@
-"""Memory: kept prompt entries of uneven heads, packed, and a growing rectangle for what is generated."""
+"""Memory: kept prompt entries of uneven heads, packed, and a rectangle for what is generated."""
 
 from madakv.cache.ragged import RaggedEntries
-from madakv.cache.tail import Tail
+from madakv.cache.tail import FixedTail, Tail
 
-__all__ = ["RaggedEntries", "Tail"]
+__all__ = ["FixedTail", "RaggedEntries", "Tail"]

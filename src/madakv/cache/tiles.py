@@ -12,22 +12,22 @@ from torch import Tensor
 class TileSchedule:
     """Which heads attend to which tile; made once per eviction, read at every step.
 
-    The memory is read as whole tiles, each attended by the head that owns its first entry. What that leaves out is
-    read through extra windows of a tile's size: one for each further head where heads meet within a tile, and those
-    for the entries behind the last whole tile. There are at most as many extra windows as heads, or one more.
+    The memory is read as whole tiles, each attended by the head that owns its middle entry. What other heads have in
+    a tile lies on one side of the middle, so a window of half a tile holds it. Windows are copied before they are
+    read; there are at most as many as heads with entries, or one more.
 
     Attributes:
-        tiles: whole tiles.
-        owner: [tiles + extras] int64, the flat (row, head) index that attends: of each tile, then of each window.
-        window: [extras, size] int64, the entries that an extra window reads.
-        mask: [tiles + extras, 1, 1, size], additive, -inf at entries that are not the owner's, or not read for it
-            here.
+        owner: [tiles + windows] int64, the flat (row, head) index that attends: of each tile, then of each window.
+        mask: [tiles, 1, 1, size], additive, -inf at entries that are not the owner's.
+        window: [windows * width] int64, the entries that the windows read.
+        window_mask: [windows, 1, 1, width], additive, -inf at entries that are not the owner's, or that another tile
+            or window reads for it.
     """
 
-    tiles: int
     owner: Tensor
-    window: Tensor
     mask: Tensor
+    window: Tensor
+    window_mask: Tensor
 
     @classmethod
     def of(cls, lengths: tuple[int, ...], size: int, like: Tensor) -> TileSchedule:
@@ -36,25 +36,31 @@ class TileSchedule:
         Args:
             lengths: entries of each (row, head), at least one in all.
             size: entries per tile, at most the sum of the lengths.
-            like: gives the device and the dtype of the mask.
+            like: gives the device and the dtype of the masks.
         """
         used = sum(lengths)
-        tiles = used // size
+        tiles, width = used // size, max(1, size // 2)
         head_of = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))
         whole = head_of[: tiles * size].view(tiles, size)
-        # Within a tile heads ascend, so a further one begins wherever the owner changes.
-        tile, changed = (whole.diff(dim=1) != 0).nonzero(as_tuple=True)
-        behind = head_of[tiles * size :].unique()
-        owner = torch.cat([whole[:, 0], whole[tile, changed + 1], behind])
-        start = torch.cat([torch.arange(tiles), tile]) * size
-        start = torch.cat([start, torch.full_like(behind, used - size)])
-        entry = start[:, None] + torch.arange(size)
-        hidden = head_of[entry] != owner[:, None]
-        hidden[len(owner) - len(behind) :, : size - used % size] = True
-        mask = torch.zeros(hidden.shape, dtype=like.dtype).masked_fill(hidden, float("-inf"))
+        owner = whole[:, size // 2]
+        foreign = whole != owner[:, None]
+        # Entries that no tile reads for their own head, cut where they or their heads change and after each width.
+        left = torch.cat([foreign.flatten(), foreign.new_ones(used - tiles * size)]).nonzero()[:, 0]
+        cut = torch.cat([left.new_ones(1), (left.diff() != 1) | (head_of[left].diff() != 0)])[: len(left)].bool()
+        run = left[cut][cut.cumsum(0) - 1]
+        cut = (left - run) % width == 0
+        begin = left[cut]
+        end = begin + (cut.cumsum(0) - 1).bincount(minlength=len(begin))
+        window = begin.clamp_max(used - width)[:, None] + torch.arange(width)
+        hidden = (window < begin[:, None]) | (window >= end[:, None])
         return cls(
-            tiles=tiles,
-            owner=owner.to(like.device),
-            window=entry[tiles:].to(like.device),
-            mask=mask[:, None, None].to(like.device),
+            owner=torch.cat([owner, head_of[begin]]).to(like.device),
+            mask=_additive(foreign, like),
+            window=window.flatten().to(like.device),
+            window_mask=_additive(hidden, like),
         )
+
+
+def _additive(hidden: Tensor, like: Tensor) -> Tensor:
+    mask = torch.zeros(hidden.shape, dtype=like.dtype).masked_fill(hidden, float("-inf"))
+    return mask[:, None, None].to(like.device)

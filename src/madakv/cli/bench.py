@@ -82,12 +82,13 @@ def prefill(
     device: Device = "cpu",
     dtype: Dtype = "bf16",
     repeats: Repeats = 5,
+    fill: FillOption = "auto",
     shortest: Shortest = 0.5,
     seed: Seed = 0,
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """Time to read a prompt, and what eviction adds."""
+    """Time to read a prompt, and what eviction adds: within a prefill, and alone."""
     _run("prefill", **locals())
 
 

@@ -19,15 +19,21 @@ from madakv.errors import (
 )
 from madakv.hf.attention import register
 from madakv.hf.cache import IMPLEMENTATION, RaggedCache
+from madakv.hf.compiled import compiled_steps, masks_for_steps
 from madakv.hf.draft import generate_with_draft
+from madakv.hf.echo import Echo, check_echo
 from madakv.hf.options import (
+    STATIC,
+    cache_implementation,
     check_cache,
     check_forward_options,
     check_generation_options,
     check_later_pass,
     new_tokens,
     own_cache_implementation,
+    room_for,
 )
+from madakv.methods.base import GroupedMethod
 from madakv.modality import family_of, prompt_modality
 from madakv.run import Kept, Run
 
@@ -37,7 +43,7 @@ def attached(model: Any, run: Run) -> Iterator[None]:
     """Evict every prompt that `model` reads inside the block; see `madakv.evict`."""
     _check_model(model)
     # Made once for its refusals alone: better here than in the middle of the first generation.
-    RaggedCache(model.config, run.method)
+    check_echo(RaggedCache(model.config, run.method))
     register()
     configs = _attention_configs(model)
     before = [config._attn_implementation for config in configs]
@@ -46,16 +52,23 @@ def attached(model: Any, run: Run) -> Iterator[None]:
             "this model, or one that shares its config, is already inside `madakv.evict`; leave that block first"
         )
     overrides: dict[str, Any] = {"generate_batch": _refuse_generate_batch, "__deepcopy__": _refuse_deepcopy}
+    prepare = _Prepare(model, run)
+    overrides["get_compiled_call"] = compiled_steps(model, model.get_compiled_call, prepare)
     if callable(getattr(model, "generate", None)):
         overrides["generate"] = _guarded(model, model.generate, run)
+        overrides["prepare_inputs_for_generation"] = masks_for_steps(model.prepare_inputs_for_generation)
     own = {name: model.__dict__[name] for name in overrides if name in model.__dict__}
     hooks = []
     try:
         for config in configs:
             config._attn_implementation_internal = IMPLEMENTATION
-        hooks.append(model.register_forward_pre_hook(_Prepare(model, run), with_kwargs=True))
+        hooks.append(model.register_forward_pre_hook(prepare, with_kwargs=True))
         hooks.append(model.register_forward_hook(_Record(run), with_kwargs=True))
         hooks.append(model.get_decoder().register_forward_pre_hook(_require_cache, with_kwargs=True))
+        if isinstance(run.method, GroupedMethod) and run.method.echo:
+            echo = Echo(run.method.echo)
+            hooks.append(model.get_decoder().register_forward_pre_hook(echo.before, with_kwargs=True))
+            hooks.append(model.get_decoder().register_forward_hook(echo.after, with_kwargs=True))
         model.__dict__.update(overrides)
         yield
     finally:
@@ -79,6 +92,9 @@ class _Prepare:
     def __call__(
         self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if torch.compiler.is_compiling():
+            # `compiled_steps` has done it.
+            return args, kwargs
         if module.training:
             raise UnsupportedOptionError("the model is in training mode; call model.eval() before evicting")
         if args:
@@ -101,9 +117,11 @@ class _Prepare:
         else:
             check_later_pass(cache, kwargs)
             new = new_tokens(kwargs)
-            if cache.reads_prompt and new is not None and new.shape[1] > 1:
+            if cache.reads_prompt and not cache.hears_echo and new is not None and new.shape[1] > 1:
                 # The next turn: the answer was shorter than the lookahead.
                 record(cache, self._run)
+            if new is not None:
+                cache.take_room(new.shape[1])
         return (), kwargs
 
 
@@ -164,18 +182,26 @@ def _guarded(model: PreTrainedModel, generate: Callable[..., Any], run: Run) -> 
         named = list(inspect.signature(generate).parameters)[2:]
         kwargs = dict(zip(named, args, strict=False)) | kwargs
         default = model.generation_config
+        fixed = cache_implementation(kwargs, generation_config) == STATIC
         check_generation_options(kwargs, generation_config, default)
         check_cache(kwargs.get("past_key_values"))
         cache: RaggedCache | None = kwargs.pop("past_key_values", None)
         kwargs.pop("cache_implementation", None)
+        room = room_for(inputs, cache, kwargs, generation_config, default) if fixed else None
         kwargs["generation_config"] = generation_config
-        with own_cache_implementation(default):
+        with own_cache_implementation(default), own_cache_implementation(generation_config):
             if cache is None and run.method.draft:
                 ids = kwargs.pop("input_ids", None) if inputs is None else inputs
                 return generate_with_draft(
-                    model, generate, ids, lambda: RaggedCache(model.config, run.method), run.method.draft, **kwargs
+                    model,
+                    generate,
+                    ids,
+                    lambda: RaggedCache(model.config, run.method, room=room),
+                    run.method.draft,
+                    **kwargs,
                 )
             cache = RaggedCache(model.config, run.method) if cache is None else cache
+            cache.reserve(room)
             out = generate(inputs, past_key_values=cache, **kwargs)
         finish(cache, run)
         return out

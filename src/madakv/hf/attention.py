@@ -66,7 +66,7 @@ def attention(
             query=query,
             key=key,
             value=value,
-            modality=layer.modality(key.device),
+            modality=layer.modality_read(key.device),
             scaling=scaling,
             mask=attention_mask,
             softcap=softcap,
@@ -91,7 +91,7 @@ def _check_call(
     if layer_behind(value) is not layer:
         raise UnsupportedModelError(f"{name} changes the values between cache and attention; it cannot be evicted")
     if layer.awaits_prompt:
-        known = layer.modality(key.device).shape[1]
+        known = layer.modality_read(key.device).shape[1]
         if known != key.shape[2]:
             raise InputError(
                 f"the prompt has {known} tokens, but {name} reads {key.shape[2]}: placeholders are expanded inside "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any, cast
 
@@ -11,16 +13,16 @@ from torch.nn.functional import pad
 from transformers import Cache, DynamicCache
 from transformers.cache_utils import CacheLayerMixin, DynamicLayer
 
-from madakv.attention.backend import decode_attention
 from madakv.attention.ragged import ragged_partial, weights_on_prompt
-from madakv.cache import RaggedEntries, Tail
+from madakv.attention.step import captured_step, publish, step_attention
+from madakv.cache import FixedTail, RaggedEntries, Tail
 from madakv.errors import UnsupportedModelError, UnsupportedOptionError
 from madakv.eviction import PromptEviction
 from madakv.merge import merge_evicted
 from madakv.methods import Method
 from madakv.modality import Modality
 from madakv.plan import KeepPlan
-from madakv.scoring import LayerView, attention_paid
+from madakv.scoring import LayerView, attention_paid, most_attention
 
 _LAYER_TAG = "_madakv_layer"
 
@@ -34,16 +36,6 @@ IMPLEMENTATION = "madakv"
 """The name under which transformers knows madakv's attention; configs carry it inside `madakv.evict` only."""
 
 
-def attention_to_prefix(view: LayerView, heard: Tensor) -> Tensor:
-    """What those of the last tokens that are `heard` ([B, n] bool) attend to among all before the last n.
-
-    Returns:
-        [B, H, G, N] fp32.
-    """
-    N = view.key.shape[2] - heard.shape[1]
-    return attention_paid(view, pad(heard.to(view.key.device), (N, 0)))[..., :N]
-
-
 class _PromptSlot:
     """Where a cache and its layers meet: what is known of the prompt.
 
@@ -54,6 +46,9 @@ class _PromptSlot:
         modality: [B, N] of the prompt, once it is announced; follows the cache's rows.
         draft: [B, n] bool, where the last n of the tokens that are read are a draft of the answer, which is not kept:
             those of them that score.
+        echo: [B, n] bool, where text of the prompt is read again as the last n tokens, which are not kept either:
+            which of them are such text.
+        echoes: whether tokens that are read after the prompt are its echo.
         eviction: the decisions, while the prompt is being read.
     """
 
@@ -61,6 +56,8 @@ class _PromptSlot:
         self.config = config
         self.modality: Tensor | None = None
         self.draft: Tensor | None = None
+        self.echo: Tensor | None = None
+        self.echoes = False
         self.eviction: PromptEviction | None = None
 
     def reading(self) -> PromptEviction:
@@ -95,6 +92,8 @@ class RaggedLayer(CacheLayerMixin):
         self.full_nbytes = 0
         self.device = torch.device("cpu")
         self._mean_entries = 0
+        self._handle: Tensor | None = None
+        self._before: Tensor | None = None
 
     @property
     def awaits_prompt(self) -> bool:
@@ -106,6 +105,14 @@ class RaggedLayer(CacheLayerMixin):
         if self._slot.modality is None:
             raise RuntimeError("the prompt was not announced: call begin_prompt before the prefill")
         return self._slot.modality.to(device)
+
+    def modality_read(self, device: torch.device) -> Tensor:
+        """[B, T] of all tokens that are read together with the prompt, on a device."""
+        modality, echo = self.modality(device), self._slot.echo
+        if echo is None:
+            return modality
+        behind = torch.where(echo.to(device), int(Modality.TEXT), int(Modality.PADDING))
+        return torch.cat([modality, behind.to(modality.dtype)], 1)
 
     @torch.no_grad()
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
@@ -122,6 +129,8 @@ class RaggedLayer(CacheLayerMixin):
             )
         if self.entries is None:
             self.prompt_length = key_states.shape[2]
+        elif isinstance(self.tail, FixedTail):
+            self.tail.append(key_states, value_states)
         else:
             self.tail.append(key_states, value_states, self._mean_entries)
         for states in (key_states, value_states):
@@ -134,17 +143,21 @@ class RaggedLayer(CacheLayerMixin):
 
         Without gradients: an autograd graph behind the kept entries would keep the evicted ones alive.
         """
-        eviction = self._slot.reading()
-        if self._slot.draft is not None:
-            whole, view = view, view.prefix(view.key.shape[2] - self._slot.draft.shape[1])
-            eviction.score(view)
-            for token in torch.eye(self._slot.draft.shape[1], dtype=torch.bool):
-                # One after another, as a lookahead hears them: a maximum over groups is not linear.
-                heard = self._slot.draft & token.to(self._slot.draft.device)
-                eviction.add_later(self.number, attention_to_prefix(whole, heard))
-            self.prompt_length = view.key.shape[2]
-        else:
-            eviction.score(view)
+        eviction, draft, echo = self._slot.reading(), self._slot.draft, self._slot.echo
+        whole, N = view, eviction.modality.shape[1]
+        view = whole.prefix(N)
+        eviction.score(view)
+        T = whole.key.shape[2]
+        if draft is not None:
+            n = draft.shape[1]
+            # One after another, as a lookahead hears them: a maximum over groups is not linear.
+            apart = torch.eye(n, dtype=torch.bool, device=draft.device)[:, None] & draft
+            for attention in attention_paid(whole, pad(apart, (N, T - N - n)).to(whole.key.device)):
+                eviction.add_later(self.number, attention[..., :N])
+        if echo is not None:
+            heard = pad(echo, (T - echo.shape[1], 0)).to(whole.key.device)
+            eviction.add_echo(self.number, most_attention(whole, heard)[..., :N])
+        self.prompt_length = N
         if eviction.method.waits:
             plan = KeepPlan.everything(view.modality, view.key.shape[1])
             self.entries = RaggedEntries.gather(view.key, view.value, plan)
@@ -188,14 +201,19 @@ class RaggedLayer(CacheLayerMixin):
         """Attention of the newest tokens over this layer; see `ragged_attention`."""
         if self.entries is None:
             raise RuntimeError("attend was called before the prompt was read")
+        if isinstance(self.tail, FixedTail) and mask is None:
+            mask = self.tail.visible(query.shape[2])
         options: dict[str, Any] = {"scaling": scaling, "mask": mask, "softcap": softcap, "sinks": sinks}
+        if isinstance(self.tail, FixedTail) and self._handle is not None and torch.compiler.is_compiling():
+            return captured_step(query, self._handle, self.tail, **options)
         if self._slot.eviction is None:
-            out = decode_attention(query, self.entries, self.tail, **options)
-            if out is not None:
-                return out
+            out = step_attention(query, self.entries, self.tail, **options)
+            if self._handle is None and isinstance(self.tail, FixedTail) and query.shape[2] == 1:
+                # Only now: the step has made the tables that kernels read, which no capture may do.
+                self._handle = publish(self.entries)
+            return out
         part = ragged_partial(query, self.entries, self.tail, **options)
-        if self._slot.eviction is not None:
-            self._note(query, part.lse, scaling, softcap)
+        self._note(query, part.lse, scaling, softcap)
         B, Hq, Q, _ = query.shape
         return part.out.to(query.dtype).view(B, Hq, Q, -1)
 
@@ -209,14 +227,38 @@ class RaggedLayer(CacheLayerMixin):
         B, N = modality.shape
         seen = weights[0].new_zeros(B, *weights[0].shape[:2], N)
         for b, paid in enumerate(weights):
-            seen[b, :, :, modality[b] != Modality.PADDING] = paid.sum(2)
-        self._slot.reading().add_later(self.number, seen)
+            seen[b, :, :, modality[b] != Modality.PADDING] = paid.amax(2) if self._slot.echoes else paid.sum(2)
+        eviction = self._slot.reading()
+        (eviction.add_echo if self._slot.echoes else eviction.add_later)(self.number, seen)
+
+    def fix_tail(self, room: int) -> None:
+        """From now on, keep later tokens at fixed addresses, with room for so many more."""
+        if self.entries is None:
+            raise RuntimeError("a tail is fixed after the prompt was evicted")
+        B, H = self.entries.counts.shape
+        like = (self.entries.keys, self.entries.values)
+        self.tail = FixedTail.following(self.tail, like=like, owners=(B, H), room=room)
+        self._handle = None
+        self._before = torch.tensor(self.prompt_length, device=self.entries.keys.device)
+        torch._dynamo.mark_static_address(self._before, guard=False)
+
+    def free_tail(self) -> None:
+        """From now on, let the tail grow as it needs to."""
+        if isinstance(self.tail, FixedTail):
+            self.tail, self._handle, self._before = self.tail.growing(), None, None
+
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether all that a step reads is where it stays: after one step that was not captured."""
+        return self._handle is not None
 
     def move(self, device: torch.device | str) -> None:
         """Keep everything on another device from now on."""
         if self.entries is not None:
             self.entries = self.entries.to(device)
             self.tail.to(device)
+            self._handle = None
+            self._before = None if self._before is None else self._before.to(device)
 
     def offload(self) -> None:
         """Move to the host's memory; `prefetch` brings back."""
@@ -235,13 +277,20 @@ class RaggedLayer(CacheLayerMixin):
         """Nothing to prepare: memory is taken when it is known how much is kept."""
 
     def get_seq_length(self) -> int:
-        """LOGICAL length: all tokens seen, evicted ones included; transformers derives positions from it."""
+        """LOGICAL length: all tokens seen, evicted ones included; transformers derives positions from it.
+
+        Of a fixed tail it is a tensor on the device, as of transformers' static layers.
+        """
+        if isinstance(self.tail, FixedTail) and self._before is not None:
+            return cast(int, self._before + self.tail.count)
         return self.prompt_length + self.tail.length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Width and offset of the mask: after the prompt it covers the tail alone, kept entries are all seen."""
         if self.entries is None:
             return query_length, 0
+        if isinstance(self.tail, FixedTail):
+            return self.tail.length, self.prompt_length
         return self.tail.length + query_length, self.prompt_length
 
     def get_max_length(self) -> int:
@@ -258,6 +307,7 @@ class RaggedLayer(CacheLayerMixin):
             rows = indices.to(self.entries.counts.device)
             self.entries = self.entries.select_rows(rows)
             self.tail.select_rows(rows)
+            self._handle = None
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every batch row."""
@@ -276,6 +326,7 @@ class RaggedLayer(CacheLayerMixin):
         """Forget everything; the next tokens are a new prompt."""
         self._slot.eviction = self._slot.modality = None
         self.entries, self.tail, self.prompt_length, self.is_initialized = None, Tail(), 0, False
+        self._handle = self._before = None
 
 
 class RaggedCache(Cache):
@@ -287,12 +338,14 @@ class RaggedCache(Cache):
     Args:
         config: the model's config; its text part decides the layers.
         method: how to evict.
+        room: tokens after the prompt; see `reserve`.
 
     Raises:
         UnsupportedModelError: no layer could be evicted, or layers share each other's entries.
+        UnsupportedOptionError: room for a model with other layers.
     """
 
-    def __init__(self, config: Any, method: Method) -> None:
+    def __init__(self, config: Any, method: Method, *, room: int | None = None) -> None:
         text_config = config.get_text_config(decoder=True)
         if getattr(text_config, "num_kv_shared_layers", None):
             raise UnsupportedModelError(
@@ -313,6 +366,76 @@ class RaggedCache(Cache):
             raise UnsupportedModelError(
                 f"{text_config.model_type!r} has no full-attention layer to evict (its cache layers: {kinds})"
             )
+        self._room: int | None = None
+        self._used = 0
+        self._masks_inside = False
+        self.reserve(room)
+
+    def reserve(self, room: int | None) -> None:
+        """Say how many more tokens will be read after the prompt, so that they lie at fixed addresses.
+
+        Passes that read one of them can then be captured. The memory is taken once the prompt is evicted.
+
+        Args:
+            room: tokens; None if nobody knows: then the cache grows, and cannot be captured.
+
+        Raises:
+            UnsupportedOptionError: layers that are left as they are have no fixed addresses.
+        """
+        others = sorted({type(layer).__name__ for layer in self.layers if not isinstance(layer, RaggedLayer)})
+        if room is not None and others:
+            raise UnsupportedOptionError(
+                "cache_implementation='static' needs a model whose layers all have full attention; this one's cache "
+                f"also has {', '.join(others)}"
+            )
+        self._room, self._used = room, 0
+        if not self.awaits_prompt and not self.reads_prompt:
+            self._set_tails()
+
+    def _set_tails(self) -> None:
+        for layer in self.ragged_layers:
+            if self._room is None:
+                layer.free_tail()
+            else:
+                layer.fix_tail(self._room - self._used)
+
+    @property
+    def is_fixed(self) -> bool:
+        """Whether the prompt was evicted, and later tokens go to fixed addresses."""
+        return self._room is not None and not self.awaits_prompt and not self.reads_prompt
+
+    @property
+    def can_be_captured(self) -> bool:
+        """Whether all that a step reads is where it stays: after one step that was not captured."""
+        return all(layer.can_be_captured for layer in self.ragged_layers)
+
+    @property
+    def is_compileable(self) -> bool:
+        """Whether `generate` may compile its steps, and prepare their masks."""
+        return self._room is not None and not self._masks_inside
+
+    @contextmanager
+    def masks_inside(self) -> Iterator[None]:
+        """Let the model prepare its own masks, from those that say what is padding."""
+        self._masks_inside = True
+        try:
+            yield
+        finally:
+            self._masks_inside = False
+
+    def take_room(self, tokens: int) -> None:
+        """Note that so many tokens are about to be read; counted on the host, so that nothing waits.
+
+        Raises:
+            UnsupportedOptionError: there is not enough room for them.
+        """
+        if self._room is not None and not self.awaits_prompt:
+            if self._used + tokens > self._room:
+                raise UnsupportedOptionError(
+                    f"the cache has room for {self._room} tokens after the prompt; {self._used} were read, and "
+                    f"{tokens} more do not fit"
+                )
+            self._used += tokens
 
     @property
     def awaits_prompt(self) -> bool:
@@ -323,10 +446,25 @@ class RaggedCache(Cache):
         """Forget what was read after the prompt."""
         for layer in self.ragged_layers:
             layer.tail = Tail()
+        if self.is_fixed:
+            self.reserve(self._room)
 
     def expect_draft(self, heard: Tensor) -> None:
         """Announce that a draft follows the prompt, [B, n] bool: which of its tokens score. None of them is kept."""
         self._slot.draft = heard
+
+    def expect_echo(self, said: Tensor) -> None:
+        """Announce that text of the prompt is read again as the last tokens, [B, n] bool: which of them are text."""
+        self._slot.echo = said
+
+    @contextmanager
+    def hearing_echo(self) -> Iterator[None]:
+        """What is read inside the block, by a cache that waits, is the prompt's own text once more."""
+        self._slot.echoes = True
+        try:
+            yield
+        finally:
+            self._slot.echoes = False
 
     @property
     def reads_prompt(self) -> bool:
@@ -334,10 +472,21 @@ class RaggedCache(Cache):
         return self._slot.eviction is not None
 
     @property
+    def hears_echo(self) -> bool:
+        """Whether a `hearing_echo` block is open."""
+        return self._slot.echoes
+
+    @property
+    def prompt_ahead(self) -> Tensor | None:
+        """[B, N] of `Modality` values of the prompt that the pass in progress is about to read; None in others."""
+        due = self.reads_prompt and self.ragged_layers[0].awaits_prompt
+        return self._slot.reading().modality if due else None
+
+    @property
     def is_due(self) -> bool:
         """Whether the method has seen as many tokens after the prompt as it waits for."""
         later = self.ragged_layers[0].tail.length
-        return later >= self.method.lookahead
+        return later >= self.method.lookahead and not self.hears_echo
 
     @property
     def modality(self) -> Tensor | None:
@@ -350,7 +499,7 @@ class RaggedCache(Cache):
         Args:
             modality: [B, N] of `Modality` values.
         """
-        self._slot.modality = modality
+        self._slot.modality, self._used = modality, 0
         drafted = 0 if self._slot.draft is None else self._slot.draft.shape[1]
         own = modality[:, : modality.shape[1] - drafted]
         self._slot.eviction = PromptEviction(self.method, own, len(self.evicted_layers))
@@ -361,11 +510,13 @@ class RaggedCache(Cache):
         Layers whose eviction was put off are evicted now, whatever the method still waits for.
         """
         eviction = self._slot.reading()
-        self._slot.modality, self._slot.draft = eviction.modality, None
+        self._slot.modality, self._slot.draft, self._slot.echo = eviction.modality, None, None
         if eviction.method.waits:
             for layer in self.ragged_layers:
                 layer.evict_later()
         self._slot.eviction = None
+        if self._room is not None:
+            self._set_tails()
         return eviction.plans
 
     def batch_select_indices(self, indices: Tensor) -> None:

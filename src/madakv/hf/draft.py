@@ -12,7 +12,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from madakv.errors import UnsupportedOptionError
 from madakv.hf.cache import RaggedCache
-from madakv.hf.options import effective
+from madakv.hf.options import effective, most_new_tokens
 from madakv.modality import family_of
 
 _CALL_OPTIONS = (
@@ -24,8 +24,6 @@ _ONE_SEQUENCE = {"num_beams": 1, "num_return_sequences": 1}
 _OF_ONE_CALL = ("position_ids", "token_type_ids", "max_time")
 _OF_EVERY_TOKEN = ("output_scores", "output_logits", "output_hidden_states")
 _PLAIN = GenerationConfig()
-_DEFAULT_LENGTH = 20
-"""New tokens where nothing says how many, as in transformers."""
 
 
 def generate_with_draft(
@@ -118,10 +116,8 @@ class _Call:
 
     def most_new_tokens(self, ids: Tensor) -> int:
         """How long the answer may be."""
-        most, longest = self._effective("max_new_tokens"), self._effective("max_length")
-        if most is not None:
-            return int(most)
-        return _DEFAULT_LENGTH if longest is None else int(longest) - ids.shape[1]
+        given, default = self._all.get("generation_config"), self._model.generation_config
+        return most_new_tokens(ids.shape[1], self._all, given, default)
 
     def draft(self, ids: Tensor, cache: RaggedCache, tokens: int) -> Tensor:
         """[B, N + n]: the prompt and a draft of up to so many tokens."""
@@ -157,7 +153,7 @@ class _Call:
         unsaid = (stops.cumsum(-1) - stops.to(torch.int64) > 0) | placeholder
         filling = next(token for token in range(len(named) + 2) if token not in (*named, self._pad))
         options = {**self._options, "max_new_tokens": 1, "min_new_tokens": None}
-        options["attention_mask"] = torch.cat([self._mask(ids), torch.ones_like(later)], dim=1)
+        options["attention_mask"] = torch.cat([self._mask(ids), (~unsaid).to(later.dtype)], dim=1)
         if (kinds := options.get("mm_token_type_ids")) is not None:
             options["mm_token_type_ids"] = torch.cat([kinds, torch.zeros_like(later)], dim=1)
         kept.expect_draft(~unsaid)

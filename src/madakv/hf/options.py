@@ -25,6 +25,12 @@ _REFUSED = {
     "output_attentions": "no N x N attention is ever computed",
 }
 
+STATIC = "static"
+"""As transformers calls a cache of fixed addresses, which `generate` may compile."""
+
+_DEFAULT_LENGTH = 20
+"""New tokens where nothing says how many, as in transformers."""
+
 _NO_CACHE = "use_cache=False leaves nothing to evict; drop it, or leave `madakv.evict`"
 
 _NEUTRAL = {
@@ -53,11 +59,57 @@ def check_generation_options(options: dict[str, Any], given: Any, default: Any) 
             raise UnsupportedOptionError(f"{name}={_short(value)} cannot be combined with eviction: {why}")
     if effective("use_cache", options, given, default) is False:
         raise UnsupportedOptionError(_NO_CACHE)
-    wanted = options.get("cache_implementation") or getattr(given, "cache_implementation", None)
-    if wanted not in (None, "dynamic"):
+    wanted = cache_implementation(options, given)
+    if wanted not in (None, "dynamic", STATIC):
         raise UnsupportedOptionError(
             f"cache_implementation={wanted!r} cannot be combined with eviction, which brings its own cache"
         )
+    beams = effective("num_beams", options, given, default)
+    if wanted == STATIC and beams not in (None, 1):
+        raise UnsupportedOptionError(
+            f"num_beams={beams} cannot be combined with eviction and cache_implementation={STATIC!r}: beams would "
+            "move what has to stay at its address"
+        )
+
+
+def cache_implementation(options: dict[str, Any], given: Any) -> str | None:
+    """The kind of cache that a call asks for; what a model's default says gives way.
+
+    Args:
+        options: keyword arguments of the `generate` call.
+        given: the `generation_config` argument of the call, or None.
+    """
+    return options.get("cache_implementation") or getattr(given, "cache_implementation", None)
+
+
+def room_for(inputs: Any, cache: RaggedCache | None, options: dict[str, Any], given: Any, default: Any) -> int:
+    """Tokens that a `generate` call reads after the prompt, at most; the last new one is read by nobody.
+
+    Args:
+        inputs: the first argument of the call, or None.
+        cache: of an earlier call; None if the call begins with a prompt.
+        options, given, default: see `check_generation_options`.
+    """
+    named = (inputs, *(options.get(name) for name in ("input_ids", "inputs_embeds")))
+    width = next((x.shape[1] for x in named if isinstance(x, Tensor)), 0)
+    later = most_new_tokens(width, options, given, default) - 1
+    if cache is None or cache.awaits_prompt:
+        return later
+    seen = int(cache.get_seq_length())
+    return later + (width - seen if width > seen else width)
+
+
+def most_new_tokens(width: int, options: dict[str, Any], given: Any, default: Any) -> int:
+    """How long the answer of a `generate` call may be.
+
+    Args:
+        width: tokens of the call's input.
+        options, given, default: see `check_generation_options`.
+    """
+    most, longest = (effective(name, options, given, default) for name in ("max_new_tokens", "max_length"))
+    if most is not None:
+        return int(most)
+    return _DEFAULT_LENGTH if longest is None else int(longest) - width
 
 
 def check_forward_options(options: dict[str, Any], config: Any) -> None:
@@ -88,6 +140,9 @@ def check_later_pass(cache: RaggedCache, options: dict[str, Any]) -> None:
     mask = options.get("attention_mask")
     new = new_tokens(options)
     if not isinstance(mask, Tensor) or new is None:
+        return
+    if cache.is_fixed and mask.dim() == 4 and new.shape[1] == 1:
+        # Prepared by generate, from one that says what is padding.
         return
     if mask.dim() != 2:
         raise UnsupportedOptionError(
@@ -122,7 +177,7 @@ def check_cache(cache: Any) -> None:
 
 @contextmanager
 def own_cache_implementation(config: Any) -> Iterator[None]:
-    """Silence the cache that a model's default generation config names; ours takes its place.
+    """Silence the cache that a generation config names, a call's or a model's default; ours takes its place.
 
     transformers merges the default into whatever config a call brings, so it can only be silenced at the source.
     """

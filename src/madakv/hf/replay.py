@@ -18,7 +18,9 @@ from transformers import (
 from madakv.errors import UnsupportedModelError
 from madakv.hf.attach import attached, record
 from madakv.hf.cache import RaggedCache
+from madakv.hf.echo import echo_places
 from madakv.methods import Full, Method
+from madakv.methods.base import GroupedMethod
 from madakv.run import Run
 from madakv.scoring import LayerView
 
@@ -82,27 +84,41 @@ class ReadPrompt:
             max_new_tokens: of the answer; a draft is no longer than that.
         """
         cache = self._read_by(model, run.method)
-        if cache.is_due:
+        if not run.method.lookahead:
             record(cache, run)
         if run.method.draft:
             most = run.method.draft if max_new_tokens is None else min(run.method.draft, max_new_tokens)
             drafted = continue_greedily(
                 model, cache, self.logits, seen=self.ids, end=end_ids(model), max_new_tokens=most
             )
-            cache = self._read_by(model, replace(run.method, draft=0, lookahead=len(drafted)))
-            for token in drafted:
-                # The last of them makes the cache evict.
-                read_more(model, cache, [token])
-            cache.forget_tail()
+            cache = self._read_by(model, run.method, drafted)
+            record(cache, run)
         return cache
 
-    def _read_by(self, model: Any, method: Method) -> RaggedCache:
+    def _read_by(self, model: Any, method: Method, drafted: Sequence[int] = ()) -> RaggedCache:
+        """A cache that has read the prompt, and has heard what else scores; not evicted if that came after it."""
+        echo = self._echo(method)
+        if drafted or echo:
+            # What comes after the prompt is heard as long as the prompt is whole.
+            method = replace(method, draft=0, lookahead=max(method.lookahead, len(drafted) + 1))
         cache = RaggedCache(model.config, method)
         cache.begin_prompt(self.modality)
         for layer, view in zip(cache.ragged_layers, self.views, strict=True):
             layer.prompt_length = view.key.shape[2]
             layer.read_prompt(view)
+        for token in drafted:
+            read_more(model, cache, [token])
+        if echo:
+            with cache.hearing_echo():
+                read_more(model, cache, echo)
+        cache.forget_tail()
         return cache
+
+    def _echo(self, method: Method) -> list[int]:
+        """The ids of the text that is read again."""
+        most = method.echo if isinstance(method, GroupedMethod) else 0
+        places, said = echo_places(self.modality, most)
+        return [self.ids[place] for place in places[said].tolist()]
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from madakv.errors import ConfigurationError
 from madakv.merge import Merge
 from madakv.methods.options import check_choice, check_number, check_positive
 from madakv.plan import KeepPlan
-from madakv.scoring import GroupReduction, LayerView, context_attention, over_groups
+from madakv.scoring import GroupReduction, LayerView, over_groups, proxy_and_context_attention, proxy_attention
 
 
 class Allocator(ABC):
@@ -96,9 +96,12 @@ class Method(ABC):
     def score(self, view: LayerView) -> Tensor:
         """psi, [B, H, N] fp32, from one layer's prefill."""
 
-    def prior(self, view: LayerView) -> Tensor | None:  # noqa: ARG002
-        """What is added to psi once all queries have been heard, times psi's sum, [B, H, N] fp32; None: nothing."""
-        return None
+    def score_with_prior(self, view: LayerView) -> tuple[Tensor, Tensor | None]:
+        """psi, and a prior, [B, H, N] fp32, told in the same pass over the keys; None: there is none.
+
+        The prior is added to psi once all queries have been heard, times psi's sum.
+        """
+        return self.score(view), None
 
     def worth(self, view: LayerView) -> Tensor | None:  # noqa: ARG002
         """What psi is multiplied by after that, [B, H, N] fp32; None: nothing."""
@@ -133,24 +136,51 @@ class GroupedMethod(Method):
         context: how many queries of the prompt, at even distances, say what later ones are expected to attend to;
             0: none.
         context_weight: how much all of these count together against all proxies and tokens of the answer together.
+        echo: how many text tokens of the prompt are read once more behind it, whose entries are not kept: the most
+            that any of them attends to an entry says what later questions are expected to look up (the idea of
+            KVzip, arXiv 2505.23416, without a second prefill); 0: none. The prompt takes as much longer to read.
+        echo_weight: how much the echo counts, as `context_weight`.
     """
 
     groups: GroupReduction = "mean"
     context: int = 0
     context_weight: float = 1.0
+    echo: int = 0
+    echo_weight: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("groups", self.groups, GroupReduction)
         check_number("context", self.context)
         check_positive("context_weight", self.context_weight)
+        check_number("echo", self.echo)
+        check_positive("echo_weight", self.echo_weight)
 
-    def prior(self, view: LayerView) -> Tensor | None:
-        """The prompt's own attention, if asked for."""
+    @abstractmethod
+    def heard(self, modality: Tensor) -> Tensor:
+        """[B, N] bool: the queries whose attention scores."""
+
+    def weigh(self, attention: Tensor, view: LayerView) -> Tensor:  # noqa: ARG002
+        """psi from the attention of those queries, both [B, H, N] fp32."""
+        return attention
+
+    @final
+    def score(self, view: LayerView) -> Tensor:
+        """psi alone; methods state `heard` and `weigh`."""
+        return self.weigh(proxy_attention(view, self.heard(view.modality), self.groups), view)
+
+    def score_with_prior(self, view: LayerView) -> tuple[Tensor, Tensor | None]:
+        """The prompt's own attention is the prior, if asked for."""
         if not self.context:
-            return None
-        return context_attention(view, self.context, self.groups) * self.context_weight
+            return self.score(view), None
+        attention, expected = proxy_and_context_attention(view, self.heard(view.modality), self.context, self.groups)
+        return self.weigh(attention, view), expected * self.context_weight
 
     def later_score(self, attention: Tensor) -> Tensor:
         """The mean or the maximum over the group."""
         return over_groups(attention, self.groups) * self.answer_weight
+
+    def echo_prior(self, most: Tensor) -> Tensor:
+        """The prior that an echo gives, [B, H, N], from the most that any of it attends to, [B, H, G, N]."""
+        agreed = over_groups(most, self.groups)
+        return agreed / agreed.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) * self.echo_weight

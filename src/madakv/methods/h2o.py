@@ -11,7 +11,6 @@ from madakv.budget.ranked import RankedPlans
 from madakv.methods.base import Allocator, GroupedMethod
 from madakv.modality import Modality
 from madakv.plan import KeepPlan
-from madakv.scoring import LayerView, proxy_attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +25,9 @@ class H2O(GroupedMethod):
 
     name: ClassVar[str] = "h2o"
 
-    def score(self, view: LayerView) -> Tensor:
-        """The attention of all queries."""
-        return proxy_attention(view, view.modality != Modality.PADDING, self.groups)
+    def heard(self, modality: Tensor) -> Tensor:
+        """All queries."""
+        return modality != Modality.PADDING
 
     def allocator(self, modality: Tensor, *, heads: int, layers: int) -> Allocator:
         """Even shares; the newest half of a share is protected."""

@@ -14,7 +14,6 @@ from madakv.methods.base import Allocator, GroupedMethod
 from madakv.methods.options import check_choice
 from madakv.modality import Modality
 from madakv.plan import KeepPlan
-from madakv.scoring import LayerView, proxy_attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +44,9 @@ class LookM(GroupedMethod):
         """The merging, if any."""
         return None if self.merging == "none" else self.merging  # type: ignore[return-value]
 
-    def score(self, view: LayerView) -> Tensor:
-        """The attention of all queries."""
-        return proxy_attention(view, view.modality != Modality.PADDING, self.groups)
+    def heard(self, modality: Tensor) -> Tensor:
+        """All queries."""
+        return modality != Modality.PADDING
 
     def allocator(self, modality: Tensor, *, heads: int, layers: int) -> Allocator:
         """Even shares, text first."""

@@ -30,9 +30,10 @@ from madakv.methods.options import (
 )
 from madakv.modality import Modality
 from madakv.plan import KeepPlan
-from madakv.scoring import LayerView, ProxyRule, proxy_attention, proxy_mask
+from madakv.scoring import LayerView, ProxyRule, proxy_mask
 from madakv.scoring.pooling import pool
 from madakv.scoring.proxies import newest
+from madakv.scoring.values import value_norms
 
 Compensation = Literal["none", "capped", "demand", "signal"]
 """What a layer keeps when its demand and its allotment differ; see `MadaKV.compensation`."""
@@ -69,7 +70,7 @@ class MadaKV(GroupedMethod):
 
     name: ClassVar[str] = "madakv"
     theta: float = 0.9
-    compensation: Compensation = "none"
+    compensation: Compensation = "capped"
     proxies: ProxyRule = "question"
     max_proxies: int = 32
     text_pooling: int = 5
@@ -90,16 +91,12 @@ class MadaKV(GroupedMethod):
         check_flag("values", self.values)
         check_share("safeguard", self.safeguard)
 
-    def score(self, view: LayerView) -> Tensor:
-        """psi from the proxies' attention."""
-        return proxy_attention(view, self.proxy_mask(view.modality), self.groups)
-
     def worth(self, view: LayerView) -> Tensor | None:
         """The norms of the values, if they count."""
-        return view.value.float().norm(dim=-1) if self.values else None
+        return value_norms(view.value) if self.values else None
 
-    def proxy_mask(self, modality: Tensor) -> Tensor:
-        """[B, N] bool: the proxies of each row."""
+    def heard(self, modality: Tensor) -> Tensor:
+        """The proxies."""
         return proxy_mask(modality, self.proxies, self.max_proxies)
 
     def kinds(self, modality: Tensor) -> Tensor:
@@ -115,7 +112,7 @@ class _MadaAllocator(Allocator):
     def __init__(self, method: MadaKV, modality: Tensor, heads: int, layers: int) -> None:
         self.method = method
         self.modality = method.kinds(modality)
-        self.protectable = method.proxy_mask(modality)
+        self.protectable = method.heard(modality)
         self.valid = (modality != Modality.PADDING)[:, None].expand(-1, heads, -1)
         tokens = self.valid[:, 0].sum(-1)
         average = prompt_entries(method.budget, tokens)

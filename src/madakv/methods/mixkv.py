@@ -11,8 +11,9 @@ from torch.nn.functional import normalize
 
 from madakv.methods.snapkv import SnapKV
 from madakv.modality import Modality
-from madakv.scoring import LayerView, proxy_mask
+from madakv.scoring import LayerView
 from madakv.scoring.pooling import Pooling
+from madakv.scoring.values import value_norms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +32,10 @@ class MixKV(SnapKV):
     kernel: int = 5
     pooling: Pooling = "mean"
 
-    def score(self, view: LayerView) -> Tensor:
+    def weigh(self, attention: Tensor, view: LayerView) -> Tensor:
         """The mix, window tokens excepted, which keep their attention."""
         valid = view.modality != Modality.PADDING
-        candidates = (valid & ~proxy_mask(view.modality, self.window))[:, None]
-        attention = super().score(view)
+        candidates = (valid & ~self.heard(view.modality))[:, None]
         attention = super().rank(attention, view.modality)
         key = normalize(view.key.float(), dim=-1) * valid[:, None, :, None]
         tokens = valid.sum(-1).clamp_min(1)[:, None]
@@ -43,7 +43,7 @@ class MixKV(SnapKV):
         pairs = (tokens * (tokens - 1)).clamp_min(1)
         redundancy = ((tokens**2 * (mean**2).sum(-1) - tokens) / pairs).clamp(0, 1)[..., None]
         diversity = -(key @ mean[..., None])[..., 0]
-        norm = view.value.float().norm(dim=-1)
+        norm = value_norms(view.value)
         typical = _mean(attention, candidates)
         importance = attention + _scaled(norm, candidates, typical)
         mixed = (1 - redundancy) * importance + redundancy * _scaled(diversity, candidates, typical)

@@ -12,7 +12,7 @@ from madakv.budget.ranked import RankedPlans
 from madakv.methods.base import Allocator, GroupedMethod
 from madakv.methods.options import check_choice, check_proxies, check_width
 from madakv.plan import KeepPlan
-from madakv.scoring import LayerView, ProxyRule, proxy_attention, proxy_mask
+from madakv.scoring import ProxyRule, proxy_mask
 from madakv.scoring.pooling import Pooling, PoolingScope, pool
 
 
@@ -47,14 +47,13 @@ class SnapKV(GroupedMethod):
         check_choice("pooling", self.pooling, Pooling)
         check_choice("pooling_scope", self.pooling_scope, PoolingScope)
 
-    def score(self, view: LayerView) -> Tensor:
-        """The attention of the window."""
-        return proxy_attention(view, proxy_mask(view.modality, self.window), self.groups)
+    def heard(self, modality: Tensor) -> Tensor:
+        """The window."""
+        return proxy_mask(modality, self.window)
 
     def rank(self, psi: Tensor, modality: Tensor) -> Tensor:
         """[B, H, N]: what is kept first, from summed scores."""
-        window = proxy_mask(modality, self.window)
-        return pool(psi, modality, self.kernel, self.pooling, self.pooling_scope, without=window)
+        return pool(psi, modality, self.kernel, self.pooling, self.pooling_scope, without=self.heard(modality))
 
     def layer_weights(self, layers: int) -> Tensor:
         """[L], how the budget beyond the window is shared by the layers: evenly."""
@@ -67,7 +66,7 @@ class SnapKV(GroupedMethod):
 
     def allocator(self, modality: Tensor, *, heads: int, layers: int) -> Allocator:
         """Shares of the layers and heads, ranked by pooled scores."""
-        window = proxy_mask(modality, self.window)
+        window = self.heard(modality)
         plans = RankedPlans(modality, heads=heads, layers=layers, budget=self.budget, protect=window)
         plans.share_layers(self.layer_weights(layers), floor=window.sum(-1))
         return _Observed(self, plans)

@@ -3,11 +3,12 @@
 from madakv.scoring.attention import (
     GroupReduction,
     attention_paid,
+    most_attention,
     over_groups,
     proxy_attention,
     proxy_attention_reference,
 )
-from madakv.scoring.context import context_attention, context_attention_reference
+from madakv.scoring.context import context_attention_reference, proxy_and_context_attention
 from madakv.scoring.proxies import ProxyRule, proxy_mask, spread_mask
 from madakv.scoring.view import LayerView
 
@@ -16,9 +17,10 @@ __all__ = [
     "LayerView",
     "ProxyRule",
     "attention_paid",
-    "context_attention",
     "context_attention_reference",
+    "most_attention",
     "over_groups",
+    "proxy_and_context_attention",
     "proxy_attention",
     "proxy_attention_reference",
     "proxy_mask",

@@ -1,10 +1,12 @@
 """psi: the attention that the proxies pay to every prompt token (MadaKV, importance score).
 
-Costs P x N per head and never N x N: only the proxies' rows of the attention matrix are computed.
+Costs P x N per head and never N x N: only the proxies' rows of the attention matrix are computed, and keys are read
+once for all that is asked of them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
 import torch
@@ -15,9 +17,18 @@ from madakv.scoring.view import LayerView
 GroupReduction = Literal["mean", "max"]
 """How the G query heads that share a KV head agree on one score."""
 
-_SCRATCH_ELEMENTS = 1 << 22
-"""Elements of fp32 logits computed at a time (16 MiB, and a few copies of that while the softmax runs). Rows of the
-batch, heads and proxies go one chunk after another; the least chunk is one proxy of one head's group."""
+_PRODUCT_ROWS = 64
+"""Query rows that a CPU multiplies with keys at a time, over the heads of a group: with fewer, fewer keys are read
+in vain that lie behind all of them; with more, keys are read less often."""
+
+
+def scratch_elements(device: torch.device) -> int:
+    """Elements of fp32 logits, or of keys or values in fp32, that are there at a time; and a few copies of that.
+
+    On a CPU, pieces of more than 4 MiB leave the caches, and their memory is fresh each time, which costs more than
+    the arithmetic. A GPU would wait for the launches of pieces that small, and gets 64 MiB.
+    """
+    return 1 << 20 if device.type == "cpu" else 1 << 24
 
 
 def proxy_attention(view: LayerView, proxies: Tensor, groups: GroupReduction = "mean") -> Tensor:
@@ -35,63 +46,123 @@ def proxy_attention(view: LayerView, proxies: Tensor, groups: GroupReduction = "
 
 
 def over_groups(paid: Tensor, groups: GroupReduction) -> Tensor:
-    """[B, H, G, N] -> [B, H, N]: what the query heads that share a KV head agree on."""
-    return paid.mean(2) if groups == "mean" else paid.amax(2)
+    """[..., H, G, N] -> [..., H, N]: what the query heads that share a KV head agree on."""
+    return paid.mean(-2) if groups == "mean" else paid.amax(-2)
 
 
-def attention_paid(view: LayerView, proxies: Tensor) -> Tensor:
-    """What each query head's proxies attend to, summed over proxies.
+def attention_paid(view: LayerView, queries: Tensor) -> Tensor:
+    """What each query head attends to, summed over the queries of each set.
+
+    All sets are told in one pass over the keys; a query that is in several is computed once.
 
     Args:
         view: the layer's prefill.
-        proxies: [B, N] bool.
+        queries: [..., B, N] bool; leading axes are sets.
+
+    Returns:
+        [..., B, H, G, N] fp32, zero at padding.
+    """
+    B, H, N, _ = view.key.shape
+    G = view.query.shape[1] // H
+    sets = queries.reshape(-1, B, N)
+    paid = torch.zeros(len(sets), B, H, G, N, dtype=torch.float32, device=view.key.device)
+    for b, heads, rows, alpha in _pieces(view, sets.any(0)):
+        paid[:, b, heads, :, : alpha.shape[-1]] += (sets[:, b, rows].float() @ alpha).permute(2, 0, 1, 3)
+    return paid.view(*queries.shape[:-2], B, H, G, N)
+
+
+def most_attention(view: LayerView, queries: Tensor) -> Tensor:
+    """The most that any of the queries attends to each token, of each query head.
+
+    Args:
+        view: the layer's prefill.
+        queries: [B, N] bool.
 
     Returns:
         [B, H, G, N] fp32, zero at padding.
     """
-    B, H, N, D = view.key.shape
+    B, H, N, _ = view.key.shape
+    most = torch.zeros(B, H, view.query.shape[1] // H, N, dtype=torch.float32, device=view.key.device)
+    for b, heads, _, alpha in _pieces(view, queries):
+        seen = most[b, heads, :, : alpha.shape[-1]]
+        torch.maximum(seen, alpha.amax(2), out=seen)
+    return most
+
+
+def _pieces(view: LayerView, queries: Tensor) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
+    """What the queries attend to, in pieces that fit the scratch memory.
+
+    Args:
+        queries: [B, N] bool.
+
+    Yields:
+        The batch row; the KV heads; the queries' places [P] int64; alpha [h, G, P, n] over the first n tokens, behind
+        which they see nothing.
+    """
+    _, H, N, D = view.key.shape
     G = view.query.shape[1] // H
-    paid = torch.zeros(B, H, G, N, dtype=torch.float32, device=view.key.device)
-    for b, rows in enumerate(_proxy_rows(proxies)):
-        if not len(rows):
+    room = scratch_elements(view.key.device)
+    padded = (view.modality < 0).any(-1).tolist()
+    # On the host, so that the device is waited for once and not for every chunk.
+    for b, heard in enumerate(queries.cpu()):
+        places = heard.nonzero()[:, 0]
+        if not len(places):
             continue
-        P = max(1, min(len(rows), _SCRATCH_ELEMENTS // (G * N)))
-        step = max(1, min(H, _SCRATCH_ELEMENTS // (G * P * N), _SCRATCH_ELEMENTS // (N * D)))
+        most = _PRODUCT_ROWS // G if view.key.device.type == "cpu" else N
+        P = max(1, min(len(places), most, room // (G * N)))
+        step = max(1, min(H, room // (G * P * N), room // (N * D)))
         for start in range(0, H, step):
             heads = slice(start, min(start + step, H))
             key = view.key[b, heads].float()
-            for chunk in rows.split(P):
-                paid[b, heads] += _attention(view, b, heads, key, chunk).sum(2)
-    return paid
+            for chunk in places.split(P):
+                rows = chunk.to(key.device)
+                # Behind its last query, a causal chunk sees nothing.
+                end = N if view.mask is not None else int(chunk[-1]) + 1
+                alpha = _attention(view, b, heads, key[:, :end], rows, first=int(chunk[0]), padded=padded[b])
+                yield b, heads, rows, alpha
 
 
-def _attention(view: LayerView, b: int, heads: slice, key: Tensor, rows: Tensor) -> Tensor:
-    """alpha [h, G, P, N] of the proxies at `rows` ([P] int64) of batch row b, for a slice of h KV heads.
+def _attention(
+    view: LayerView, b: int, heads: slice, key: Tensor, rows: Tensor, *, first: int, padded: bool
+) -> Tensor:
+    """alpha [h, G, P, n] of the queries at `rows` ([P] int64) of batch row b, for a slice of h KV heads.
 
     Args:
-        key: [h, N, D], those heads' keys in fp32.
+        key: [h, n, D], those heads' first keys in fp32.
+        first: the least of `rows`.
+        padded: whether the batch row has padding.
     """
-    h, N, _ = key.shape
+    h, n, D = key.shape
     H = view.key.shape[1]
     G = view.query.shape[1] // H
-    query = view.query[b, heads.start * G : heads.stop * G, rows].float().view(h, -1, key.shape[-1])
-    logits = (query @ key.transpose(-1, -2)).mul_(view.scaling).view(h, G, -1, N)
+    query = view.query[b, heads.start * G : heads.stop * G, rows].float().view(h, -1, D).mul_(view.scaling)
+    logits = (query @ key.transpose(-1, -2)).view(h, G, -1, n)
     if view.softcap is not None:
         logits = logits.div_(view.softcap).tanh_().mul_(view.softcap)
-    hidden = ~(view.modality[b] >= 0)
+    # Masks are added and not filled in: on a CPU, that is ten times as fast.
+    if padded:
+        logits += _bias(view.modality[b, :n] < 0, like=logits)
+    blind = None
     if view.mask is None:
-        hidden = hidden | (torch.arange(N, device=rows.device) > rows[:, None])
+        later = torch.arange(first + 1, n, device=rows.device) > rows[:, None]
+        logits[..., first + 1 :] += _bias(later, like=logits)
     else:
         # [1 or Hq, P, N] -> [1 or h, 1 or G, P, N]
         mask = view.mask[b if view.mask.shape[0] > 1 else 0][:, rows]
-        mask = mask.view(H, G, -1, N)[heads] if len(mask) > 1 else mask[None]
-        if mask.dtype == torch.bool:
-            hidden = hidden | ~mask
-        else:
-            logits = logits.add_(mask)
-    logits = logits.masked_fill_(hidden, float("-inf"))
-    sinks = None if view.sinks is None else view.sinks.float().view(H, G, 1, 1)[heads]
-    return _softmax(logits, sinks)
+        mask = mask.view(H, G, -1, n)[heads] if len(mask) > 1 else mask[None]
+        logits += _bias(~mask, like=logits) if mask.dtype == torch.bool else mask
+        blind = logits.amax(-1, keepdim=True) == float("-inf")
+    alpha = logits.softmax(-1)
+    if view.sinks is not None:
+        # A sink takes its share of what the softmax hands out.
+        sinks = view.sinks.float().view(H, G, 1, 1)[heads]
+        alpha *= torch.sigmoid(logits.logsumexp(-1, keepdim=True) - sinks)
+    return alpha if blind is None else alpha.masked_fill_(blind, 0.0)
+
+
+def _bias(hidden: Tensor, *, like: Tensor) -> Tensor:
+    """-inf where `hidden`, else zero, fp32."""
+    return like.new_zeros(hidden.shape).masked_fill_(hidden, float("-inf"))
 
 
 def proxy_attention_reference(view: LayerView, proxies: Tensor, groups: GroupReduction = "mean") -> Tensor:
@@ -122,20 +193,3 @@ def proxy_attention_reference(view: LayerView, proxies: Tensor, groups: GroupRed
                     per_head[g] += row.softmax(0)[:N]
             psi[b, h] = per_head.mean(0) if groups == "mean" else per_head.amax(0)
     return psi
-
-
-def _proxy_rows(proxies: Tensor) -> list[Tensor]:
-    """The proxies' positions in each row."""
-    return [row.nonzero()[:, 0] for row in proxies]
-
-
-def _softmax(logits: Tensor, sinks: Tensor | None) -> Tensor:
-    """Softmax over the last axis; a row that sees nothing gives zeros, a sink takes its share."""
-    top = logits.amax(-1, keepdim=True)
-    if sinks is not None:
-        top = torch.maximum(top, sinks)
-    weight = torch.exp(logits - top.masked_fill(top == float("-inf"), 0.0))
-    total = weight.sum(-1, keepdim=True)
-    if sinks is not None:
-        total = total + torch.exp(sinks - top)
-    return weight / total.masked_fill(total == 0, 1.0)

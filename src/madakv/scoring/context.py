@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from madakv.modality import Modality
-from madakv.scoring.attention import GroupReduction, proxy_attention
+from madakv.scoring.attention import GroupReduction, attention_paid, over_groups, proxy_attention
 from madakv.scoring.proxies import spread_mask
 from madakv.scoring.view import LayerView
 
@@ -18,32 +18,32 @@ _DOUBT = 1 / 16
 """How many queries, as a share of all, count as having ignored a token beside those that could see it."""
 
 
-def context_attention(view: LayerView, queries: int, groups: GroupReduction = "mean") -> Tensor:
-    """Average attention of a sample of the prompt's queries, as a distribution over its tokens.
+def proxy_and_context_attention(
+    view: LayerView, proxies: Tensor, queries: int, groups: GroupReduction = "mean"
+) -> tuple[Tensor, Tensor]:
+    """psi, and the average attention of a sample of the prompt's queries, as a distribution over its tokens.
 
     Early tokens are seen by more queries than late ones; each token's attention is divided by how many of the sample
     come after it or are it, so that this is no advantage, and what few have seen is trusted less.
 
     Args:
         view: the layer's prefill.
+        proxies: [B, N] bool.
         queries: size of the sample, at even distances over the prompt.
         groups: how query heads of a group combine.
 
     Returns:
-        [B, H, N] fp32, each head's sum 1; zero at padding.
+        psi as of `proxy_attention`; and [B, H, N] fp32, each head's sum 1. Both are zero at padding.
     """
     sample = spread_mask(view.modality, queries)
-    paid = proxy_attention(view, sample, groups)
+    psi, paid = over_groups(attention_paid(view, torch.stack([proxies, sample])), groups)
     seen = sample.flip(-1).cumsum(-1).flip(-1)[:, None]
     average = paid / (seen + queries * _DOUBT)
-    return average / average.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return psi, average / average.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
 
 
 def context_attention_reference(view: LayerView, queries: int) -> Tensor:
-    """The same mean over groups, one token after another, in float64.
-
-    Args, returns: as `context_attention`, but [B, H, N] fp64.
-    """
+    """The same distribution with the mean over groups, one token after another: [B, H, N] fp64."""
     B, H, N, _ = view.key.shape
     out = torch.zeros(B, H, N, dtype=torch.float64)
     for b in range(B):

@@ -1,0 +1,140 @@
+"""Read text of the prompt once more behind it: what it looks up then is what later questions will.
+
+Echoed tokens pass through the decoder together with the prompt, behind it, so that nothing in the prompt sees them.
+Their attention scores, their entries are not kept, and what the decoder returns for them is cut off.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from madakv.errors import UnsupportedOptionError
+from madakv.hf.cache import RaggedCache
+from madakv.modality import Modality
+
+_RUN = 16
+"""Tokens that are echoed in one piece where not all of the text is: a fact is only found by its own words."""
+_EXTENDED = ("inputs_embeds", "input_ids", "attention_mask", "position_ids", "cache_position", "visual_pos_masks")
+
+
+def echo_places(modality: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Which text tokens of each row are read again.
+
+    Args:
+        modality: [B, N] of `Modality` values.
+        most: tokens; of longer texts, runs at even distances are taken.
+
+    Returns:
+        places [B, E] int64 in ascending order, E at most `most`; and [B, E] bool, false behind a row's last one.
+    """
+    text = modality == Modality.TEXT
+    tokens = text.sum(-1, keepdim=True)
+    E = min(most, int(tokens.max()))
+    number = torch.arange(E, device=modality.device).expand(len(modality), E)
+    run, runs = min(_RUN, max(1, E)), max(1, E // _RUN)
+    # Of a text with as many tokens or fewer, the runs lie one behind another.
+    start = (number // run).clamp_max(runs - 1) * (tokens - E).clamp_min(0) // max(1, runs - 1)
+    places = text.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
+    return places.gather(1, (number + start).clamp_max(modality.shape[1] - 1)), number < tokens
+
+
+def check_echo(cache: RaggedCache) -> None:
+    """Refuse an echo where layers keep states of their own: they could not take it back.
+
+    Raises:
+        UnsupportedOptionError: the method has an echo, and not all layers of the cache are evicted.
+    """
+    echo = getattr(cache.method, "echo", 0)
+    if echo and len(cache.evicted_layers) != len(cache.layers):
+        raise UnsupportedOptionError(
+            f"echo={echo} needs a model whose layers all have full attention: sliding windows and linear states "
+            "cannot take an echo back"
+        )
+
+
+class Echo:
+    """The hooks around the decoder: echoed tokens go in behind the prompt, and do not come out.
+
+    Args:
+        most: tokens that are read again.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._tokens: int | None = None
+        """Of the pass in progress, where it is a prompt's."""
+
+    def before(
+        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """Before the decoder's pass.
+
+        Raises:
+            UnsupportedOptionError: the decoder takes masks or features that cannot be told for further tokens.
+        """
+        cache: RaggedCache = kwargs["past_key_values"]
+        modality = cache.prompt_ahead
+        if modality is None:
+            return None
+        embeds = kwargs.get("inputs_embeds")
+        if embeds is None:
+            embeds = module.get_input_embeddings()(kwargs["input_ids"])  # type: ignore[operator]
+        N = embeds.shape[1]
+        _check(module, kwargs, N)
+        places, valid = echo_places(modality, self._most)
+        places, valid = places.to(embeds.device), valid.to(embeds.device)
+        E = places.shape[1]
+        if not E:
+            return None
+        self._tokens = N
+        cache.expect_echo(valid)
+        repeated = embeds.gather(1, places[..., None].expand(-1, -1, embeds.shape[-1]))
+        changed = {"inputs_embeds": torch.cat([embeds, repeated], 1), "input_ids": None}
+        mask, positions, slots = (kwargs.get(name) for name in ("attention_mask", "position_ids", "cache_position"))
+        if mask is not None or not bool(valid.all()):
+            mask = torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device) if mask is None else mask
+            changed["attention_mask"] = torch.cat([mask, valid.to(mask.dtype)], 1)
+        later = torch.arange(1, E + 1, device=embeds.device)
+        if positions is not None:
+            last = positions.amax(-1, keepdim=True)
+            if positions.dim() == 3:
+                # The axes of a picture end apart; text goes on behind the farthest.
+                last = last.amax(0, keepdim=True).expand_as(last)
+            changed["position_ids"] = torch.cat([positions, last + later], -1)
+        if slots is not None:
+            changed["cache_position"] = torch.cat([slots, slots[-1] + later])
+        if (visual := kwargs.get("visual_pos_masks")) is not None:
+            changed["visual_pos_masks"] = pad(visual, (0, E))
+        return args, kwargs | changed
+
+    def after(self, _module: torch.nn.Module, _args: Any, _kwargs: dict[str, Any], output: Any) -> Any:
+        """After it."""
+        if self._tokens is None:
+            return output
+        N, self._tokens = self._tokens, None
+        output.last_hidden_state = output.last_hidden_state[:, :N]
+        if output.hidden_states is not None:
+            output.hidden_states = tuple(states[:, :N] for states in output.hidden_states)
+        return output
+
+
+def _check(module: torch.nn.Module, kwargs: dict[str, Any], tokens: int) -> None:
+    """Refuse what cannot be told for further tokens."""
+    mask = kwargs.get("attention_mask")
+    if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+        raise UnsupportedOptionError(
+            f"echo cannot be combined with {type(module).__name__}, which is handed a mask of its own for each layer"
+        )
+    others = [
+        name
+        for name, value in kwargs.items()
+        if name not in _EXTENDED and isinstance(value, Tensor) and value.dim() > 1 and value.shape[1] == tokens
+    ]
+    if others:
+        raise UnsupportedOptionError(
+            f"echo cannot be combined with {type(module).__name__}, which takes {', '.join(others)} for every token"
+        )

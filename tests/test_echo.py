@@ -1,0 +1,138 @@
+"""Text of the prompt that is read once more behind it scores, and leaves no other trace."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import madakv
+from madakv import ConfigurationError, UnsupportedOptionError
+from madakv.hf.echo import echo_places
+from madakv.methods import resolve
+from tests import tiny
+
+
+def places(modality: list[list[int]], most: int) -> list[list[int]]:
+    """Which tokens of each row are read again."""
+    found, valid = echo_places(torch.tensor(modality), most)
+    return [row[own].tolist() for row, own in zip(found, valid, strict=True)]
+
+
+def test_all_text_is_read_again_where_it_fits() -> None:
+    assert places([[0, 1, 1, 0, 0], [-1, -1, 0, 1, 1], [1, 1, 1, 1, 1]], 8) == [[0, 3, 4], [2], []]
+
+
+def test_of_long_texts_runs_at_even_distances_are() -> None:
+    assert places([[0] * 100], 40) == [[*range(16), *range(76, 100)]]
+    assert places([[1, *[0] * 100]], 48) == [[*range(1, 17), *range(43, 59), *range(85, 101)]]
+    assert places([[0] * 30], 5) == [[0, 1, 2, 3, 4]]
+    assert places([[0] * 4 + [1] * 40, [0] * 44], 32) == [[0, 1, 2, 3], [*range(16), *range(28, 44)]]
+
+
+def attentions(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    """[B, Hq, N, N] of every layer."""
+    before = model.config._attn_implementation
+    model.set_attn_implementation("eager")
+    found: tuple[Tensor, ...] = model(**inputs, output_attentions=True).attentions
+    model.set_attn_implementation(before)
+    return found
+
+
+@pytest.mark.parametrize("groups", ["mean", "max"])
+def test_the_most_that_any_echoed_token_attends_counts(groups: str) -> None:
+    """Plans are those of psi + sum(psi) * the echo's share, told from full attention over prompt and echo."""
+    model, inputs = tiny.llava(), tiny.document()
+    method = resolve("madakv", budget=0.2, values=False, context=0, echo=64, echo_weight=2.0, groups=groups)
+    with madakv.evict(model, method) as run:
+        tiny.greedy(model, inputs, 1)
+    ids = inputs["input_ids"]
+    N = ids.shape[1]
+    again = ids[:, (ids != tiny.IMAGE_TOKEN)[0]]
+    longer = {**inputs, "input_ids": torch.cat([ids, again], 1)}
+    longer["attention_mask"] = torch.ones_like(longer["input_ids"])
+    psi = []
+    for layer in attentions(model, longer):
+        heads = layer[..., :N].unflatten(1, (2, 4))
+        question, echo = heads[:, :, :, N - 10 : N].sum(3), heads[:, :, :, N:].amax(3)
+        own, most = (x.mean(2) if groups == "mean" else x.amax(2) for x in (question, echo))
+        psi.append(own + own.sum(-1, keepdim=True) * 2 * most / most.sum(-1, keepdim=True))
+    plans = madakv.allocate(psi, (ids == tiny.IMAGE_TOKEN).long(), method)
+    assert run.last is not None
+    for plan, kept in zip(plans, run.last.plans, strict=True):
+        assert torch.equal(plan.positions, kept.positions)
+    assert run.last.kv_bytes <= 0.2 * run.last.kv_bytes_full * 1.01
+
+
+@pytest.mark.parametrize("options", [{}, {"draft": 3}, {"lookahead": 2}])
+def test_at_budget_one_nothing_changes(options: dict[str, int]) -> None:
+    model, inputs = tiny.llava(), tiny.document()
+    plain = tiny.greedy(model, inputs)
+    with madakv.evict(model, budget=1.0, echo=20, **options) as run:
+        assert torch.equal(tiny.greedy(model, inputs), plain)
+    assert run.last is not None
+    assert run.last.kv_bytes == run.last.kv_bytes_full
+
+
+def test_it_changes_what_is_kept() -> None:
+    model, inputs = tiny.llava(), tiny.document()
+    kept = []
+    for echo in (0, 64):
+        with madakv.evict(model, budget=0.2, echo=echo) as run:
+            tiny.greedy(model, inputs, 1)
+        assert run.last is not None
+        kept.append(torch.cat([plan.positions for plan in run.last.plans]))
+    assert not torch.equal(*kept)
+
+
+@pytest.mark.parametrize("draft", [0, 3])
+def test_a_padded_row_keeps_what_it_keeps_alone(draft: int) -> None:
+    model = tiny.llama()
+    tokens, mask = tiny.ids(40, 23)
+    with madakv.evict(model, budget=0.3, echo=16, draft=draft) as run:
+        both = tiny.greedy(model, {"input_ids": tokens, "attention_mask": mask})
+        assert run.last is not None
+        counts = [plan.counts[1] for plan in run.last.plans]
+        alone = tiny.greedy(model, {"input_ids": tokens[1:, 17:], "attention_mask": mask[1:, 17:]})
+    assert torch.equal(both[1:], alone)
+    for count, plan in zip(counts, run.last.plans, strict=True):
+        assert torch.equal(count, plan.counts[0])
+
+
+def test_hidden_states_are_those_of_the_prompt() -> None:
+    model, inputs = tiny.llava(), tiny.document()
+    N = inputs["input_ids"].shape[1]
+    plain = model(**inputs, output_hidden_states=True)
+    with madakv.evict(model, budget=0.5, echo=8):
+        out = model(**inputs, output_hidden_states=True)
+    assert [states.shape[1] for states in out.hidden_states] == [N] * len(plain.hidden_states)
+    torch.testing.assert_close(out.logits, plain.logits, rtol=1e-4, atol=1e-4)
+
+
+def test_a_prompt_without_text_has_no_echo() -> None:
+    model = tiny.llava()
+    inputs = {"input_ids": torch.full((1, 8), tiny.IMAGE_TOKEN), "pixel_values": torch.randn(2, 3, 8, 8)}
+    with madakv.evict(model, budget=0.5, echo=8) as run:
+        tiny.greedy(model, inputs | {"attention_mask": torch.ones(1, 8, dtype=torch.int64)}, 2)
+    assert run.last is not None
+    assert run.last.kept_share <= 0.5
+
+
+def test_masks_of_their_own_are_refused() -> None:
+    model, inputs = tiny.llama(), {"input_ids": torch.randint(5, 97, (1, 12))}
+    mask = torch.ones(1, 1, 12, 12, dtype=torch.bool).tril()
+    with madakv.evict(model, budget=0.5, echo=8), pytest.raises(UnsupportedOptionError, match="echo"):
+        model(**inputs, attention_mask=mask)
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, True])
+def test_not_a_count(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match="echo"):
+        resolve("madakv", echo=value)
+
+
+def test_methods_that_do_not_score_by_attention_have_no_echo() -> None:
+    with pytest.raises(ConfigurationError, match="echo"):
+        resolve("streaming_llm", echo=8)
