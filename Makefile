@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test test-slow lint format results clean
+.PHONY: venv demo test test-slow lint format results speed clean
 
 venv: $(VENV)/.ready
 
@@ -73,6 +73,25 @@ results-%:
 		--out results/$*/lengths
 	$(BIN)/madakv distance --model $* --suite long-512 --methods $(subst full$(comma),,$(PUBLISHED)),madakv:draft=8 \
 		--budgets 0.2 --samples 3 --out results/$*/distance
+
+# Speed and memory on this machine, which should have nothing else to do: a quarter of an hour on two cores.
+# With KVPRESS=/path/to/its/environment/bin/python, kvpress' too.
+BENCH := $(BIN)/madakv bench
+speed: venv
+	rm -rf results/speed/*/
+	$(BENCH) decode --shape llava-1.5-7b --layers 2 --context 3300 --budgets 1.0,0.2,0.05 --out results/speed/llava-3k
+	$(BENCH) decode --shape llava-1.5-7b --layers 2 --context 32768 --budgets 1.0,0.2,0.05 --tokens 4 \
+		--out results/speed/llava-32k
+	$(BENCH) decode --shape qwen2.5-vl-7b --layers 2 --context 3300,32768 --budgets 1.0,0.2,0.05 --tokens 8 \
+		--out results/speed/qwen
+	$(BENCH) kernel --shape llava-1.5-7b,qwen2.5-vl-7b --context 20000,40000 --budgets 0.2 --out results/speed/kernel
+	$(BENCH) prefill --shape llava-1.5-7b --layers 1 --context 8192 --budgets 1.0,0.2 --repeats 2 --out results/speed/prefill
+	$(BENCH) prefill --shape llava-1.5-7b,qwen2.5-vl-7b --layers 1 --context 8192,16384,32768 --budgets 0.2 \
+		--fill synthetic --out results/speed/evict
+	$(BENCH) memory --shape llava-1.5-7b --layers 2 --context 512 --batch 1,8 --budgets 0.2,0.05 --no-rivals \
+		--out results/speed/memory
+	$(if $(KVPRESS),$(BIN)/python scripts/kvpress_speed.py --kvpress-python $(KVPRESS) --out results/speed)
+	$(BIN)/python scripts/fill_tables.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

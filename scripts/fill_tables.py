@@ -10,7 +10,8 @@ A table stands between two marks, and says where it comes from:
 `budgets` has a line per method and a column per budget: the share of the full cache's average that is left, with its
 95 % interval. `tasks 0.1` has a column per dataset, at that budget. Further words choose: `methods=a;b` the lines and
 their order, `budgets=0.2;0.05` the columns, `model=NAME` the model, `scorer=NAME` the scorer. `file` takes the
-folder's `table.md` as it is.
+folder's `table.md` as it is. `bench decode` (or another command of `madakv bench`) shows the rows of the folder's
+`decode.json`; `contenders=a;b` chooses among them, with `_` for a blank.
 """
 
 from __future__ import annotations
@@ -22,10 +23,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from madakv.bench.results import Row
+from madakv.bench.table import page_table
 from madakv.evaluation.markdown import as_percent, budget_text, markdown_table
 
 ROOT = Path(__file__).parents[1]
-FILES = ("README.md", "docs/choices.md", "docs/suite.md")
+FILES = ("README.md", "docs/choices.md", "docs/performance.md", "docs/suite.md")
 _TABLE = re.compile(r"(<!-- table (\S+) ([^>]+?) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 Line = dict[str, Any]
@@ -41,6 +44,8 @@ def table(folder: str, words: list[str]) -> str:
     if words[0] == "file":
         return (ROOT / folder / "table.md").read_text()
     options = dict(word.split("=", 1) for word in words if "=" in word)
+    if words[0] == "bench":
+        return _bench(folder, words[1], options)
     lines: list[Line] = json.loads((ROOT / folder / "summary.json").read_text())
     for name in ("model", "scorer"):
         wanted = options.get(name, lines[0][name])
@@ -48,6 +53,12 @@ def table(folder: str, words: list[str]) -> str:
     if words[0] == "tasks":
         return _tasks(lines, float(words[1]), options)
     return _budgets(lines, options)
+
+
+def _bench(folder: str, command: str, options: dict[str, str]) -> str:
+    rows = [Row(**row) for row in json.loads((ROOT / folder / f"{command}.json").read_text())["rows"]]
+    wanted = [name.replace("_", " ") for name in _chosen(options, "contenders", str)]
+    return page_table(command, [row for row in rows if not wanted or row.contender in wanted])
 
 
 def _budgets(lines: list[Line], options: dict[str, str]) -> str:

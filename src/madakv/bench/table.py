@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from madakv.bench.results import ResultFile, Row
-from madakv.evaluation.markdown import size_text
+from madakv.evaluation.markdown import markdown_table, size_text
 
 Format = Callable[[float], str]
 
@@ -122,23 +122,43 @@ def table(command: str, rows: Sequence[Row]) -> Table:
         command: decode, prefill, memory or kernel.
         rows: of that command, at least one.
     """
-    first = rows[0].case
-    varying = [name for name in first if any(row.case[name] != first[name] for row in rows)]
-    title = ", ".join(f"{name} {value}" for name, value in first.items() if name not in varying)
+    title, head, body = _laid_out(command, rows)
+    words = head.index(_contender(command))
     made = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
-    for name in varying:
-        made.add_column(name, justify="right", no_wrap=True)
-    made.add_column("op" if command == "kernel" else "cache", no_wrap=True)
-    for heading, _, _ in COLUMNS[command]:
-        made.add_column(heading, justify="right", no_wrap=True)
+    for number, heading in enumerate(head):
+        made.add_column(heading, justify="left" if number == words else "right", no_wrap=True)
     for number, row in enumerate(rows):
         if number and row.case != rows[number - 1].case:
             made.add_section()
-        made.add_row(*(str(row.case[name]) for name in varying), row.contender, *_cells(command, row))
+        made.add_row(*body[number])
     return made
 
 
+def page_table(command: str, rows: Sequence[Row]) -> str:
+    """The same in Markdown, its title above it; columns without a figure are left out."""
+    title, head, body = _laid_out(command, rows)
+    filled = [number for number in range(len(head)) if any(cells[number] for cells in body)]
+    kept = [[cells[number] for number in filled] for cells in [head, *body]]
+    words = {kept[0].index(_contender(command))}
+    return f"{title}:\n\n{markdown_table(kept[0], kept[1:], words=words)}"
+
+
+def _contender(command: str) -> str:
+    return "op" if command == "kernel" else "cache"
+
+
+def _laid_out(command: str, rows: Sequence[Row]) -> tuple[str, list[str], list[list[str]]]:
+    """Title, head and a line of cells for each row."""
+    first = rows[0].case
+    varying = [name for name in first if any(row.case[name] != first[name] for row in rows)]
+    title = ", ".join(f"{name} {value}" for name, value in first.items() if name not in varying)
+    head = [*varying, _contender(command), *(heading for heading, _, _ in COLUMNS[command])]
+    body = [[*(str(row.case[name]) for name in varying), row.contender, *_cells(command, row)] for row in rows]
+    return title, head, body
+
+
 def _cells(command: str, row: Row) -> list[str]:
+    columns = COLUMNS[command]
     if row.refused is not None:
-        return ["refused"]
-    return [form(row.figures[name]) if name in row.figures else "" for _, name, form in COLUMNS[command]]
+        return ["refused", *[""] * (len(columns) - 1)]
+    return [form(row.figures[name]) if name in row.figures else "" for _, name, form in columns]
