@@ -42,14 +42,15 @@ RUN := $(BIN)/madakv
 BUDGETS := 0.5,0.2,0.1,0.05,0.02
 PUBLISHED := full,random,streaming_llm,h2o,snapkv,pyramidkv,adakv,lookm,meda,prefixkv,mixkv
 PUBLISHED := $(PUBLISHED),madakv-paper,mpa,hcc,snapkv:window=question:kernel=1,madakv
+PUBLISHED := $(PUBLISHED),madakv:echo=256
 CONTEXT := full,madakv,madakv:context=0,madakv:echo=256,mpa:context=64,snapkv:window=question
 CONTEXT := $(CONTEXT),mixkv:window=question,mixkv:window=question:context=64,mixkv:window=question:context=64:echo=256
 ASSISTED := draft=8:window=question:context=64:answer_weight=16.0
 DRAFT := full,madakv:draft=8,madakv:draft=8:echo=256,madakv:draft=8:context=0,madakv-paper:draft=8,snapkv:draft=8
 DRAFT := $(DRAFT),mixkv:draft=8:window=question,snapkv:$(ASSISTED),mixkv:$(ASSISTED),mixkv:$(ASSISTED):echo=256
 CHOICES := full,madakv,madakv:context=0,madakv:context=16,madakv:context=256,madakv:context_weight=0.3
-CHOICES := $(CHOICES),madakv:context_weight=3.0,madakv:compensation=none,madakv:compensation=demand
-CHOICES := $(CHOICES),madakv:compensation=signal,madakv:theta=0.7,madakv:groups=max
+CHOICES := $(CHOICES),madakv:context_weight=3.0,madakv:compensation=capped,madakv:compensation=demand
+CHOICES := $(CHOICES),madakv:compensation=signal,madakv:compensation=capped:theta=0.98,madakv:groups=max
 CHOICES := $(CHOICES),madakv:proxies=4,madakv:proxies=8,madakv:proxies=32,madakv:text_pooling=1,madakv:values=False
 CHOICES := $(CHOICES),madakv:safeguard=1.0,madakv:safeguard=0.5,madakv:draft=1,madakv:draft=2,madakv:draft=4
 CHOICES := $(CHOICES),madakv:draft=8,madakv:lookahead=1,madakv:lookahead=2,madakv:draft=8:answer_weight=1.0
@@ -58,7 +59,7 @@ CHOICES := $(CHOICES),madakv:draft=8:safeguard=1.0,madakv:echo=64,madakv:echo=25
 CHOICES := $(CHOICES),madakv:echo=256:context=0,madakv:draft=8:echo=256,madakv:draft=8:echo=256:echo_weight=3.0
 
 results: venv $(MODELS:%=results-%)
-	$(RUN) eval --methods full,madakv,madakv:compensation=none,madakv:draft=12 --budgets 0.5,0.2,0.1,0.05 \
+	$(RUN) eval --methods full,madakv,madakv:compensation=capped,madakv:draft=12 --budgets 0.5,0.2,0.1,0.05 \
 		--samples 40 --out results/digits
 	$(BIN)/python scripts/fill_tables.py
 
@@ -67,7 +68,7 @@ results-%:
 		--out results/$*/published
 	$(RUN) eval --model $* --suite long-512 --methods $(CONTEXT) --budgets $(BUDGETS) --samples 24 --out results/$*/context
 	$(RUN) eval --model $* --suite long-512 --methods $(DRAFT) --budgets $(BUDGETS) --samples 24 --out results/$*/draft
-	$(RUN) eval --model $* --suite long-512 --methods $(CHOICES) --budgets 0.2,0.05 --samples 10 --seed 100000 \
+	$(RUN) eval --model $* --suite long-512 --methods $(CHOICES) --budgets 0.5,0.2,0.05 --samples 10 --seed 100000 \
 		--out results/$*/choices
 	$(RUN) eval --model $* --suite long --methods full,snapkv,mixkv,madakv,madakv:echo=256,madakv:draft=8 --budgets 0.2,0.05 --samples 8 \
 		--out results/$*/lengths

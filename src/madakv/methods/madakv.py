@@ -70,7 +70,7 @@ class MadaKV(GroupedMethod):
 
     name: ClassVar[str] = "madakv"
     theta: float = 0.9
-    compensation: Compensation = "capped"
+    compensation: Compensation = "none"
     proxies: ProxyRule = "question"
     max_proxies: int = 32
     text_pooling: int = 5
