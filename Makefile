@@ -42,7 +42,8 @@ RUN := $(BIN)/madakv
 BUDGETS := 0.5,0.2,0.1,0.05,0.02
 PUBLISHED := full,random,streaming_llm,h2o,snapkv,pyramidkv,adakv,lookm,meda,prefixkv,mixkv
 PUBLISHED := $(PUBLISHED),madakv-paper,mpa,hcc,snapkv:window=question:kernel=1,madakv
-PUBLISHED := $(PUBLISHED),madakv:echo=256
+ECHO := madakv:echo=256
+PUBLISHED := $(PUBLISHED),$(ECHO)
 CONTEXT := full,madakv,madakv:context=0,madakv:echo=256,mpa:context=64,snapkv:window=question
 CONTEXT := $(CONTEXT),mixkv:window=question,mixkv:window=question:context=64,mixkv:window=question:context=64:echo=256
 ASSISTED := draft=8:window=question:context=64:answer_weight=16.0
@@ -72,7 +73,7 @@ results-%:
 		--out results/$*/choices
 	$(RUN) eval --model $* --suite long --methods full,snapkv,mixkv,madakv,madakv:echo=256,madakv:draft=8 --budgets 0.2,0.05 --samples 8 \
 		--out results/$*/lengths
-	$(BIN)/madakv distance --model $* --suite long-512 --methods $(subst full$(comma),,$(PUBLISHED)),madakv:draft=8 \
+	$(BIN)/madakv distance --model $* --suite long-512 --methods $(subst $(comma)$(ECHO),,$(subst full$(comma),,$(PUBLISHED))),madakv:draft=8 \
 		--budgets 0.2 --samples 3 --out results/$*/distance
 
 # Speed and memory on this machine, which should have nothing else to do: a quarter of an hour on two cores.

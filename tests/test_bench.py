@@ -429,6 +429,7 @@ def test_what_was_done_survives(tmp_path: Path) -> None:
         (["decode", "--shape", "tiny", "--device", "tpu"], "--device must be cpu or cuda"),
         (["decode", "--shape", "tiny", "--fill", "water"], "--fill must be one of"),
         (["decode", "--shape", "tiny", "--methods", "madakv:draft=8"], "not measured here"),
+        (["decode", "--shape", "tiny", "--methods", "madakv:echo=8", "--fill", "synthetic"], "use --fill prefill"),
         (["decode", "--model", "small-llava", "--fill", "synthetic"], "takes a --shape"),
     ],
 )

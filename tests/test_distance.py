@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import madakv
-from madakv import bundled
+from madakv import ConfigurationError, bundled
 from madakv.evaluation.distance import ORACLES, errors, oracle_plans, plans_of, read_with_answer
 from madakv.evaluation.distances import distance_table, run_distances
 from madakv.methods import from_text
@@ -109,3 +109,19 @@ def test_a_run_resumes_and_makes_a_table(tmp_path: Path) -> None:
     table = distance_table(rows).splitlines()
     assert len(table) == 4
     assert table[0].count("layer") >= 4
+
+
+def test_an_echo_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="leave out madakv:echo=8"):
+        run_distances(
+            None,
+            None,
+            suite_name="digits",
+            model_name="",
+            methods=[from_text("snapkv"), from_text("madakv:echo=8")],
+            samples=1,
+            seed=0,
+            out=tmp_path,
+            progress=lambda *_: None,
+        )
+    assert list(tmp_path.iterdir()) == []

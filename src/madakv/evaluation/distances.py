@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from madakv.errors import ConfigurationError
 from madakv.evaluation.distance import ORACLES, errors, oracle_plans, plans_of, read_with_answer
 from madakv.evaluation.markdown import budget_text, markdown_table
 from madakv.evaluation.records import open_results
@@ -50,7 +51,14 @@ def run_distances(
     out: Path,
     progress: Progress,
 ) -> list[DistanceRow]:
-    """Measure every method on every sample; args and resuming as `run_samples`. Follow-up questions are left out."""
+    """Measure every method on every sample; args and resuming as `run_samples`. Follow-up questions are left out.
+
+    Raises:
+        ConfigurationError: a method has an echo, which only reading the prompt gives.
+    """
+    echoing = ", ".join(method.label for method in methods if getattr(method, "echo", 0))
+    if echoing:
+        raise ConfigurationError(f"distances are told from a reading without an echo; leave out {echoing}")
     tokenizer = getattr(processor, "tokenizer", processor)
     drawn = suite(suite_name)(samples, seed, takes_several_sizes(processor))
     todo = [sample for sample in drawn if sample.follow_up is None]
