@@ -69,7 +69,7 @@ results-%:
 		--out results/$*/published
 	$(RUN) eval --model $* --suite long-512 --methods $(CONTEXT) --budgets $(BUDGETS) --samples 24 --out results/$*/context
 	$(RUN) eval --model $* --suite long-512 --methods $(DRAFT) --budgets $(BUDGETS) --samples 24 --out results/$*/draft
-	$(RUN) eval --model $* --suite long-512 --methods $(CHOICES) --budgets 0.5,0.2,0.05 --samples 10 --seed 100000 \
+	$(RUN) eval --model $* --suite long-512 --methods $(CHOICES) --budgets 0.2,0.05 --samples 10 --seed 100000 \
 		--out results/$*/choices
 	$(RUN) eval --model $* --suite long --methods full,snapkv,mixkv,madakv,madakv:echo=256,madakv:draft=8 --budgets 0.2,0.05 --samples 8 \
 		--out results/$*/lengths

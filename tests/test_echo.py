@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
 import madakv
 from madakv import ConfigurationError, UnsupportedOptionError
-from madakv.hf.echo import echo_places
+from madakv.hf.cache import RaggedCache
+from madakv.hf.echo import Echo, echo_places
 from madakv.methods import resolve
 from tests import tiny
 
@@ -112,12 +115,79 @@ def test_hidden_states_are_those_of_the_prompt() -> None:
 
 
 def test_a_prompt_without_text_has_no_echo() -> None:
-    model = tiny.llava()
+    model, plans = tiny.llava(), []
     inputs = {"input_ids": torch.full((1, 8), tiny.IMAGE_TOKEN), "pixel_values": torch.randn(2, 3, 8, 8)}
-    with madakv.evict(model, budget=0.5, echo=8) as run:
-        tiny.greedy(model, inputs | {"attention_mask": torch.ones(1, 8, dtype=torch.int64)}, 2)
-    assert run.last is not None
-    assert run.last.kept_share <= 0.5
+    for echo in (0, 8):
+        with madakv.evict(model, budget=0.5, echo=echo, context=0) as run:
+            tiny.greedy(model, inputs | {"attention_mask": torch.ones(1, 8, dtype=torch.int64)}, 2)
+        assert run.last is not None
+        plans.append(torch.cat([plan.positions for plan in run.last.plans]))
+    assert torch.equal(*plans)
+
+
+@pytest.mark.parametrize("with_count", [False, True])
+def test_text_goes_on_behind_the_farthest_axis(with_count: bool) -> None:
+    """The axes of a picture that ends the prompt end apart; a plain count before them goes on by itself."""
+    axes = torch.tensor([[[0, 1, 2, 2]], [[0, 1, 2, 3]], [[0, 1, 2, 2]]])
+    positions = torch.cat([torch.arange(7, 11).view(1, 1, 4), axes]) if with_count else axes
+    cache = SimpleNamespace(prompt_ahead=torch.tensor([[0, 0, 1, 1]]), expect_echo=lambda _: None)
+    kwargs = {"past_key_values": cache, "inputs_embeds": torch.zeros(1, 4, 2), "position_ids": positions}
+    found = Echo(2).before(torch.nn.Identity(), (), kwargs)
+    assert found is not None
+    changed = found[1]["position_ids"]
+    assert torch.equal(changed[..., :4], positions)
+    assert changed[-3:, 0, 4:].tolist() == [[4, 5]] * 3
+    if with_count:
+        assert changed[0, 0, 4:].tolist() == [11, 12]
+
+
+def test_a_failed_prefill_leaves_nothing_behind() -> None:
+    model, inputs = tiny.llava(), tiny.document()
+    turn = torch.randint(5, 97, (1, 19))
+    with madakv.evict(model, budget=0.5, echo=8):
+        cache = model(**inputs).past_key_values
+        fails = model.get_decoder().layers[-1].register_forward_pre_hook(_stop)
+        with pytest.raises(KeyboardInterrupt):
+            model(**tiny.document(text=1, images=1))
+        fails.remove()
+        assert model(input_ids=turn, past_key_values=cache).logits.shape[1] == 19
+
+
+def _stop(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_cache_can_be_used_again() -> None:
+    model = tiny.llava()
+    cache = RaggedCache(model.config, resolve("madakv", budget=0.5, echo=8))
+    with madakv.evict(model, budget=0.5, echo=8):
+        fails = model.get_decoder().layers[-1].register_forward_pre_hook(_stop)
+        with pytest.raises(KeyboardInterrupt):
+            model(**tiny.document(), past_key_values=cache)
+        fails.remove()
+        cache.reset()
+        again = tiny.document(text=2, images=2)
+        assert model(**again, past_key_values=cache).logits.shape[1] == again["input_ids"].shape[1]
+
+
+@pytest.mark.parametrize("option", ["echo", "draft"])
+def test_positions_that_depend_on_length_are_refused(option: str) -> None:
+    config = tiny.text_config(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
+    model = LlamaForCausalLM(config).eval()
+    inputs = torch.randint(5, 97, (1, 12))
+    with pytest.raises(UnsupportedOptionError, match="dynamic"), madakv.evict(model, budget=0.5, **{option: 4}):
+        model.generate(inputs, max_new_tokens=2)
+
+
+def test_what_is_said_of_every_token_is_refused() -> None:
+    model, inputs = tiny.llama(), {"input_ids": torch.randint(5, 97, (1, 12))}
+    with madakv.evict(model, budget=0.5, echo=8):
+        with pytest.raises(UnsupportedOptionError, match="takes weights for every token"):
+            model(**inputs, weights=torch.zeros(1, 12, 4))
+        cache = RaggedCache(model.config, resolve("madakv", echo=8))
+        cache.begin_prompt(torch.zeros(1, 12, dtype=torch.int64))
+        with pytest.raises(UnsupportedOptionError, match="return_dict"):
+            model.get_decoder()(**inputs, return_dict=False, past_key_values=cache)
 
 
 def test_masks_of_their_own_are_refused() -> None:

@@ -308,7 +308,7 @@ def test_an_echo_leaves_no_trace(name: str) -> None:
     assert torch.equal(tokens[:, one.batch["input_ids"].shape[1] :], one.together.tokens)
     method = resolve("madakv", budget=0.3, echo=6)
     with madakv.evict(one.model, method) as run:
-        one.model(**one.rows[0])
+        one.model.generate(**one.rows[0], max_new_tokens=1)
     read, later = run.last, ReadPrompt.of(one.model, one.rows[0])
     with madakv.evict(one.model, method) as run:
         later.evicted(one.model, run)

@@ -4,7 +4,8 @@
 
     auto     triton on a GPU, native on a CPU, torch elsewhere; the default
     torch    PyTorch's operations
-    native   madakv's kernel for CPUs, which a C++ compiler builds when it is first used; bfloat16
+    native   madakv's kernel for CPUs, which a C++ compiler builds when it is first used; bfloat16, heads of multiples
+             of 32 up to 512, at most 16 query rows per KV head, no softcap: all else goes to PyTorch's operations
     triton   madakv's kernel for GPUs
     flash    the package flash-attn, from 2.6.0 on; bfloat16 or float16, heads of at most 256
     varlen   the copy of it that PyTorch ships; likewise, and no softcaps

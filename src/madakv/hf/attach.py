@@ -43,7 +43,7 @@ def attached(model: Any, run: Run) -> Iterator[None]:
     """Evict every prompt that `model` reads inside the block; see `madakv.evict`."""
     _check_model(model)
     # Made once for its refusals alone: better here than in the middle of the first generation.
-    check_echo(RaggedCache(model.config, run.method))
+    check_echo(model.config, RaggedCache(model.config, run.method))
     register()
     configs = _attention_configs(model)
     before = [config._attn_implementation for config in configs]
@@ -53,7 +53,7 @@ def attached(model: Any, run: Run) -> Iterator[None]:
         )
     overrides: dict[str, Any] = {"generate_batch": _refuse_generate_batch, "__deepcopy__": _refuse_deepcopy}
     prepare = _Prepare(model, run)
-    overrides["get_compiled_call"] = compiled_steps(model, model.get_compiled_call, prepare)
+    overrides["get_compiled_call"] = compiled_steps(model, model.get_compiled_call, prepare, prepare.done)
     if callable(getattr(model, "generate", None)):
         overrides["generate"] = _guarded(model, model.generate, run)
         overrides["prepare_inputs_for_generation"] = masks_for_steps(model.prepare_inputs_for_generation)
@@ -88,12 +88,21 @@ class _Prepare:
         self._config = model.config
         self._run = run
         self._signature = inspect.signature(type(model).forward)
+        self._done = False
+
+    @contextmanager
+    def done(self) -> Iterator[None]:
+        """What is passed inside the block has been seen to; also where it was to be compiled, and is not."""
+        self._done = True
+        try:
+            yield
+        finally:
+            self._done = False
 
     def __call__(
         self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        if torch.compiler.is_compiling():
-            # `compiled_steps` has done it.
+        if self._done or torch.compiler.is_compiling():
             return args, kwargs
         if module.training:
             raise UnsupportedOptionError("the model is in training mode; call model.eval() before evicting")

@@ -324,7 +324,7 @@ class RaggedLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget everything; the next tokens are a new prompt."""
-        self._slot.eviction = self._slot.modality = None
+        self._slot.eviction = self._slot.modality = self._slot.draft = self._slot.echo = None
         self.entries, self.tail, self.prompt_length, self.is_initialized = None, Tail(), 0, False
         self._handle = self._before = None
 
@@ -499,7 +499,7 @@ class RaggedCache(Cache):
         Args:
             modality: [B, N] of `Modality` values.
         """
-        self._slot.modality, self._used = modality, 0
+        self._slot.modality, self._used, self._slot.echo = modality, 0, None
         drafted = 0 if self._slot.draft is None else self._slot.draft.shape[1]
         own = modality[:, : modality.shape[1] - drafted]
         self._slot.eviction = PromptEviction(self.method, own, len(self.evicted_layers))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -34,7 +35,10 @@ def masks_for_steps(prepare: Callable[..., dict[str, Any]]) -> Callable[..., dic
 
 
 def compiled_steps(
-    model: Any, compiled_call: Callable[[Any], Callable[..., Any]], check: Callable[..., Any]
+    model: Any,
+    compiled_call: Callable[[Any], Callable[..., Any]],
+    check: Callable[..., Any],
+    checked: Callable[[], AbstractContextManager[None]],
 ) -> Callable[[Any], Callable[..., Any]]:
     """`get_compiled_call` whose result compiles single steps on a cache of fixed addresses.
 
@@ -44,7 +48,8 @@ def compiled_steps(
     Args:
         model: inside `madakv.evict`.
         compiled_call: its own.
-        check: the forward pre-hook; within what is compiled it does nothing.
+        check: the forward pre-hook.
+        checked: a block in which it does nothing.
     """
 
     @functools.wraps(compiled_call)
@@ -56,7 +61,8 @@ def compiled_steps(
             if not isinstance(cache, RaggedCache) or not cache.can_be_captured or new is None or new.shape[1] != 1:
                 return model(*args, **kwargs)
             _, kwargs = check(model, args, kwargs)
-            return run(**with_step_mask(model, kwargs))
+            with checked():
+                return run(**with_step_mask(model, kwargs))
 
         return step
 

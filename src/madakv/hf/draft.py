@@ -12,7 +12,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from madakv.errors import UnsupportedOptionError
 from madakv.hf.cache import RaggedCache
-from madakv.hf.options import effective, most_new_tokens
+from madakv.hf.options import effective, most_new_tokens, rope_by_length
 from madakv.modality import family_of
 
 _CALL_OPTIONS = (
@@ -95,6 +95,11 @@ class _Call:
             raise UnsupportedOptionError(
                 f"draft={draft} needs a model whose layers all have full attention: sliding windows and linear "
                 "states cannot take a draft back; use lookahead"
+            )
+        if (rope := rope_by_length(self._model.config)) is not None:
+            raise UnsupportedOptionError(
+                f"draft={draft} cannot be combined with RoPE of type {rope!r}: the prompt would be rotated as a "
+                "longer one; use lookahead"
             )
         videos = self._all.get("pixel_values_videos") is not None
         if videos and any(hasattr(module, "rope_deltas") for module in self._model.modules()):

@@ -6,6 +6,7 @@ Their attention scores, their entries are not kept, and what the decoder returns
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -14,11 +15,16 @@ from torch.nn.functional import pad
 
 from madakv.errors import UnsupportedOptionError
 from madakv.hf.cache import RaggedCache
+from madakv.hf.options import rope_by_length
 from madakv.modality import Modality
 
 _RUN = 16
 """Tokens that are echoed in one piece where not all of the text is: a fact is only found by its own words."""
-_EXTENDED = ("inputs_embeds", "input_ids", "attention_mask", "position_ids", "cache_position", "visual_pos_masks")
+_AXES = 3
+"""Of M-RoPE's positions: time, height and width; before them may come the plain count of tokens."""
+_EXTENDED = ("inputs_embeds", "input_ids", "attention_mask", "position_ids")
+_OF_PICTURES = ("mm_token_type_ids", "visual_pos_masks")
+"""What decoders may be told of every token besides, zero for text."""
 
 
 def echo_places(modality: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -26,7 +32,7 @@ def echo_places(modality: Tensor, most: int) -> tuple[Tensor, Tensor]:
 
     Args:
         modality: [B, N] of `Modality` values.
-        most: tokens; of longer texts, runs at even distances are taken.
+        most: tokens; of longer texts, runs of 16 at even distances are taken.
 
     Returns:
         places [B, E] int64 in ascending order, E at most `most`; and [B, E] bool, false behind a row's last one.
@@ -42,13 +48,18 @@ def echo_places(modality: Tensor, most: int) -> tuple[Tensor, Tensor]:
     return places.gather(1, (number + start).clamp_max(modality.shape[1] - 1)), number < tokens
 
 
-def check_echo(cache: RaggedCache) -> None:
-    """Refuse an echo where layers keep states of their own: they could not take it back.
+def check_echo(config: Any, cache: RaggedCache) -> None:
+    """Refuse an echo that the model could not take back.
 
     Raises:
-        UnsupportedOptionError: the method has an echo, and not all layers of the cache are evicted.
+        UnsupportedOptionError: the method has an echo, and layers keep states of their own, or positions are rotated
+            by how many tokens there are.
     """
     echo = getattr(cache.method, "echo", 0)
+    if echo and (rope := rope_by_length(config)) is not None:
+        raise UnsupportedOptionError(
+            f"echo={echo} cannot be combined with RoPE of type {rope!r}: the prompt would be rotated as a longer one"
+        )
     if echo and len(cache.evicted_layers) != len(cache.layers):
         raise UnsupportedOptionError(
             f"echo={echo} needs a model whose layers all have full attention: sliding windows and linear states "
@@ -76,10 +87,12 @@ class Echo:
         Raises:
             UnsupportedOptionError: the decoder takes masks or features that cannot be told for further tokens.
         """
+        self._tokens = None
         cache: RaggedCache = kwargs["past_key_values"]
         modality = cache.prompt_ahead
         if modality is None:
             return None
+        kwargs = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
         embeds = kwargs.get("inputs_embeds")
         if embeds is None:
             embeds = module.get_input_embeddings()(kwargs["input_ids"])  # type: ignore[operator]
@@ -88,28 +101,24 @@ class Echo:
         places, valid = echo_places(modality, self._most)
         places, valid = places.to(embeds.device), valid.to(embeds.device)
         E = places.shape[1]
-        if not E:
-            return None
         self._tokens = N
         cache.expect_echo(valid)
         repeated = embeds.gather(1, places[..., None].expand(-1, -1, embeds.shape[-1]))
         changed = {"inputs_embeds": torch.cat([embeds, repeated], 1), "input_ids": None}
-        mask, positions, slots = (kwargs.get(name) for name in ("attention_mask", "position_ids", "cache_position"))
-        if mask is not None or not bool(valid.all()):
-            mask = torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device) if mask is None else mask
-            changed["attention_mask"] = torch.cat([mask, valid.to(mask.dtype)], 1)
-        later = torch.arange(1, E + 1, device=embeds.device)
-        if positions is not None:
+        if (mask := kwargs.get("attention_mask")) is not None:
+            # What fills up shorter echoes stands last, where nothing that is heard sees it.
+            changed["attention_mask"] = pad(mask, (0, E), value=1)
+        if (positions := kwargs.get("position_ids")) is not None:
             last = positions.amax(-1, keepdim=True)
             if positions.dim() == 3:
                 # The axes of a picture end apart; text goes on behind the farthest.
-                last = last.amax(0, keepdim=True).expand_as(last)
-            changed["position_ids"] = torch.cat([positions, last + later], -1)
-        if slots is not None:
-            changed["cache_position"] = torch.cat([slots, slots[-1] + later])
-        if (visual := kwargs.get("visual_pos_masks")) is not None:
-            changed["visual_pos_masks"] = pad(visual, (0, E))
-        return args, kwargs | changed
+                count, axes = last[:-_AXES], last[-_AXES:]
+                last = torch.cat([count, axes.amax(0, keepdim=True).expand_as(axes)])
+            changed["position_ids"] = torch.cat([positions, last + torch.arange(1, E + 1, device=last.device)], -1)
+        for name in _OF_PICTURES:
+            if (told := kwargs.get(name)) is not None:
+                changed[name] = pad(told, (0, E))
+        return (), kwargs | changed
 
     def after(self, _module: torch.nn.Module, _args: Any, _kwargs: dict[str, Any], output: Any) -> Any:
         """After it."""
@@ -124,6 +133,8 @@ class Echo:
 
 def _check(module: torch.nn.Module, kwargs: dict[str, Any], tokens: int) -> None:
     """Refuse what cannot be told for further tokens."""
+    if kwargs.get("return_dict") is False:
+        raise UnsupportedOptionError("echo cannot be combined with return_dict=False")
     mask = kwargs.get("attention_mask")
     if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
         raise UnsupportedOptionError(
@@ -132,7 +143,7 @@ def _check(module: torch.nn.Module, kwargs: dict[str, Any], tokens: int) -> None
     others = [
         name
         for name, value in kwargs.items()
-        if name not in _EXTENDED and isinstance(value, Tensor) and value.dim() > 1 and value.shape[1] == tokens
+        if name not in (*_EXTENDED, *_OF_PICTURES) and isinstance(value, Tensor) and value.shape[1:2] == (tokens,)
     ]
     if others:
         raise UnsupportedOptionError(

@@ -192,6 +192,14 @@ def own_cache_implementation(config: Any) -> Iterator[None]:
         config.cache_implementation = named
 
 
+def rope_by_length(config: Any) -> str | None:
+    """The type of a rotation that depends on how many tokens there are; None where positions alone decide."""
+    parameters = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+    kinds = [own for own in parameters.values() if isinstance(own, dict)] or [parameters]
+    found = [kind.get("rope_type") for kind in kinds]
+    return next((kind for kind in found if kind in ("dynamic", "longrope")), None)
+
+
 def effective(name: str, options: dict[str, Any], given: Any, default: Any) -> Any:
     """A generation option as it counts: of the call, else of the call's config, else of the model's."""
     if name in options:

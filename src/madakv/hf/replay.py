@@ -85,15 +85,21 @@ class ReadPrompt:
         """
         cache = self._read_by(model, run.method)
         if not run.method.lookahead:
-            record(cache, run)
+            self._record(cache, run)
         if run.method.draft:
             most = run.method.draft if max_new_tokens is None else min(run.method.draft, max_new_tokens)
             drafted = continue_greedily(
                 model, cache, self.logits, seen=self.ids, end=end_ids(model), max_new_tokens=most
             )
             cache = self._read_by(model, run.method, drafted)
-            record(cache, run)
+            self._record(cache, run)
         return cache
+
+    def _record(self, cache: RaggedCache, run: Run) -> None:
+        record(cache, run)
+        if run.last is not None:
+            # The cache waited for what came after the prompt, which the method does not.
+            run.last = replace(run.last, method=repr(run.method))
 
     def _read_by(self, model: Any, method: Method, drafted: Sequence[int] = ()) -> RaggedCache:
         """A cache that has read the prompt, and has heard what else scores; not evicted if that came after it."""

@@ -1,6 +1,6 @@
 """Building the kernel: once per machine, kept beside other programs' caches.
 
-No package is needed for it, only a compiler: g++ 12, clang++ 16 or later. Without one PyTorch's operations attend.
+No package is needed for it, only a compiler: g++ 12 or later. Without one PyTorch's operations attend.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 SOURCE = Path(__file__).with_name("decode.cpp")
-_COMPILERS = ("c++", "g++", "clang++")
+_COMPILERS = ("c++", "g++")
 _FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fopenmp")
 _SECONDS = 120
 
@@ -31,7 +31,7 @@ def kernel() -> Callable[..., None] | None:
     """`madakv_decode` of `decode.cpp`, built if it has to be; None where that is impossible, which is logged once."""
     try:
         function = ctypes.CDLL(str(_library())).madakv_decode
-    except (OSError, subprocess.SubprocessError) as error:
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
         logger.warning("decode attention on cpu: PyTorch's operations, since the kernel cannot be built: %s", error)
         return None
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int

@@ -37,6 +37,7 @@ def native_partial(rows: Tensor, entries: RaggedEntries, tail: Tail | None, scal
         or rows.device.type != "cpu"
         or torch.compiler.is_compiling()
         or (torch.is_grad_enabled() and rows.requires_grad)
+        or not entries.counts.is_contiguous()
         or D % _DIM_STEP
         or D > _MOST_DIM
         or R > _MOST_ROWS
