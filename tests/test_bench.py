@@ -12,6 +12,7 @@ from transformers import DynamicCache
 from typer.testing import CliRunner
 
 from madakv import MadaKV, Modality
+from madakv.attention.backend import in_use
 from madakv.attention.partial import Partial
 from madakv.attention.ragged import ragged_attention, ragged_partial
 from madakv.bench import check, kernel, machine, shapes
@@ -222,6 +223,7 @@ def test_decode(fill: str, tmp_path: Path) -> None:
     assert written["rows"] == rows
     assert written["rates"]["bandwidth"] > 0
     assert {"git", "torch", "transformers", "machine", "threads", "rates_after", "missing"} <= set(written)
+    assert written["backend"] == in_use("cpu")
     again = run("decode", "--shape", "tiny", "--out", str(tmp_path))
     assert again.exit_code == 2
     assert "holds results already" in again.stderr

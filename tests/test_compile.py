@@ -106,6 +106,16 @@ def test_steps_are_compiled_once_and_answer_as_before(kind: str) -> None:
     assert graphs.runs == len(some) * 3 * CAPTURED
 
 
+def test_steps_that_are_not_compiled_after_all_count_once() -> None:
+    """Where torch.compile gives up, the model runs as it is, hooks and all."""
+    model, inputs = tiny.llava(), tiny.document()
+    with madakv.evict(model, budget=0.4):
+        want = answer(model, inputs)
+        with torch.compiler.set_stance("force_eager"):
+            got = answer(model, inputs, **STATIC, compile_config=compiling(Graphs()))
+    assert_same_answer(got, want)
+
+
 def test_nothing_moves() -> None:
     model, inputs = tiny.llava(), tiny.document()
     places = []

@@ -112,6 +112,12 @@ def chosen(device: str) -> str:
     return wanted
 
 
+def in_use(device: str) -> str:
+    """What attends on a kind of device: `chosen`, but for a kernel that could not be built."""
+    name = chosen(device)
+    return "torch" if name == "native" and missing(name, device) is not None else name
+
+
 def missing(backend: str, device: str) -> str | None:
     """What a backend lacks to run on a kind of device; None if it can run."""
     if backend == "torch":

@@ -9,6 +9,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 
+from madakv.attention.backend import in_use
 from madakv.bench.contenders import contenders
 from madakv.bench.decode import measure_decode
 from madakv.bench.kernel import SPREADS, measure_kernel
@@ -100,7 +101,7 @@ def run_bench(command: Command, options: Options, progress: Callable[[str], None
     for rows in measured(command, options, device, dtype, rates, results, progress):
         results.add(rows)
     # A machine that others use meanwhile shows here.
-    results.note(rates_after=asdict(measure_rates(device, dtype)))
+    results.note(rates_after=asdict(measure_rates(device, dtype)), backend=in_use(device.type))
     return results
 
 
