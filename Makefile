@@ -71,6 +71,8 @@ results-%:
 	$(RUN) eval --model $* --suite long-512 --methods $(DRAFT) --budgets $(BUDGETS) --samples 24 --out results/$*/draft
 	$(RUN) eval --model $* --suite long-512 --methods $(CHOICES) --budgets 0.2,0.05 --samples 10 --seed 100000 \
 		--out results/$*/choices
+	$(RUN) eval --model $* --suite long-512 --methods full,madakv,madakv:compensation=capped,madakv:compensation=capped:theta=0.98 \
+		--budgets 0.5 --samples 10 --seed 100000 --out results/$*/half
 	$(RUN) eval --model $* --suite long --methods full,snapkv,mixkv,madakv,madakv:echo=256,madakv:draft=8 --budgets 0.2,0.05 --samples 8 \
 		--out results/$*/lengths
 	$(BIN)/madakv distance --model $* --suite long-512 --methods $(subst $(comma)$(ECHO),,$(subst full$(comma),,$(PUBLISHED))),madakv:draft=8 \
