@@ -336,7 +336,7 @@ def test_memory() -> None:
         assert evicted["over_budget"] == pytest.approx(1.0)
         assert full["slack"] == pytest.approx(0.0 if batch == 1 else 2 * 84 / (84 + 44) - 1, abs=0.03)
         assert evicted["slack"] == pytest.approx(
-            (evicted["kv_bytes"] + 9 * batch * entry) / (evicted["kv_bytes"] + batch * entry) - 1
+            (evicted["kv_bytes"] + 2 * batch * entry) / (evicted["kv_bytes"] + batch * entry) - 1
         )
 
 
