@@ -104,6 +104,26 @@ def test_a_padded_row_keeps_what_it_keeps_alone(draft: int) -> None:
         assert torch.equal(count, plan.counts[0])
 
 
+def test_what_fills_up_a_draft_that_ended_is_not_heard() -> None:
+    """A row whose draft is over after two tokens keeps in a batch what it keeps alone."""
+    model = tiny.llama()
+    tokens, mask = tiny.ids(40, 23)
+    batch = {"input_ids": tokens, "attention_mask": mask}
+    single = {"input_ids": tokens[1:, 17:], "attention_mask": mask[1:, 17:]}
+    with madakv.evict(model, budget=0.3, echo=16, context=0):
+        draft = tiny.greedy(model, batch, 6)
+    end = {"eos_token_id": int(draft[1, 1]), "pad_token_id": 0}
+    assert end["eos_token_id"] not in [*draft[0].tolist(), int(draft[1, 0])]
+    with madakv.evict(model, budget=0.3, echo=16, draft=6, context=0) as run:
+        tiny.greedy(model, batch, 6, **end)
+        assert run.last is not None
+        plans = run.last.plans
+        tiny.greedy(model, single, 6, **end)
+    for plan, alone in zip(plans, run.last.plans, strict=True):
+        for kept, own in zip(plan.indices[1], alone.indices[0], strict=True):
+            assert (kept - 17).tolist() == own.tolist()
+
+
 def test_hidden_states_are_those_of_the_prompt() -> None:
     model, inputs = tiny.llava(), tiny.document()
     N = inputs["input_ids"].shape[1]

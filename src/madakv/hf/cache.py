@@ -499,7 +499,7 @@ class RaggedCache(Cache):
         Args:
             modality: [B, N] of `Modality` values.
         """
-        self._slot.modality, self._used, self._slot.echo = modality, 0, None
+        self._slot.modality, self._used = modality, 0
         drafted = 0 if self._slot.draft is None else self._slot.draft.shape[1]
         own = modality[:, : modality.shape[1] - drafted]
         self._slot.eviction = PromptEviction(self.method, own, len(self.evicted_layers))
