@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 import types
+import weakref
 from importlib.metadata import PackageNotFoundError
 from itertools import pairwise
 from typing import Any
@@ -129,11 +130,11 @@ def test_chunks_cover_every_entry_once_and_none_is_empty() -> None:
 
 def test_a_schedule_is_made_once_and_goes_with_its_entries() -> None:
     _, entries, _ = made(LENGTHS["uneven"], 1)
-    assert varlen.schedule_of(entries) is varlen.schedule_of(entries)
-    before = len(varlen._SCHEDULES)
+    schedule = weakref.ref(entries.varlen_schedule)
+    assert entries.varlen_schedule is schedule()
     del entries
     gc.collect()
-    assert len(varlen._SCHEDULES) == before - 1
+    assert schedule() is None
 
 
 def test_pytorchs_own_takes_these_arguments_and_gives_a_denominator_for_every_query() -> None:

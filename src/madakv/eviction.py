@@ -10,7 +10,6 @@ from torch import Tensor
 
 from madakv.errors import InputError
 from madakv.methods import Allocator, Method, resolve
-from madakv.methods.base import GroupedMethod
 from madakv.modality import check_modality
 from madakv.plan import KeepPlan
 from madakv.scoring import LayerView
@@ -74,8 +73,6 @@ class PromptEviction:
             layer: which of the evicted layers.
             most: [B, H, G, N] fp32, the most that any token of the echo attends to.
         """
-        if not isinstance(self.method, GroupedMethod):
-            raise RuntimeError(f"{self.method.label} has no echo")
         echo = self.method.echo_prior(most).to(self.modality.device)
         prior = self._prior[layer]
         self._prior[layer] = echo if prior is None else prior + echo

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
-from weakref import WeakKeyDictionary
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn.attention.varlen import AuxRequest, varlen_attn
 
 from madakv.attention.partial import Partial, merge, merge_scattered
+from madakv.attention.programs import programs_of
 from madakv.attention.ragged import ragged_partial
 from madakv.cache import RaggedEntries, Tail
 from madakv.errors import ConfigurationError
@@ -29,7 +29,6 @@ DTYPES = (torch.bfloat16, torch.float16)
 LARGEST_HEAD = 256
 _HEAD_STEP = 8
 
-_PROGRAMS_PER_PROCESSOR = 4
 _LEAST_CHUNK = 256
 """Entries: fewer do not pay for merging one part more."""
 
@@ -44,12 +43,14 @@ class VarlenSchedule:
     Attributes:
         starts: [S + 1] int32, where each chunk's entries begin, and the end of the last.
         owner: [S] int64, flat (row, head) index.
+        number: [S + 1] int32, of each chunk, and S.
         longest: entries of the longest chunk.
         nothing: the same rows and heads without an entry.
     """
 
     starts: Tensor
     owner: Tensor
+    number: Tensor
     longest: int
     nothing: RaggedEntries
 
@@ -63,7 +64,7 @@ class VarlenSchedule:
         """
         keys, total = entries.keys, len(entries.keys)
         if chunk is None:
-            chunk = max(_LEAST_CHUNK, -(-total // _programs(keys.device)))
+            chunk = max(_LEAST_CHUNK, -(-total // programs_of(keys.device)))
         count = torch.tensor(entries.lengths)
         pieces = (count + chunk - 1) // chunk
         owner = torch.arange(len(count)).repeat_interleave(pieces)
@@ -79,19 +80,10 @@ class VarlenSchedule:
         return cls(
             starts=torch.cat([starts, torch.tensor([total])]).to(keys.device, torch.int32),
             owner=owner.to(keys.device),
+            number=torch.arange(len(owner) + 1, dtype=torch.int32, device=keys.device),
             longest=min(chunk, max(entries.lengths)),
             nothing=nothing,
         )
-
-
-_SCHEDULES: WeakKeyDictionary[RaggedEntries, VarlenSchedule] = WeakKeyDictionary()
-
-
-def schedule_of(entries: RaggedEntries) -> VarlenSchedule:
-    """The chunks of some entries, cut when they are first asked for and kept as long as the entries are."""
-    if entries not in _SCHEDULES:
-        _SCHEDULES[entries] = VarlenSchedule.of(entries)
-    return _SCHEDULES[entries]
 
 
 def varlen_decode(
@@ -118,7 +110,7 @@ def varlen_decode(
     Raises:
         ConfigurationError: from the kernel, where it has no softcap.
     """
-    schedule = schedule_of(entries) if schedule is None else schedule
+    schedule = entries.varlen_schedule if schedule is None else schedule
     B, Hq, _, D = query.shape
     H = entries.counts.shape[1]
     G = Hq // H
@@ -129,7 +121,7 @@ def varlen_decode(
             query.reshape(B * H, G, D)[schedule.owner].view(S * G, 1, D),
             entries.keys[:, None],
             entries.values[:, None],
-            torch.arange(0, S * G + 1, G, dtype=torch.int32, device=query.device),
+            schedule.number * G,
             schedule.starts,
             G,
             schedule.longest,
@@ -231,10 +223,3 @@ def check_model(query: Tensor, entries: RaggedEntries) -> None:
             f"flash attention takes keys and values of one dimension, a multiple of {_HEAD_STEP} and at most "
             f"{LARGEST_HEAD}; the model's are {D} and {Dv}"
         )
-
-
-def _programs(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1
-    properties: Any = torch.cuda.get_device_properties(device)
-    return _PROGRAMS_PER_PROCESSOR * int(properties.multi_processor_count)

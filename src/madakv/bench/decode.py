@@ -19,7 +19,7 @@ from madakv.bench.roofline import Rates
 from madakv.bench.settings import Settings
 from madakv.bench.subject import Subject
 from madakv.bench.synthetic import synthetic_views
-from madakv.bench.timing import speedup, take_turns
+from madakv.bench.timing import against_floor, speedup, take_turns
 from madakv.hf.cache import RaggedCache
 from madakv.run import Kept
 from madakv.scoring import LayerView
@@ -140,16 +140,13 @@ def _bytes_read(subject: Subject, prompt: Prompt, contender: Contender, run: Dec
 
 def _figures(times: Sequence[float], base: Sequence[float], floor: float, batch: int) -> dict[str, float]:
     """Of seconds per token, round by round."""
-    middle = median(times)
     return {
-        "ms": middle * 1e3,
+        **against_floor(times, floor),
         "ms_mean": fmean(times) * 1e3,
         "ms_least": min(times) * 1e3,
         "ms_most": max(times) * 1e3,
-        "tokens_per_s": batch / middle,
+        "tokens_per_s": batch / median(times),
         "speedup": speedup(base, times),
-        "floor_ms": floor * 1e3,
-        "over_floor": middle / floor,
     }
 
 

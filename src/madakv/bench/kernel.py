@@ -15,7 +15,7 @@ from madakv.attention import ragged_attention, ragged_attention_reference
 from madakv.bench.check import TOLERANCE, refusal, relative_rms
 from madakv.bench.results import Row
 from madakv.bench.roofline import Cost, Rates, Work, attention_flops
-from madakv.bench.timing import seconds, speedup, take_turns
+from madakv.bench.timing import against_floor, seconds, speedup, take_turns
 from madakv.cache import RaggedEntries, Tail
 from madakv.plan import KeepPlan
 
@@ -114,11 +114,9 @@ def measure_kernel(
         middle = median(own)
         figures = {
             **rows[name].figures,
-            "ms": middle * 1e3,
+            **against_floor(own, floor),
             "bytes_per_s": live / middle,
             "bandwidth_share": live / middle / rates.bandwidth,
-            "floor_ms": floor * 1e3,
-            "over_floor": middle / floor,
         }
         if EVEN in times:
             figures["speedup"] = speedup(times[EVEN], own)

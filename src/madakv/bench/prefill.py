@@ -20,7 +20,7 @@ from madakv.bench.roofline import Rates
 from madakv.bench.settings import Settings
 from madakv.bench.subject import Subject
 from madakv.bench.synthetic import synthetic_views
-from madakv.bench.timing import seconds, speedup, take_turns
+from madakv.bench.timing import against_floor, seconds, speedup, take_turns
 
 
 @torch.no_grad()
@@ -83,16 +83,13 @@ def _prefills(
             runs[contender.label] = _timer(contender, subject, prompt)
     times = dict(zip(runs, take_turns(list(runs.values()), repeats), strict=True))
     for label, own in times.items():
-        middle = median(own)
         figures = {
             **rows[label].figures,
-            "ms": middle * 1e3,
+            **against_floor(own, floor),
             "ms_least": min(own) * 1e3,
             "ms_most": max(own) * 1e3,
-            "tokens_per_s": sum(prompt.lengths) / middle,
+            "tokens_per_s": sum(prompt.lengths) / median(own),
             "added": 1 / speedup(times[BASELINE], own) - 1,
-            "floor_ms": floor * 1e3,
-            "over_floor": middle / floor,
         }
         rows[label] = replace(rows[label], figures=figures)
     return rows

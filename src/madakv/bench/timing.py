@@ -44,6 +44,12 @@ def speedup(baseline: Sequence[float], times: Sequence[float]) -> float:
     return median(base / own for base, own in zip(baseline, times, strict=True))
 
 
+def against_floor(times: Sequence[float], floor: float) -> dict[str, float]:
+    """The median of some times, and the least that the hardware allows, all in seconds, as figures of a row."""
+    middle = median(times)
+    return {"ms": middle * 1e3, "floor_ms": floor * 1e3, "over_floor": middle / floor}
+
+
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

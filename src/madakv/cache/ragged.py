@@ -14,6 +14,7 @@ from madakv.plan import KeepPlan
 
 if TYPE_CHECKING:
     from madakv.attention.triton import DecodeSchedule
+    from madakv.attention.varlen import VarlenSchedule
 
 _LEAST_TILE = 8
 _SHORT_TILE = 64
@@ -102,6 +103,13 @@ class RaggedEntries:
         from madakv.attention.triton import DecodeSchedule
 
         return DecodeSchedule.of(self.lengths, self.keys.device)
+
+    @cached_property
+    def varlen_schedule(self) -> VarlenSchedule:
+        """What kernels for sequences of uneven length read; asked for only where they run."""
+        from madakv.attention.varlen import VarlenSchedule
+
+        return VarlenSchedule.of(self)
 
     @property
     def even(self) -> bool:

@@ -56,7 +56,7 @@ def run_distances(
     Raises:
         ConfigurationError: a method has an echo, which only reading the prompt gives.
     """
-    echoing = ", ".join(method.label for method in methods if getattr(method, "echo", 0))
+    echoing = ", ".join(method.label for method in methods if method.echoed)
     if echoing:
         raise ConfigurationError(f"distances are told from a reading without an echo; leave out {echoing}")
     tokenizer = getattr(processor, "tokenizer", processor)

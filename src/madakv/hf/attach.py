@@ -21,7 +21,7 @@ from madakv.hf.attention import register
 from madakv.hf.cache import IMPLEMENTATION, RaggedCache
 from madakv.hf.compiled import compiled_steps, masks_for_steps
 from madakv.hf.draft import generate_with_draft
-from madakv.hf.echo import Echo, check_echo
+from madakv.hf.echo import Echo
 from madakv.hf.options import (
     STATIC,
     cache_implementation,
@@ -29,11 +29,11 @@ from madakv.hf.options import (
     check_forward_options,
     check_generation_options,
     check_later_pass,
+    check_taken_back,
     new_tokens,
     own_cache_implementation,
     room_for,
 )
-from madakv.methods.base import GroupedMethod
 from madakv.modality import family_of, prompt_modality
 from madakv.run import Kept, Run
 
@@ -43,7 +43,9 @@ def attached(model: Any, run: Run) -> Iterator[None]:
     """Evict every prompt that `model` reads inside the block; see `madakv.evict`."""
     _check_model(model)
     # Made once for its refusals alone: better here than in the middle of the first generation.
-    check_echo(model.config, RaggedCache(model.config, run.method))
+    empty = RaggedCache(model.config, run.method)
+    if run.method.echoed:
+        check_taken_back(f"echo={run.method.echoed}", empty, model.config)
     register()
     configs = _attention_configs(model)
     before = [config._attn_implementation for config in configs]
@@ -65,8 +67,8 @@ def attached(model: Any, run: Run) -> Iterator[None]:
         hooks.append(model.register_forward_pre_hook(prepare, with_kwargs=True))
         hooks.append(model.register_forward_hook(_Record(run), with_kwargs=True))
         hooks.append(model.get_decoder().register_forward_pre_hook(_require_cache, with_kwargs=True))
-        if isinstance(run.method, GroupedMethod) and run.method.echo:
-            echo = Echo(run.method.echo)
+        if run.method.echoed:
+            echo = Echo(run.method.echoed)
             hooks.append(model.get_decoder().register_forward_pre_hook(echo.before, with_kwargs=True))
             hooks.append(model.get_decoder().register_forward_hook(echo.after, with_kwargs=True))
         model.__dict__.update(overrides)

@@ -129,8 +129,6 @@ class RaggedLayer(CacheLayerMixin):
             )
         if self.entries is None:
             self.prompt_length = key_states.shape[2]
-        elif isinstance(self.tail, FixedTail):
-            self.tail.append(key_states, value_states)
         else:
             self.tail.append(key_states, value_states, self._mean_entries)
         for states in (key_states, value_states):

@@ -12,7 +12,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from madakv.errors import UnsupportedOptionError
 from madakv.hf.cache import RaggedCache
-from madakv.hf.options import effective, most_new_tokens, rope_by_length
+from madakv.hf.options import check_taken_back, effective, most_new_tokens
 from madakv.modality import family_of
 
 _CALL_OPTIONS = (
@@ -91,16 +91,7 @@ class _Call:
 
     def check(self, cache: RaggedCache, draft: int) -> None:
         """Refuse what cannot be done in two readings."""
-        if len(cache.evicted_layers) != len(cache.layers):
-            raise UnsupportedOptionError(
-                f"draft={draft} needs a model whose layers all have full attention: sliding windows and linear "
-                "states cannot take a draft back; use lookahead"
-            )
-        if (rope := rope_by_length(self._model.config)) is not None:
-            raise UnsupportedOptionError(
-                f"draft={draft} cannot be combined with RoPE of type {rope!r}: the prompt would be rotated as a "
-                "longer one; use lookahead"
-            )
+        check_taken_back(f"draft={draft}", cache, self._model.config, instead="lookahead")
         videos = self._all.get("pixel_values_videos") is not None
         if videos and any(hasattr(module, "rope_deltas") for module in self._model.modules()):
             # Where a video ends, these models continue positions in one way within generate and in another after it.

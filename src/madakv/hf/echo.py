@@ -15,7 +15,6 @@ from torch.nn.functional import pad
 
 from madakv.errors import UnsupportedOptionError
 from madakv.hf.cache import RaggedCache
-from madakv.hf.options import rope_by_length
 from madakv.modality import Modality
 
 _RUN = 16
@@ -46,25 +45,6 @@ def echo_places(modality: Tensor, most: int) -> tuple[Tensor, Tensor]:
     start = (number // run).clamp_max(runs - 1) * (tokens - E).clamp_min(0) // max(1, runs - 1)
     places = text.to(torch.uint8).argsort(dim=-1, descending=True, stable=True)
     return places.gather(1, (number + start).clamp_max(modality.shape[1] - 1)), number < tokens
-
-
-def check_echo(config: Any, cache: RaggedCache) -> None:
-    """Refuse an echo that the model could not take back.
-
-    Raises:
-        UnsupportedOptionError: the method has an echo, and layers keep states of their own, or positions are rotated
-            by how many tokens there are.
-    """
-    echo = getattr(cache.method, "echo", 0)
-    if echo and (rope := rope_by_length(config)) is not None:
-        raise UnsupportedOptionError(
-            f"echo={echo} cannot be combined with RoPE of type {rope!r}: the prompt would be rotated as a longer one"
-        )
-    if echo and len(cache.evicted_layers) != len(cache.layers):
-        raise UnsupportedOptionError(
-            f"echo={echo} needs a model whose layers all have full attention: sliding windows and linear states "
-            "cannot take an echo back"
-        )
 
 
 class Echo:

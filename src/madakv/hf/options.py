@@ -192,7 +192,33 @@ def own_cache_implementation(config: Any) -> Iterator[None]:
         config.cache_implementation = named
 
 
-def rope_by_length(config: Any) -> str | None:
+def check_taken_back(option: str, cache: RaggedCache, config: Any, *, instead: str = "") -> None:
+    """Refuse to read tokens together with the prompt that are not kept, where the model could not take them back.
+
+    Args:
+        option: what asks for it, with its value.
+        cache: one that the prompt would be read into.
+        config: of the model.
+        instead: an option that does without.
+
+    Raises:
+        UnsupportedOptionError: layers keep states of their own, or positions are rotated by how many tokens there
+            are.
+    """
+    advice = instead and f"; use {instead}"
+    if len(cache.evicted_layers) != len(cache.layers):
+        raise UnsupportedOptionError(
+            f"{option} needs a model whose layers all have full attention: sliding windows and linear states cannot "
+            f"take back what is read behind the prompt{advice}"
+        )
+    if (rope := _rope_by_length(config)) is not None:
+        raise UnsupportedOptionError(
+            f"{option} cannot be combined with RoPE of type {rope!r}: the prompt would be rotated as a longer "
+            f"one{advice}"
+        )
+
+
+def _rope_by_length(config: Any) -> str | None:
     """The type of a rotation that depends on how many tokens there are; None where positions alone decide."""
     parameters = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
     kinds = [own for own in parameters.values() if isinstance(own, dict)] or [parameters]

@@ -20,7 +20,6 @@ from madakv.hf.attach import attached, record
 from madakv.hf.cache import RaggedCache
 from madakv.hf.echo import echo_places
 from madakv.methods import Full, Method
-from madakv.methods.base import GroupedMethod
 from madakv.run import Run
 from madakv.scoring import LayerView
 
@@ -122,8 +121,7 @@ class ReadPrompt:
 
     def _echo(self, method: Method) -> list[int]:
         """The ids of the text that is read again."""
-        most = method.echo if isinstance(method, GroupedMethod) else 0
-        places, said = echo_places(self.modality, most)
+        places, said = echo_places(self.modality, method.echoed)
         return [self.ids[place] for place in places[said].tolist()]
 
 

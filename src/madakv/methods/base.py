@@ -15,7 +15,14 @@ from madakv.errors import ConfigurationError
 from madakv.merge import Merge
 from madakv.methods.options import check_choice, check_number, check_positive
 from madakv.plan import KeepPlan
-from madakv.scoring import GroupReduction, LayerView, over_groups, proxy_and_context_attention, proxy_attention
+from madakv.scoring import (
+    GroupReduction,
+    LayerView,
+    as_distribution,
+    over_groups,
+    proxy_and_context_attention,
+    proxy_attention,
+)
 
 
 class Allocator(ABC):
@@ -88,6 +95,11 @@ class Method(ABC):
         return self.lookahead > 0 or self.sees_all_layers
 
     @property
+    def echoed(self) -> int:
+        """How many text tokens of the prompt are read once more behind it, at most."""
+        return 0
+
+    @property
     def merge(self) -> Merge | None:
         """What becomes of evicted entries; None: they are dropped."""
         return None
@@ -110,6 +122,10 @@ class Method(ABC):
     def later_score(self, attention: Tensor) -> Tensor:
         """What a generated token adds to psi, [B, H, N], from its attention to the prompt, [B, H, G, N]."""
         return attention.mean(2) * self.answer_weight
+
+    def echo_prior(self, most: Tensor) -> Tensor:  # noqa: ARG002
+        """The prior that an echo gives, [B, H, N], from the most that any of it attends to, [B, H, G, N]."""
+        raise RuntimeError(f"{self.label} has no echo")
 
     @abstractmethod
     def allocator(self, modality: Tensor, *, heads: int, layers: int) -> Allocator:
@@ -180,7 +196,11 @@ class GroupedMethod(Method):
         """The mean or the maximum over the group."""
         return over_groups(attention, self.groups) * self.answer_weight
 
+    @property
+    def echoed(self) -> int:
+        """As asked for."""
+        return self.echo
+
     def echo_prior(self, most: Tensor) -> Tensor:
-        """The prior that an echo gives, [B, H, N], from the most that any of it attends to, [B, H, G, N]."""
-        agreed = over_groups(most, self.groups)
-        return agreed / agreed.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny) * self.echo_weight
+        """Each head's sum is `echo_weight`."""
+        return as_distribution(over_groups(most, self.groups)) * self.echo_weight

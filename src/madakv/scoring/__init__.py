@@ -2,6 +2,7 @@
 
 from madakv.scoring.attention import (
     GroupReduction,
+    as_distribution,
     attention_paid,
     most_attention,
     over_groups,
@@ -16,6 +17,7 @@ __all__ = [
     "GroupReduction",
     "LayerView",
     "ProxyRule",
+    "as_distribution",
     "attention_paid",
     "context_attention_reference",
     "most_attention",

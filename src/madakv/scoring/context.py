@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from madakv.modality import Modality
-from madakv.scoring.attention import GroupReduction, attention_paid, over_groups, proxy_attention
+from madakv.scoring.attention import GroupReduction, as_distribution, attention_paid, over_groups, proxy_attention
 from madakv.scoring.proxies import spread_mask
 from madakv.scoring.view import LayerView
 
@@ -39,7 +39,7 @@ def proxy_and_context_attention(
     psi, paid = over_groups(attention_paid(view, torch.stack([proxies, sample])), groups)
     seen = sample.flip(-1).cumsum(-1).flip(-1)[:, None]
     average = paid / (seen + queries * _DOUBT)
-    return psi, average / average.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return psi, as_distribution(average)
 
 
 def context_attention_reference(view: LayerView, queries: int) -> Tensor:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_PROGRAMS_PER_PROCESSOR = 4
-"""More than the three that a multiprocessor of an H200 holds at a time: one that is done early takes on another."""
+from madakv.attention.programs import programs_of
 
 _STEP = 64
 """Chunks are multiples of this many entries, and at least it: fewer do not pay for writing and merging a part."""
@@ -46,7 +45,7 @@ class DecodeSchedule:
             programs: chunks to aim at; None = what keeps the device busy.
         """
         if programs is None:
-            programs = _PROGRAMS_PER_PROCESSOR * _processors(torch.device(device))
+            programs = programs_of(torch.device(device))
         count = torch.tensor(lengths)
         chunk = _chunk_size(sum(lengths), programs)
         pieces = (count + chunk - 1) // chunk
@@ -97,9 +96,3 @@ class DecodeSchedule:
 
 def _chunk_size(entries: int, programs: int) -> int:
     return max(1, -(-entries // (programs * _STEP))) * _STEP
-
-
-def _processors(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 1
-    return int(torch.cuda.get_device_properties(device).multi_processor_count)
