@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +256,8 @@ def test_version() -> None:
     result = run("--version")
     assert result.exit_code == 0
     assert result.stdout == f"madakv {madakv.__version__}\n"
+    command = [sys.executable, "-m", "madakv", "--version"]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == result.stdout
 
 
 def test_pictures_look_as_they_did(tmp_path: Path) -> None:

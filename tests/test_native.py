@@ -37,6 +37,27 @@ def test_matches_the_reference(lengths: list[list[int]], R: int, D: int, tail: i
     assert_same(part.out.flatten(1, 2)[:, :, None], want)
 
 
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@built
+@pytest.mark.usefixtures("threads")
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_threads_share_long_heads_and_merge_them_once(count: int) -> None:
+    torch.set_num_threads(count)
+    entries, tail = make([[5000, 3], [0, 1200]], 64, 700)
+    rows = torch.randn(2, 2, 3, 64).to(BF16)
+    want = ragged_attention_reference(rows.flatten(1, 2)[:, :, None], entries, tail, scaling=0.1)
+    for _ in range(5):
+        part = native_partial(rows, entries, tail, 0.1)
+        assert part is not None
+        assert_same(part.out.flatten(1, 2)[:, :, None], want)
+
+
 @built
 def test_without_a_tail_heads_without_entries_see_nothing() -> None:
     entries, _ = make(LENGTHS["some empty"], 64, 1)

@@ -30,8 +30,15 @@ EVEN = "sdpa, even heads"
 
 
 @dataclass(frozen=True, eq=False)
-class _Layer:
-    """The same number of bytes in three forms; `even` holds other entries than the two others."""
+class Layer:
+    """The same number of bytes in three forms; `even` holds other entries than the two others.
+
+    Attributes:
+        query: [B, Hq, 1, D].
+        entries, tail: as an evicted cache holds them.
+        padded: key and value [B, H, longest + tail, D], and which of them are there [B, H, 1, longest + tail] bool.
+        even: key and value [B, H, mean + tail, D], and no mask.
+    """
 
     query: Tensor
     entries: RaggedEntries
@@ -39,12 +46,12 @@ class _Layer:
     padded: tuple[Tensor, Tensor, Tensor]
     even: tuple[Tensor, Tensor, None]
 
-    def again(self) -> _Layer:
+    def again(self) -> Layer:
         """A copy in other memory."""
         tail = Tail()
         tail.append(self.tail.keys, self.tail.values, self.entries.keys.shape[0])
         key, value, mask = self.padded
-        return _Layer(
+        return Layer(
             query=self.query.clone(),
             entries=self.entries.replaced(self.entries.keys.clone(), self.entries.values.clone()),
             tail=tail,
@@ -64,6 +71,16 @@ def head_lengths(heads: int, mean: int, spread: int) -> list[int]:
     return lengths
 
 
+Op = Callable[[Layer, float], Tensor]
+"""Attention of one new token over a layer, at a factor on the logits: [B, Hq, 1, D]."""
+
+OPS: Mapping[str, Op] = {
+    EVEN: lambda x, scaling: sdpa(x.query, *x.even, scaling),
+    "sdpa, padded heads": lambda x, scaling: sdpa(x.query, *x.padded, scaling),
+    "madakv": lambda x, scaling: ragged_attention(x.query, x.entries, x.tail, scaling=scaling),
+}
+
+
 @torch.no_grad()
 def measure_kernel(
     cost: Cost,
@@ -76,8 +93,9 @@ def measure_kernel(
     dtype: torch.dtype,
     rates: Rates,
     case: Mapping[str, Any],
+    ops: Mapping[str, Op] = OPS,
 ) -> list[Row]:
-    """Time one op over entries of uneven heads: in place, padded to the longest, and stock SDPA over even heads.
+    """Time one op over entries of uneven heads, by several ways; one of them is stock SDPA over even heads.
 
     Args:
         cost: gives heads and head dim.
@@ -88,25 +106,21 @@ def measure_kernel(
         device, dtype: of the data, drawn from torch's generator.
         rates: of the machine.
         case: see `Row`.
+        ops: by name.
     """
     layer = _layer(cost, mean, spread, batch, device, dtype)
     live = batch * cost.kv_heads * (mean + _TAIL) * cost.entry_bytes
     layers = [layer] + [layer.again() for _ in range(max(1, WORKING_SET[device.type] // live) - 1)]
     scaling = cost.head_dim**-0.5
-    ops: dict[str, Callable[[_Layer], Tensor]] = {
-        EVEN: lambda x: _sdpa(x.query, *x.even, scaling),
-        "sdpa, padded heads": lambda x: _sdpa(x.query, *x.padded, scaling),
-        "madakv": lambda x: ragged_attention(x.query, x.entries, x.tail, scaling=scaling),
-    }
     wanted, even = _reference(layer, scaling), _even_reference(layer, scaling)
     rows: dict[str, Row] = {}
     rounds: dict[str, Callable[[], float]] = {}
     for name, op in ops.items():
         want = even if name == EVEN else wanted
-        error = relative_rms(op(layer), want)
+        error = relative_rms(op(layer, scaling), want)
         rows[name] = Row(case, name, {"error": error}, refused=refusal(error, TOLERANCE[dtype], "the reference"))
         if rows[name].refused is None:
-            rounds[name] = _round(op, layers, device)
+            rounds[name] = _round(op, scaling, layers, device)
             rounds[name]()
     times = dict(zip(rounds, take_turns(list(rounds.values()), repeats), strict=True))
     floor = Work(live, attention_flops(cost, live / cost.entry_bytes)).floor(rates)
@@ -124,7 +138,7 @@ def measure_kernel(
     return list(rows.values())
 
 
-def _layer(cost: Cost, mean: int, spread: int, batch: int, device: torch.device, dtype: torch.dtype) -> _Layer:
+def _layer(cost: Cost, mean: int, spread: int, batch: int, device: torch.device, dtype: torch.dtype) -> Layer:
     H, D = cost.kv_heads, cost.head_dim
     lengths = torch.tensor(head_lengths(H, mean, spread))
     counts = torch.stack([lengths[torch.randperm(H)] for _ in range(batch)]).to(device)
@@ -139,7 +153,7 @@ def _layer(cost: Cost, mean: int, spread: int, batch: int, device: torch.device,
     tail = Tail()
     tail.append(draw(H, _TAIL), draw(H, _TAIL), mean)
     mask = torch.cat([kept, kept.new_ones(batch, H, _TAIL)], -1)[:, :, None]
-    return _Layer(
+    return Layer(
         query=draw(cost.query_heads, 1),
         entries=entries,
         tail=tail,
@@ -148,7 +162,7 @@ def _layer(cost: Cost, mean: int, spread: int, batch: int, device: torch.device,
     )
 
 
-def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
     """Stock attention, the query heads of a group packed as rows: [B, Hq, 1, D]."""
     B, Hq, Q, D = query.shape
     packed = query.view(B, key.shape[1], -1, D)
@@ -156,13 +170,13 @@ def _sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scalin
     return out.view(B, Hq, Q, D)
 
 
-def _reference(layer: _Layer, scaling: float) -> Tensor:
+def _reference(layer: Layer, scaling: float) -> Tensor:
     tail = Tail()
     tail.append(layer.tail.keys.cpu(), layer.tail.values.cpu(), 0)
     return ragged_attention_reference(layer.query.cpu(), layer.entries.to("cpu"), tail, scaling=scaling)
 
 
-def _even_reference(layer: _Layer, scaling: float) -> Tensor:
+def _even_reference(layer: Layer, scaling: float) -> Tensor:
     key, value, _ = layer.even
     B, Hq, Q, D = layer.query.shape
     query = layer.query.double().view(B, key.shape[1], -1, D)
@@ -170,11 +184,11 @@ def _even_reference(layer: _Layer, scaling: float) -> Tensor:
     return (weight @ value.double()).view(B, Hq, Q, D)
 
 
-def _round(op: Callable[[_Layer], Tensor], layers: list[_Layer], device: torch.device) -> Callable[[], float]:
+def _round(op: Op, scaling: float, layers: list[Layer], device: torch.device) -> Callable[[], float]:
     """Seconds per layer."""
 
     def sweep() -> None:
         for layer in layers:
-            op(layer)
+            op(layer, scaling)
 
     return lambda: seconds(sweep, device) / len(layers)

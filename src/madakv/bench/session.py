@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -12,7 +12,7 @@ import torch
 from madakv.attention.backend import in_use
 from madakv.bench.contenders import contenders
 from madakv.bench.decode import measure_decode
-from madakv.bench.kernel import SPREADS, measure_kernel
+from madakv.bench.kernel import OPS, SPREADS, Op, measure_kernel
 from madakv.bench.machine import measure_rates
 from madakv.bench.memory import measure_memory
 from madakv.bench.prefill import grown, measure_prefill
@@ -73,13 +73,16 @@ class Options:
     out: Path | None
 
 
-def run_bench(command: Command, options: Options, progress: Callable[[str], None]) -> ResultFile:
+def run_bench(
+    command: Command, options: Options, progress: Callable[[str], None], *, ops: Mapping[str, Op] = OPS
+) -> ResultFile:
     """Measure all cases.
 
     Args:
         command: what to measure.
         options: of the command.
         progress: told what is being done.
+        ops: that `kernel` compares.
 
     Raises:
         ConfigurationError: options that do not fit together.
@@ -97,8 +100,11 @@ def run_bench(command: Command, options: Options, progress: Callable[[str], None
     progress("what the machine does at best")
     rates = measure_rates(device, dtype)
     results.note(rates=asdict(rates))
-    measured = _kernel_cases if command == "kernel" else _model_cases
-    for rows in measured(command, options, device, dtype, rates, results, progress):
+    if command == "kernel":
+        measured = _kernel_cases(options, device, dtype, rates, progress, ops)
+    else:
+        measured = _model_cases(command, options, device, dtype, rates, results, progress)
+    for rows in measured:
         results.add(rows)
     # A machine that others use meanwhile shows here.
     results.note(rates_after=asdict(measure_rates(device, dtype)), backend=in_use(device.type))
@@ -138,13 +144,12 @@ def _measure(command: Command, subject: Subject, settings: Settings, rates: Rate
 
 
 def _kernel_cases(
-    command: Command,  # noqa: ARG001
     options: Options,
     device: torch.device,
     dtype: torch.dtype,
     rates: Rates,
-    results: ResultFile,  # noqa: ARG001
     progress: Callable[[str], None],
+    ops: Mapping[str, Op],
 ) -> Iterator[list[Row]]:
     for name in options.shapes:
         cost = shape(name).cost(1, with_head=False, itemsize=dtype.itemsize)
@@ -172,6 +177,7 @@ def _kernel_cases(
                             dtype=dtype,
                             rates=rates,
                             case=case,
+                            ops=ops,
                         )
 
 
