@@ -79,7 +79,7 @@ results-%:
 		--budgets 0.2 --samples 3 --out results/$*/distance
 
 # Speed and memory on this machine, which should have nothing else to do: a quarter of an hour on two cores.
-# With KVPRESS=/path/to/its/environment/bin/python, kvpress' too.
+# Brings numba, which one of the comparisons is with. With KVPRESS=/path/to/its/environment/bin/python, kvpress' too.
 BENCH := $(BIN)/madakv bench
 speed: venv
 	rm -rf results/speed/*/
@@ -89,6 +89,8 @@ speed: venv
 		--out results/speed/llava-32k
 	$(BENCH) decode --shape qwen2.5-vl-7b --layers 2 --context 3300,32768 --budgets 1.0,0.2,0.05 --tokens 8 \
 		--out results/speed/qwen
+	$(BENCH) decode --shape qwen2.5-vl-7b --layers 2 --context 32768 --batch 8 --shortest 1.0 --budgets 1.0,0.2,0.05 \
+		--tokens 2 --repeats 3 --out results/speed/qwen-8-rows
 	$(BENCH) kernel --shape llava-1.5-7b,qwen2.5-vl-7b --context 20000,40000 --budgets 0.2 --out results/speed/kernel
 	$(BENCH) prefill --shape llava-1.5-7b --layers 1 --context 2048,4096 --budgets 1.0,0.2 --repeats 3 \
 		--out results/speed/prefill
@@ -96,6 +98,9 @@ speed: venv
 		--fill synthetic --out results/speed/evict
 	$(BENCH) memory --shape llava-1.5-7b --layers 2 --context 512 --batch 1,8 --budgets 0.2,0.05 --no-rivals \
 		--out results/speed/memory
+	$(BENCH) memory --shape llava-1.5-7b --layers 2 --context 3300 --budgets 0.2,0.05 --no-rivals --out results/speed/memory-3k
+	$(BIN)/python -m pip install --quiet numba
+	$(BIN)/python scripts/cpu_kernels.py --out results/speed/cpu-kernels
 	$(if $(KVPRESS),$(BIN)/python scripts/kvpress_speed.py --kvpress-python $(KVPRESS) --out results/speed)
 	$(BIN)/python scripts/fill_tables.py
 

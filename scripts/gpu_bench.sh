@@ -19,10 +19,10 @@ bench() { # NAME SECONDS OPTIONS...
     part "$1" "$2" "$PYTHON" -m madakv bench "${@:3}" --shape llava-1.5-7b --device cuda --dtype bf16 --out "$OUT/$1"
 }
 
-part kernels 140 "$PYTHON" scripts/gpu_bench.py --out "$OUT" --seconds 125 --no-sweep
-part captured 80 "$PYTHON" scripts/gpu_captured.py --out "$OUT"
-bench decode 110 decode --context 3300 --budgets 1.0,0.2,0.05
-bench decode-8x8k 60 decode --context 8192 --batch 8 --budgets 0.2,0.05 --tokens 8
+part kernels 170 "$PYTHON" scripts/gpu_bench.py --out "$OUT" --seconds 150 --no-sweep
+part captured 70 "$PYTHON" scripts/gpu_captured.py --out "$OUT"
+bench decode 95 decode --context 3300 --budgets 1.0,0.2,0.05
+bench decode-8x8k 55 decode --context 8192 --batch 8 --budgets 0.2,0.05 --tokens 8
 bench decode-32k 50 decode --context 32768 --budgets 0.2,0.05 --tokens 8
 bench batches 45 decode --context 3300 --batch 8,40 --budgets 0.2 --tokens 8 --fill synthetic
 bench memory 45 memory --context 3300 --batch 1,8 --budgets 0.2,0.05 --no-rivals
