@@ -37,17 +37,18 @@ format: venv
 # Choices are made on other documents (--seed) than the tables that compare methods.
 # `make results RUN="$(BIN)/torchrun --nproc_per_node 2 -m madakv.evaluation"` shares the work between two processes.
 comma := ,
-MODELS := small-llava
+MODELS := small-llava small-qwen2.5-vl
 RUN := $(BIN)/madakv
 BUDGETS := 0.5,0.2,0.1,0.05,0.02
 PUBLISHED := full,random,streaming_llm,h2o,snapkv,pyramidkv,adakv,lookm,meda,prefixkv,mixkv
 PUBLISHED := $(PUBLISHED),madakv-paper,mpa,hcc,snapkv:window=question:kernel=1,madakv
 ECHO := madakv:echo=256
+CAPPED := theta=0.8:compensation=capped
 PUBLISHED := $(PUBLISHED),$(ECHO)
-CONTEXT := full,madakv,madakv:context=0,madakv:echo=256,mpa:context=64,snapkv:window=question
+CONTEXT := full,madakv,madakv:context=0,madakv:echo=256,madakv:echo=256:$(CAPPED),mpa:context=64,snapkv:window=question
 CONTEXT := $(CONTEXT),mixkv:window=question,mixkv:window=question:context=64,mixkv:window=question:context=64:echo=256
 ASSISTED := draft=8:window=question:context=64:answer_weight=16.0
-DRAFT := full,madakv:draft=8,madakv:draft=8:echo=256,madakv:draft=8:context=0,madakv-paper:draft=8,snapkv:draft=8
+DRAFT := full,madakv:draft=8,madakv:draft=8:echo=256,madakv:draft=8:echo=256:$(CAPPED),madakv:draft=8:context=0,madakv-paper:draft=8,snapkv:draft=8
 DRAFT := $(DRAFT),mixkv:draft=8:window=question,snapkv:$(ASSISTED),mixkv:$(ASSISTED),mixkv:$(ASSISTED):echo=256
 CHOICES := full,madakv,madakv:context=0,madakv:context=16,madakv:context=256,madakv:context_weight=0.3
 CHOICES := $(CHOICES),madakv:context_weight=3.0,madakv:compensation=capped,madakv:compensation=demand
@@ -58,6 +59,9 @@ CHOICES := $(CHOICES),madakv:draft=8,madakv:lookahead=1,madakv:lookahead=2,madak
 CHOICES := $(CHOICES),madakv:draft=8:answer_weight=4.0,madakv:draft=8:context_weight=0.3,madakv:draft=8:context_weight=3.0
 CHOICES := $(CHOICES),madakv:draft=8:safeguard=1.0,madakv:echo=64,madakv:echo=256,madakv:echo=256:echo_weight=3.0
 CHOICES := $(CHOICES),madakv:echo=256:context=0,madakv:draft=8:echo=256,madakv:draft=8:echo=256:echo_weight=3.0
+CHOICES := $(CHOICES),madakv:$(CAPPED),madakv:echo=256:$(CAPPED),madakv:draft=8:echo=256:$(CAPPED)
+HALF := full,madakv,madakv:compensation=capped,madakv:compensation=capped:theta=0.98,madakv:draft=8:echo=256
+HALF := $(HALF),madakv:draft=8:echo=256:$(CAPPED)
 
 results: venv $(MODELS:%=results-%)
 	$(RUN) eval --methods full,madakv,madakv:compensation=capped,madakv:draft=12 --budgets 0.5,0.2,0.1,0.05 \
@@ -71,8 +75,7 @@ results-%:
 	$(RUN) eval --model $* --suite long-512 --methods $(DRAFT) --budgets $(BUDGETS) --samples 24 --out results/$*/draft
 	$(RUN) eval --model $* --suite long-512 --methods $(CHOICES) --budgets 0.2,0.05 --samples 10 --seed 100000 \
 		--out results/$*/choices
-	$(RUN) eval --model $* --suite long-512 --methods full,madakv,madakv:compensation=capped,madakv:compensation=capped:theta=0.98 \
-		--budgets 0.5 --samples 10 --seed 100000 --out results/$*/half
+	$(RUN) eval --model $* --suite long-512 --methods $(HALF) --budgets 0.5 --samples 10 --seed 100000 --out results/$*/half
 	$(RUN) eval --model $* --suite long --methods full,snapkv,mixkv,madakv,madakv:echo=256,madakv:draft=8 --budgets 0.2,0.05 --samples 8 \
 		--out results/$*/lengths
 	$(BIN)/madakv distance --model $* --suite long-512 --methods $(subst $(comma)$(ECHO),,$(subst full$(comma),,$(PUBLISHED))),madakv:draft=8 \

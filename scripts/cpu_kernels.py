@@ -4,7 +4,8 @@
 
 The rows are those of `madakv bench kernel`, and more:
 
-    sdpa, 4 buckets   heads padded to the longest of those that are about as long, stock SDPA per bucket
+    sdpa, buckets     heads padded to the longest of those that are about as long, stock SDPA per bucket; flattered,
+                      for what pads them and masks are prepared, and the new tokens lie in them already
     torch tiles       madakv's PyTorch operations, which attend where there is no compiler
     torch.compile     the same tiles, multiplied and summed by element, as inductor fuses it
     numba             a plain loop over parts of heads
@@ -17,6 +18,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from weakref import WeakKeyDictionary
 
 import numba
@@ -30,10 +32,11 @@ from madakv.bench.kernel import OPS, Layer, sdpa
 from madakv.bench.session import Options, run_bench
 
 BUCKETS = 4
+"""At most: a bucket has two heads or more, so that no core waits."""
 PART = 512
 """Entries of a head that one thread of numba's reads at a time."""
 
-Bucket = tuple[Tensor, Tensor, Tensor, Tensor]
+Bucket = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
 def per_layer(make: Callable[[Layer], Any]) -> Callable[[Layer], Any]:
@@ -50,19 +53,20 @@ def per_layer(make: Callable[[Layer], Any]) -> Callable[[Layer], Any]:
 
 @per_layer
 def buckets(layer: Layer) -> list[Bucket]:
-    """Flat (row, head) indices [n], key and value [1, n, longest, D], and an additive mask [1, n, 1, longest]."""
+    """Flat (row, head) indices [n], key and value [1, n, longest, D], and a mask [1, n, 1, longest] or None."""
     H, lengths = layer.entries.counts.shape[1], torch.tensor(layer.entries.lengths)
     keys = torch.split(layer.entries.keys, layer.entries.lengths)
     values = torch.split(layer.entries.values, layer.entries.lengths)
     made = []
-    for heads in lengths.argsort().chunk(BUCKETS):
+    for heads in lengths.argsort().chunk(min(BUCKETS, max(1, len(lengths) // 2))):
         both = []
         for entries, tail in ((keys, layer.tail.keys), (values, layer.tail.values)):
             whole = [torch.cat([entries[i], tail[i // H, i % H]]) for i in heads.tolist()]
             both.append(torch.nn.utils.rnn.pad_sequence(whole, batch_first=True)[None])
         longest = both[0].shape[2]
         there = torch.arange(longest) < (lengths[heads] + layer.tail.length)[:, None]
-        made.append((heads, *both, additive(there, layer.query.dtype)[None, :, None]))
+        mask = None if bool(there.all()) else additive(there, layer.query.dtype)[None, :, None]
+        made.append((heads, *both, mask))
     return made
 
 
@@ -79,13 +83,11 @@ def bucketed(layer: Layer, scaling: float) -> Tensor:
 
 def torch_tiles(layer: Layer, scaling: float) -> Tensor:
     """What runs with `MADAKV_BACKEND=torch`."""
-    os.environ[backend.VARIABLE] = "torch"
-    backend.chosen.cache_clear()
-    try:
-        return ragged_attention(layer.query, layer.entries, layer.tail, scaling=scaling)
-    finally:
-        del os.environ[backend.VARIABLE]
+    with patch.dict(os.environ, {backend.VARIABLE: "torch"}):
         backend.chosen.cache_clear()
+        out = ragged_attention(layer.query, layer.entries, layer.tail, scaling=scaling)
+    backend.chosen.cache_clear()
+    return out
 
 
 @torch.compile(dynamic=True)
@@ -224,12 +226,13 @@ def main() -> None:
         out=arguments.out,
     )
     more = {
-        f"sdpa, {BUCKETS} buckets": bucketed,
+        "sdpa, buckets": bucketed,
         "torch tiles": torch_tiles,
         "torch.compile": compiled_tiles,
         "numba": numba_loop,
     }
     results = run_bench("kernel", options, print, ops={**OPS, **more})
+    results.note(numba=numba.__version__)
     for row in results.rows:
         share = row.figures.get("bandwidth_share")
         reached = f"{share:7.1%}" if share is not None else f"refused: {row.refused}"

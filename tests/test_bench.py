@@ -389,6 +389,26 @@ def test_a_wrong_kernel_gets_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(("ms" in row["figures"]) == (row["contender"] != "madakv") for row in rows)
 
 
+def test_further_kernels_are_compared_and_held_to_the_reference() -> None:
+    def doubled(layer: kernel.Layer, scaling: float) -> torch.Tensor:
+        return kernel.OPS["madakv"](layer, scaling) * 2
+
+    rows = kernel.measure_kernel(
+        SHAPES["tiny"].cost(1, with_head=False, itemsize=4),
+        mean=20,
+        spread=3,
+        batch=1,
+        repeats=1,
+        device=CPU,
+        dtype=torch.float32,
+        rates=Rates(bandwidth=1e9, matrix=1e9),
+        case={},
+        ops={"again": kernel.OPS["madakv"], "wrong": doubled},
+    )
+    assert [row.contender for row in rows] == ["again", "wrong"]
+    assert [row.refused is None for row in rows] == [True, False]
+
+
 def tiny_subject() -> Subject:
     return random_subject("tiny", 2, dtype=torch.float32, device=CPU)
 

@@ -1,9 +1,6 @@
 """The comparison with kvpress: its pure functions. Both libraries meet in scripts/kvpress_overlap.py itself."""
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,23 +8,10 @@ import torch
 from torch import Tensor
 
 import madakv
+from tests.scripts import load_script
 
-PATH = Path(__file__).parent.parent / "scripts" / "kvpress_overlap.py"
 H, G, N, L = 2, 2, 40, 3
-
-
-def _load() -> Any:
-    spec = importlib.util.spec_from_file_location("kvpress_overlap", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their own module up.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-overlap = _load()
+overlap = load_script("kvpress_overlap")
 
 
 def attention() -> list[Tensor]:

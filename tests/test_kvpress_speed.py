@@ -1,32 +1,16 @@
 """What the comparison of speed with kvpress counts; both libraries meet in scripts/kvpress_speed.py itself."""
 
-import importlib.util
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 
 from madakv.bench.shapes import random_model, shape
+from tests.scripts import load_script
 
-PATH = Path(__file__).parent.parent / "scripts" / "kvpress_speed.py"
 H, N, D = 4, 20, 8
-
-
-def _load() -> Any:
-    spec = importlib.util.spec_from_file_location("kvpress_speed", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # Dataclasses look their own module up.
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-speed = _load()
+speed = load_script("kvpress_speed")
 
 
 def full() -> Any:

@@ -32,6 +32,7 @@ from madakv.evaluation.milebench.combine import SIDE, combine
 from madakv.evaluation.milebench.data import level
 from madakv.evaluation.milebench.prompts import letter
 from madakv.prompts import interleave
+from tests.scripts import load_script
 
 PER_DATASET = 4
 NOT_AS_BUILT = {"count"}
@@ -495,16 +496,9 @@ def test_missing_picture_is_named_when_opened(broken: Callable[..., Path]) -> No
 
 
 def test_script_writes_a_sample(tmp_path: Path) -> None:
-    import importlib.util
-
-    path = Path(__file__).parents[1] / "scripts" / "make_milebench_sample.py"
-    spec = importlib.util.spec_from_file_location("make_milebench_sample", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load_script("make_milebench_sample")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", [path.name, "--out", str(tmp_path / "new"), "--per-dataset", "1"])
+        patch.setattr("sys.argv", ["make_milebench_sample.py", "--out", str(tmp_path / "new"), "--per-dataset", "1"])
         assert module.main() == 0
         assert module.main() == 1
     assert len(read(tmp_path / "new", DATASETS["TQA"])) == 1

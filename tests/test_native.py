@@ -47,7 +47,7 @@ def threads() -> Iterator[None]:
 @built
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("count", [1, 2, 5])
-def test_threads_share_long_heads_and_merge_them_once(count: int) -> None:
+def test_it_is_right_with_any_number_of_threads(count: int) -> None:
     torch.set_num_threads(count)
     entries, tail = make([[5000, 3], [0, 1200]], 64, 700)
     rows = torch.randn(2, 2, 3, 64).to(BF16)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 _PER_PROCESSOR = 4
-"""More than the three that a multiprocessor of an H200 holds at a time: one that is done early takes on another."""
+"""More than the three of the Triton kernel that a multiprocessor of an H200 holds at a time, so that one that is done
+early takes on another; for kernels of others nobody has measured how many are best."""
 
 
 def programs_of(device: torch.device) -> int:
