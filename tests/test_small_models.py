@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +12,10 @@ import torch
 import madakv
 from madakv import bundled
 from madakv.answering import answer
+from madakv.bundled.processor import PictureProcessor
 from madakv.evaluation.documents import make_document
-from madakv.evaluation.documents.document import SIZES
+from madakv.evaluation.documents.document import SEVERAL_SIZES, SIZES
+from madakv.evaluation.runner import takes_several_sizes
 from madakv.loading import load
 from madakv.methods import from_text
 from madakv.prompts import model_inputs
@@ -22,38 +23,37 @@ from madakv.prompts import model_inputs
 TRAINING = Path(__file__).parents[1] / "training" / "small"
 
 
-@pytest.fixture(scope="module")
-def small_llava() -> tuple[Any, Any]:
-    return load("small-llava", device="cpu")
+NAMES = ["small-llava", "small-qwen2.5-vl"]
 
 
-def test_they_are_found_by_name_and_small(small_llava: tuple[Any, Any]) -> None:
-    assert "small-llava" in bundled.named()
+def test_they_are_found_by_name_and_small() -> None:
+    assert list(bundled.named()) == NAMES
     size = sum(file.stat().st_size for folder in bundled.named().values() for file in folder.iterdir())
     assert size < 48 << 20
-    model, _ = small_llava
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_long_documents_are_answered(name: str) -> None:
+    """Most answers of 500 and 1,000 tokens are right, whole; with a draft at a tenth of the memory as well."""
+    model, processor = load(name, device="cpu")
     assert model.dtype == torch.float32
     assert 5e6 <= sum(p.numel() for p in model.parameters()) <= 30e6
-
-
-def test_long_documents_are_answered(small_llava: tuple[Any, Any]) -> None:
-    """Most answers of 500 and 1,000 tokens are right, whole; with a draft at a tenth of the memory as well."""
-    model, processor = small_llava
+    sizes = SEVERAL_SIZES if takes_several_sizes(processor) else SIZES
     right: dict[str, list[bool]] = {"full": [], "madakv:draft=8": []}
     for seed, tokens in ((900, 512), (901, 1024)):
-        document = make_document(seed, tokens=tokens)
+        document = make_document(seed, tokens=tokens, sizes=sizes)
         for question in document.questions:
             if question.kind in ("twin", "each"):
                 continue
             inputs = model_inputs(processor, f"{document.text} {question.prompt}", document.images)
-            for name, answers in right.items():
-                method = from_text(name, budget=None if name == "full" else 0.1)
+            for typed, answers in right.items():
+                method = from_text(typed, budget=None if typed == "full" else 0.1)
                 answers.append(answer(model, processor, inputs, method, max_new_tokens=12).text == question.answer)
     assert sum(right["full"]) >= 12
     assert sum(right["madakv:draft=8"]) >= sum(right["full"]) - 2
 
 
-@pytest.mark.parametrize("name", ["small-llava", "small-qwen2.5-vl"])
+@pytest.mark.parametrize("name", NAMES)
 def test_processors_give_what_training_reads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(TRAINING))
     for module in ("architecture", "rows", "stages"):
@@ -82,6 +82,11 @@ def test_processors_give_what_training_reads(name: str, monkeypatch: pytest.Monk
         torch.testing.assert_close(evicted, plain, rtol=1e-4, atol=1e-4)
     else:
         assert architecture.sizes == SIZES
+
+
+def test_its_own_processor_reads_pictures_with_torchvision_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("madakv.loading.is_torchvision_available", lambda: True)
+    assert type(load("small-qwen2.5-vl", device="cpu")[1]) is PictureProcessor
 
 
 def test_qwen_loads_without_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,7 +48,7 @@ def load(model: str | None, *, device: str | None = None, dtype: str = "auto") -
         auto_model = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
         loaded: Any = auto_model.from_pretrained(source, dtype=_DTYPES[dtype])
         loaded = loaded.to(device).eval()
-        processor = _processor_class(config, multimodal).from_pretrained(source)
+        processor = _processor_class(config, multimodal, source).from_pretrained(source)
     except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
         text = " ".join(str(error).split()) or type(error).__name__
         # Whole sentences: the first lines of these messages end where the terminal of their author did.
@@ -57,11 +57,12 @@ def load(model: str | None, *, device: str | None = None, dtype: str = "auto") -
     return loaded, processor
 
 
-def _processor_class(config: Any, multimodal: bool) -> Any:
-    """What reads a model's inputs; without torchvision, the pictures of Qwen2.5-VL alone, not its videos."""
+def _processor_class(config: Any, multimodal: bool, source: str) -> Any:
+    """What reads a model's inputs; of Qwen2.5-VL the pictures alone, if videos cannot be read or it knows none."""
     if not multimodal:
         return AutoTokenizer
-    if config.model_type == "qwen2_5_vl" and not is_torchvision_available():
+    pictures_alone = Path(source) in bundled.named().values() or not is_torchvision_available()
+    if config.model_type == "qwen2_5_vl" and pictures_alone:
         return PictureProcessor
     return AutoProcessor
 

@@ -1,8 +1,8 @@
 """Small real vision-language models and a sample document, to try everything offline.
 
 `model` (2.6 M parameters) is transformers' own Llava, trained on `madakv.evaluation.digits` by
-`training/bundled/train.py`. `small-llava` (5 M) reads the long documents of `madakv.evaluation.documents`;
-`training/small/train_small.py` made it.
+`training/bundled/train.py`. `small-llava` and `small-qwen2.5-vl` (5 M each) read the long documents of
+`madakv.evaluation.documents`; `training/small/train_small.py` made them.
 """
 
 from __future__ import annotations

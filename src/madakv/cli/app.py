@@ -18,7 +18,7 @@ app = typer.Typer(
 )
 
 ModelOption = Annotated[
-    str | None, typer.Option(help="Hub id, folder, or small-llava; without it, the bundled model.")
+    str | None, typer.Option(help="Hub id, folder, small-llava or small-qwen2.5-vl; without it, the bundled model.")
 ]
 DeviceOption = Annotated[str | None, typer.Option(help="cuda or cpu; by default a GPU if there is one.")]
 ShardOption = Annotated[str, typer.Option(help="i/n: answer the i-th of n shares; the others run elsewhere.")]

@@ -22,7 +22,7 @@ Shapes = Annotated[
     str | None,
     typer.Option("--shape", help="Real dimensions, random weights: llava-1.5-7b,qwen2.5-vl-7b."),
 ]
-Model = Annotated[str | None, typer.Option(help="A real model instead: folder, or small-llava.")]
+Model = Annotated[str | None, typer.Option(help="A real model instead: folder, small-llava or small-qwen2.5-vl.")]
 Layers = Annotated[
     int | None, typer.Option(min=1, help="Only so many layers of a shape, without embedding and head.")
 ]
