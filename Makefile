@@ -60,6 +60,11 @@ CHOICES := $(CHOICES),madakv:draft=8:answer_weight=4.0,madakv:draft=8:context_we
 CHOICES := $(CHOICES),madakv:draft=8:safeguard=1.0,madakv:echo=64,madakv:echo=256,madakv:echo=256:echo_weight=3.0
 CHOICES := $(CHOICES),madakv:echo=256:context=0,madakv:draft=8:echo=256,madakv:draft=8:echo=256:echo_weight=3.0
 CHOICES := $(CHOICES),madakv:$(CAPPED),madakv:echo=256:$(CAPPED),madakv:draft=8:echo=256:$(CAPPED)
+# Choices were made on the first model; on the second one they are looked at again where it is of another kind.
+CHOICES-small-qwen2.5-vl := full,madakv,madakv:groups=max,madakv:$(CAPPED),madakv:context=0,madakv:safeguard=1.0
+CHOICES-small-qwen2.5-vl := $(CHOICES-small-qwen2.5-vl),madakv:text_pooling=1,madakv:values=False,madakv:draft=8
+CHOICES-small-qwen2.5-vl := $(CHOICES-small-qwen2.5-vl),madakv:draft=8:groups=max,madakv:echo=256,madakv:draft=8:echo=256
+CHOICES-small-qwen2.5-vl := $(CHOICES-small-qwen2.5-vl),madakv:draft=8:echo=256:$(CAPPED),madakv:echo=256:groups=max
 HALF := full,madakv,madakv:compensation=capped,madakv:compensation=capped:theta=0.98,madakv:draft=8:echo=256
 HALF := $(HALF),madakv:draft=8:echo=256:$(CAPPED)
 
@@ -73,7 +78,7 @@ results-%:
 		--out results/$*/published
 	$(RUN) eval --model $* --suite long-512 --methods $(CONTEXT) --budgets $(BUDGETS) --samples 24 --out results/$*/context
 	$(RUN) eval --model $* --suite long-512 --methods $(DRAFT) --budgets $(BUDGETS) --samples 24 --out results/$*/draft
-	$(RUN) eval --model $* --suite long-512 --methods $(CHOICES) --budgets 0.2,0.05 --samples 10 --seed 100000 \
+	$(RUN) eval --model $* --suite long-512 --methods $(or $(CHOICES-$*),$(CHOICES)) --budgets 0.2,0.05 --samples 10 --seed 100000 \
 		--out results/$*/choices
 	$(RUN) eval --model $* --suite long-512 --methods $(HALF) --budgets 0.5 --samples 10 --seed 100000 --out results/$*/half
 	$(RUN) eval --model $* --suite long --methods full,snapkv,mixkv,madakv,madakv:echo=256,madakv:draft=8 --budgets 0.2,0.05 --samples 8 \
@@ -81,7 +86,7 @@ results-%:
 	$(BIN)/madakv distance --model $* --suite long-512 --methods $(subst $(comma)$(ECHO),,$(subst full$(comma),,$(PUBLISHED))),madakv:draft=8 \
 		--budgets 0.2 --samples 3 --out results/$*/distance
 
-# Speed and memory on this machine, which should have nothing else to do: a quarter of an hour on two cores.
+# Speed and memory on this machine, which should have nothing else to do.
 # Brings numba, which one of the comparisons is with. With KVPRESS=/path/to/its/environment/bin/python, kvpress' too.
 BENCH := $(BIN)/madakv bench
 speed: venv
@@ -101,7 +106,8 @@ speed: venv
 		--fill synthetic --out results/speed/evict
 	$(BENCH) memory --shape llava-1.5-7b --layers 2 --context 512 --batch 1,8 --budgets 0.2,0.05 --no-rivals \
 		--out results/speed/memory
-	$(BENCH) memory --shape llava-1.5-7b --layers 2 --context 3300 --budgets 0.2,0.05 --no-rivals --out results/speed/memory-3k
+	$(BENCH) memory --shape llava-1.5-7b --layers 2 --context 3300 --batch 1 --budgets 0.2,0.05 --no-rivals \
+		--out results/speed/memory-3k
 	$(BIN)/python -m pip install --quiet numba
 	$(BIN)/python scripts/cpu_kernels.py --out results/speed/cpu-kernels
 	$(if $(KVPRESS),$(BIN)/python scripts/kvpress_speed.py --kvpress-python $(KVPRESS) --out results/speed)
