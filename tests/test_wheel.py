@@ -25,7 +25,7 @@ def test_the_wheel_answers_in_an_empty_environment(tmp_path: Path) -> None:
 
     run(sys.executable, "-m", "pip", "wheel", "--no-deps", "--wheel-dir", tmp_path / "dist", ROOT)
     (wheel,) = (tmp_path / "dist").glob("madakv-*.whl")
-    # Three models, of 5 and twice 10 MB, are most of it.
+    # Three models of 10 MB each, before compression, are most of it.
     assert wheel.stat().st_size < 30e6
     run(sys.executable, "-m", "venv", tmp_path / "venv")
     python = tmp_path / "venv" / "bin" / "python"
