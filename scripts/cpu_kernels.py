@@ -39,6 +39,12 @@ PART = 512
 Bucket = tuple[Tensor, Tensor, Tensor, Tensor | None]
 
 
+def grouped(layer: Layer) -> Tensor:
+    """The queries of each KV head, [B, H, G, D]."""
+    B, H = layer.entries.counts.shape
+    return layer.query.reshape(B, H, -1, layer.query.shape[-1])
+
+
 def per_layer(make: Callable[[Layer], Any]) -> Callable[[Layer], Any]:
     """Make what an op prepares once for each layer, for as long as that is there."""
     made: WeakKeyDictionary[Layer, Any] = WeakKeyDictionary()
@@ -72,13 +78,12 @@ def buckets(layer: Layer) -> list[Bucket]:
 
 def bucketed(layer: Layer, scaling: float) -> Tensor:
     """Stock SDPA, bucket by bucket."""
-    B, Hq, _, D = layer.query.shape
-    H = layer.entries.counts.shape[1]
-    rows = layer.query.view(B * H, Hq // H, D)
+    rows = grouped(layer).flatten(0, 1)
+    D = rows.shape[-1]
     out = torch.empty_like(rows)
     for heads, key, value, mask in buckets(layer):
         out[heads] = sdpa(rows[heads].view(1, -1, 1, D), key, value, mask, scaling).view(len(heads), -1, D)
-    return out.view(B, Hq, 1, D)
+    return out.view(layer.query.shape)
 
 
 def torch_tiles(layer: Layer, scaling: float) -> Tensor:
@@ -88,6 +93,14 @@ def torch_tiles(layer: Layer, scaling: float) -> Tensor:
         out = ragged_attention(layer.query, layer.entries, layer.tail, scaling=scaling)
     backend.chosen.cache_clear()
     return out
+
+
+def with_tail(layer: Layer, prompt: Partial, scaling: float) -> Tensor:
+    """Attention over the prompt, by owner, put together with that over the tail, by PyTorch's operations."""
+    rows = grouped(layer)
+    tail = partial_attention(rows, layer.tail.keys, layer.tail.values, scaling=scaling)
+    merged = merge(tail, Partial(prompt.out.view(rows.shape), prompt.lse.view(rows.shape[:3])))
+    return merged.out.to(layer.query.dtype).view(layer.query.shape)
 
 
 @torch.compile(dynamic=True)
@@ -103,12 +116,9 @@ def tile_parts(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling:
 
 def compiled_tiles(layer: Layer, scaling: float) -> Tensor:
     """Tiles and windows by `tile_parts`, the tail by PyTorch's operations."""
-    entries = layer.entries
-    B, Hq, _, D = layer.query.shape
-    H = entries.counts.shape[1]
-    rows = layer.query.reshape(B, H, Hq // H, D)
-    tiles = entries.tiles
-    query = rows.flatten(0, 1)[tiles.owner]
+    entries, tiles = layer.entries, layer.entries.tiles
+    rows = grouped(layer).flatten(0, 1)
+    D, query = rows.shape[-1], rows[tiles.owner]
     T, size = len(tiles.mask), tiles.mask.shape[-1]
     read = [x[: T * size].view(T, size, D) for x in (entries.keys, entries.values)]
     out, lse = tile_parts(query[:T], *read, tiles.mask[:, 0, 0], scaling)
@@ -117,10 +127,7 @@ def compiled_tiles(layer: Layer, scaling: float) -> Tensor:
         read = [x[tiles.window].view(-1, width, D) for x in (entries.keys, entries.values)]
         more = tile_parts(query[T:], *read, tiles.window_mask[:, 0, 0], scaling)
         out, lse = torch.cat([out, more[0]]), torch.cat([lse, more[1]])
-    whole = merge_scattered(out, lse, tiles.owner, B * H)
-    tail = partial_attention(rows, layer.tail.keys, layer.tail.values, scaling=scaling)
-    merged = merge(tail, Partial(whole.out.view(B, H, -1, D), whole.lse.view(B, H, -1)))
-    return merged.out.to(layer.query.dtype).view(B, Hq, 1, D)
+    return with_tail(layer, merge_scattered(out, lse, tiles.owner, len(rows)), scaling)
 
 
 def numba_parts(
@@ -183,19 +190,15 @@ def parts_of(layer: Layer) -> tuple[Tensor, Any, Any, Any]:
 
 def numba_loop(layer: Layer, scaling: float) -> Tensor:
     """The prompt by `numba_parts`, the tail by PyTorch's operations."""
-    B, Hq, _, D = layer.query.shape
-    H = layer.entries.counts.shape[1]
-    rows = layer.query.reshape(B, H, Hq // H, D)
+    rows = grouped(layer).flatten(0, 1)
+    owners, G, D = rows.shape
     owner, *places = parts_of(layer)
-    query = rows.float().view(B * H, -1, D // 2, 2).transpose(-1, -2).reshape(B * H, -1, D)
-    out, lse = torch.empty(len(owner), Hq // H, D), torch.empty(len(owner), Hq // H)
+    query = rows.float().view(owners, G, D // 2, 2).transpose(-1, -2).reshape(owners, G, D)
+    out, lse = torch.empty(len(owner), G, D), torch.empty(len(owner), G)
     read = [x.view(torch.int32).numpy() for x in (layer.entries.keys, layer.entries.values)]
     compiled_parts(query.numpy(), *read, *places, np.float32(scaling), out.numpy(), lse.numpy())
     out = out.view(*out.shape[:2], 2, D // 2).transpose(-1, -2).reshape(out.shape)
-    whole = merge_scattered(out, lse, owner, B * H)
-    tail = partial_attention(rows, layer.tail.keys, layer.tail.values, scaling=scaling)
-    merged = merge(tail, Partial(whole.out.view(B, H, -1, D), whole.lse.view(B, H, -1)))
-    return merged.out.to(layer.query.dtype).view(B, Hq, 1, D)
+    return with_tail(layer, merge_scattered(out, lse, owner, owners), scaling)
 
 
 def main() -> None:

@@ -141,9 +141,8 @@ def memory(model: Any, prompts: list[Any], how: CompileConfig, rounds: int) -> d
     settled, last = taken[1], taken[-1]
     answered = (rounds - 2) * len(prompts)
     reserved, device = ((after - before) / answered for before, after in zip(settled, last, strict=True))
-    worst = max(reserved, device)
     return {
-        "ok": worst <= MOST_PER_PROMPT,
+        "ok": max(reserved, device) <= MOST_PER_PROMPT,
         "reserved_per_prompt": reserved,
         "device_per_prompt": device,
         "taken": taken,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -84,9 +85,13 @@ def test_processors_give_what_training_reads(name: str, monkeypatch: pytest.Monk
         assert architecture.sizes == SIZES
 
 
-def test_its_own_processor_reads_pictures_with_torchvision_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_own_processor_reads_pictures_with_torchvision_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("madakv.loading.is_torchvision_available", lambda: True)
-    assert type(load("small-qwen2.5-vl", device="cpu")[1]) is PictureProcessor
+    elsewhere = shutil.copytree(bundled.named()["small-qwen2.5-vl"], tmp_path / "model")
+    for source in ("small-qwen2.5-vl", str(elsewhere)):
+        assert type(load(source, device="cpu")[1]) is PictureProcessor
 
 
 def test_qwen_loads_without_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,17 @@ def _processor_class(config: Any, multimodal: bool, source: str) -> Any:
     """What reads a model's inputs; of Qwen2.5-VL the pictures alone, if videos cannot be read or it knows none."""
     if not multimodal:
         return AutoTokenizer
-    pictures_alone = Path(source) in bundled.named().values() or not is_torchvision_available()
-    if config.model_type == "qwen2_5_vl" and pictures_alone:
+    if config.model_type == "qwen2_5_vl" and (_saved_for_pictures(source) or not is_torchvision_available()):
         return PictureProcessor
     return AutoProcessor
+
+
+def _saved_for_pictures(source: str) -> bool:
+    """Whether a folder's processor was saved as ours, which transformers does not know by its name."""
+    settings = Path(source) / "processor_config.json"
+    if not settings.is_file():
+        return False
+    return bool(json.loads(settings.read_text()).get("processor_class") == PictureProcessor.__name__)
 
 
 def check_device(name: str) -> None:

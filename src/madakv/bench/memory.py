@@ -31,7 +31,7 @@ def measure_memory(subject: Subject, settings: Settings, case: dict[str, Any]) -
     prompt = subject.prompt(settings.context, settings.batch, settings.shortest)
     chosen, _ = contenders(subject.model.config, settings.methods, rivals=settings.rivals)
     with _peak(subject, prompt) as bare:
-        subject.model(**prompt.inputs, use_cache=False, **({"logits_to_keep": 1} if subject.cost.head else {}))
+        subject.output(**prompt.inputs, use_cache=False)
     figures = {contender.label: _measure(contender, subject, prompt, settings.tokens, bare) for contender in chosen}
     full = figures[BASELINE]
     rows = []

@@ -55,12 +55,12 @@ class Subject:
             self.shape.hidden, self.shape.image_tokens, lengths, dtype=self.dtype, device=self.device
         )
 
-    def output(self, **inputs: Any) -> tuple[Tensor, Any]:
-        """One forward pass: the last token's logits or, without a head, hidden state, [B, X]; and the cache."""
+    def output(self, *, use_cache: bool = True, **inputs: Any) -> tuple[Tensor, Any]:
+        """One forward pass: the last token's logits or, without a head, hidden state, [B, X]; and any cache."""
         if self.cost.head:
-            out = self.model(**inputs, use_cache=True, logits_to_keep=1)
+            out = self.model(**inputs, use_cache=use_cache, logits_to_keep=1)
             return out.logits[:, -1], out.past_key_values
-        out = self.model(**inputs, use_cache=True)
+        out = self.model(**inputs, use_cache=use_cache)
         return out.last_hidden_state[:, -1], out.past_key_values
 
 
