@@ -43,30 +43,30 @@ BUDGETS := 0.5,0.2,0.1,0.05,0.02
 PUBLISHED := full,random,streaming_llm,h2o,snapkv,pyramidkv,adakv,lookm,meda,prefixkv,mixkv
 PUBLISHED := $(PUBLISHED),madakv-paper,mpa,hcc,snapkv:window=question:kernel=1,madakv
 ECHO := madakv:echo=256
-CAPPED := theta=0.8:compensation=capped
 PUBLISHED := $(PUBLISHED),$(ECHO)
-CONTEXT := full,madakv,madakv:context=0,madakv:echo=256,madakv:echo=256:$(CAPPED),mpa:context=64,snapkv:window=question
+CONTEXT := full,madakv,madakv:context=0,$(ECHO),mpa:context=64,snapkv:window=question
+CONTEXT := $(CONTEXT),snapkv:window=question:context=64:echo=256
 CONTEXT := $(CONTEXT),mixkv:window=question,mixkv:window=question:context=64,mixkv:window=question:context=64:echo=256
 ASSISTED := draft=8:window=question:context=64:answer_weight=16.0
-DRAFT := full,madakv:draft=8,madakv:draft=8:echo=256,madakv:draft=8:echo=256:$(CAPPED),madakv:draft=8:context=0,madakv-paper:draft=8,snapkv:draft=8
+DRAFT := full,madakv:draft=8,madakv:draft=8:echo=256,madakv:draft=8:context=0,madakv-paper:draft=8,snapkv:draft=8
 DRAFT := $(DRAFT),mixkv:draft=8:window=question,snapkv:$(ASSISTED),mixkv:$(ASSISTED),mixkv:$(ASSISTED):echo=256
-CHOICES := full,madakv,madakv:context=0,madakv:context=16,madakv:context=256,madakv:context_weight=0.3
-CHOICES := $(CHOICES),madakv:context_weight=3.0,madakv:compensation=capped,madakv:compensation=demand
-CHOICES := $(CHOICES),madakv:compensation=signal,madakv:compensation=capped:theta=0.98,madakv:groups=max
-CHOICES := $(CHOICES),madakv:proxies=4,madakv:proxies=8,madakv:proxies=32,madakv:text_pooling=1,madakv:values=False
-CHOICES := $(CHOICES),madakv:safeguard=1.0,madakv:safeguard=0.5,madakv:draft=1,madakv:draft=2,madakv:draft=4
-CHOICES := $(CHOICES),madakv:draft=8,madakv:lookahead=1,madakv:lookahead=2,madakv:draft=8:answer_weight=1.0
-CHOICES := $(CHOICES),madakv:draft=8:answer_weight=4.0,madakv:draft=8:context_weight=0.3,madakv:draft=8:context_weight=3.0
-CHOICES := $(CHOICES),madakv:draft=8:safeguard=1.0,madakv:echo=64,madakv:echo=256,madakv:echo=256:echo_weight=3.0
-CHOICES := $(CHOICES),madakv:echo=256:context=0,madakv:draft=8:echo=256,madakv:draft=8:echo=256:echo_weight=3.0
-CHOICES := $(CHOICES),madakv:$(CAPPED),madakv:echo=256:$(CAPPED),madakv:draft=8:echo=256:$(CAPPED)
+CAPPED := theta=0.8:compensation=capped
+CHOICES := full,madakv,madakv:context=0,madakv:context=256,madakv:text_pooling=1,madakv:values=False
+CHOICES := $(CHOICES),madakv:proxies=4,madakv:proxies=8,madakv:proxies=32,madakv:safeguard=0.2,madakv:safeguard=0.5
+CHOICES := $(CHOICES),madakv:compensation=capped,madakv:compensation=demand,madakv:compensation=signal,madakv:$(CAPPED)
+CHOICES := $(CHOICES),madakv:lookahead=2,madakv:draft=2,madakv:draft=4,madakv:draft=8,madakv:draft=8:safeguard=0.2
+CHOICES := $(CHOICES),madakv:draft=8:answer_weight=1.0,madakv:draft=8:answer_weight=4.0,madakv:echo=64,$(ECHO)
+CHOICES := $(CHOICES),$(ECHO):echo_weight=1.0,$(ECHO):echo_weight=4.0,$(ECHO):context=0,$(ECHO):safeguard=0.2
+CHOICES := $(CHOICES),$(ECHO):safeguard=0.2:$(CAPPED),madakv:draft=8:echo=256,madakv:draft=8:echo=256:echo_weight=1.0
+CHOICES := $(CHOICES),madakv:draft=8:echo=256:echo_weight=4.0,madakv:draft=8:echo=256:safeguard=0.2
+CHOICES := $(CHOICES),madakv:draft=8:echo=256:safeguard=0.2:$(CAPPED)
 # Choices were made on the first model; on the second one they are looked at again where it is of another kind.
-CHOICES-small-qwen2.5-vl := full,madakv,madakv:groups=max,madakv:$(CAPPED),madakv:context=0,madakv:safeguard=1.0
-CHOICES-small-qwen2.5-vl := $(CHOICES-small-qwen2.5-vl),madakv:text_pooling=1,madakv:values=False,madakv:draft=8
-CHOICES-small-qwen2.5-vl := $(CHOICES-small-qwen2.5-vl),madakv:draft=8:groups=max,madakv:echo=256,madakv:draft=8:echo=256
-CHOICES-small-qwen2.5-vl := $(CHOICES-small-qwen2.5-vl),madakv:draft=8:echo=256:$(CAPPED),madakv:echo=256:groups=max
-HALF := full,madakv,madakv:compensation=capped,madakv:compensation=capped:theta=0.98,madakv:draft=8:echo=256
-HALF := $(HALF),madakv:draft=8:echo=256:$(CAPPED)
+CHOICES-small-qwen2.5-vl := full,madakv,madakv:groups=max,madakv:context=0,madakv:safeguard=0.2,madakv:text_pooling=1
+CHOICES-small-qwen2.5-vl := $(CHOICES-small-qwen2.5-vl),madakv:values=False,madakv:$(CAPPED),$(ECHO),$(ECHO):groups=max
+CHOICES-small-qwen2.5-vl := $(CHOICES-small-qwen2.5-vl),$(ECHO):echo_weight=1.0,$(ECHO):safeguard=0.2,madakv:draft=8
+CHOICES-small-qwen2.5-vl := $(CHOICES-small-qwen2.5-vl),madakv:draft=8:groups=max,madakv:draft=8:echo=256
+CHOICES-small-qwen2.5-vl := $(CHOICES-small-qwen2.5-vl),madakv:draft=8:echo=256:echo_weight=1.0
+CHOICES-small-qwen2.5-vl := $(CHOICES-small-qwen2.5-vl),madakv:draft=8:echo=256:safeguard=0.2
 
 results: venv $(MODELS:%=results-%)
 	$(RUN) eval --methods full,madakv,madakv:compensation=capped,madakv:draft=12 --budgets 0.5,0.2,0.1,0.05 \
@@ -78,11 +78,10 @@ results-%:
 		--out results/$*/published
 	$(RUN) eval --model $* --suite long-512 --methods $(CONTEXT) --budgets $(BUDGETS) --samples 24 --out results/$*/context
 	$(RUN) eval --model $* --suite long-512 --methods $(DRAFT) --budgets $(BUDGETS) --samples 24 --out results/$*/draft
-	$(RUN) eval --model $* --suite long-512 --methods $(or $(CHOICES-$*),$(CHOICES)) --budgets 0.2,0.05 --samples 10 --seed 100000 \
-		--out results/$*/choices
-	$(RUN) eval --model $* --suite long-512 --methods $(HALF) --budgets 0.5 --samples 10 --seed 100000 --out results/$*/half
-	$(RUN) eval --model $* --suite long --methods full,snapkv,mixkv,madakv,madakv:echo=256,madakv:draft=8 --budgets 0.2,0.05 --samples 8 \
-		--out results/$*/lengths
+	$(RUN) eval --model $* --suite long-512 --methods $(or $(CHOICES-$*),$(CHOICES)) --budgets 0.2,0.1,0.05 --samples 10 \
+		--seed 100000 --out results/$*/choices
+	$(RUN) eval --model $* --suite long --methods full,snapkv,mixkv,madakv,$(ECHO),madakv:draft=8:echo=256 --budgets 0.2,0.05 \
+		--samples 12 --out results/$*/lengths
 	$(BIN)/madakv distance --model $* --suite long-512 --methods $(subst $(comma)$(ECHO),,$(subst full$(comma),,$(PUBLISHED))),madakv:draft=8 \
 		--budgets 0.2 --samples 3 --out results/$*/distance
 

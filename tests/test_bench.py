@@ -203,8 +203,10 @@ def test_decode(fill: str, tmp_path: Path) -> None:
     rows = rows_of(
         *("decode", "--shape", "tiny", "--layers", "2", "--context", "90", "--batch", "1,2", "--budgets", "1.0,0.2"),
         *("--dtype", "fp32", "--tokens", "2", "--repeats", "3", "--fill", fill, "--out", str(tmp_path)),
+        *("--methods", "madakv:safeguard=0.2"),
     )
-    names = ["DynamicCache", "StaticCache", "QuantizedCache(fp8)", "madakv 100%", "madakv 20%"]
+    uneven = [f"madakv:safeguard=0.2 {budget}" for budget in ("100%", "20%")]
+    names = ["DynamicCache", "StaticCache", "QuantizedCache(fp8)", *uneven]
     assert [row["contender"] for row in rows] == names * 2
     for row in rows:
         assert row["refused"] is None

@@ -20,7 +20,7 @@ from tests import tiny
 from tests.tolerance import assert_same
 
 EVEN = {"safeguard": 1.0}
-UNEVEN = {"compensation": "capped", "theta": 0.5}
+UNEVEN = {"compensation": "capped", "theta": 0.5, "safeguard": 0.2}
 """Options under which heads keep different numbers of entries."""
 
 

@@ -44,8 +44,6 @@ def test_long_documents_are_answered(name: str) -> None:
     for seed, tokens in ((900, 512), (901, 1024)):
         document = make_document(seed, tokens=tokens, sizes=sizes)
         for question in document.questions:
-            if question.kind in ("twin", "each"):
-                continue
             inputs = model_inputs(processor, f"{document.text} {question.prompt}", document.images)
             for typed, answers in right.items():
                 method = from_text(typed, budget=None if typed == "full" else 0.1)

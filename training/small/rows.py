@@ -49,7 +49,7 @@ class Item:
         marks = [i for i, word in enumerate(self.document) if word == IMAGE_MARK]
         hints: dict[int, list[str]] = {}
         for i, content in zip(marks, self.contents, strict=False):
-            named = self.document[max(0, i - 2)] in ("image", "pair")
+            named = self.document[max(0, i - 2)] in ("image", "pair", "album")
             things = content.words.split() if isinstance(content, Thing) else []
             hints[i] = [*([self.document[i - 1]] if named else []), *things]
         return hints
@@ -80,7 +80,7 @@ class Batch:
         """[A, words] bool: the right tokens of a vocabulary of `words`; in a list, all not named yet."""
         accepted = F.one_hot(self.targets, words).bool()
         for number in (i for i, kind in enumerate(self.kinds) if kind in IN_ANY_ORDER):
-            own = (self.question == number).nonzero().flatten()[IN_ANY_ORDER[self.kinds[number]] : -1]
+            own = (self.question == number).nonzero().flatten()[:-1]
             for i, at in enumerate(own):
                 accepted[at, self.targets[own[i:]]] = True
         return accepted

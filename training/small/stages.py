@@ -14,33 +14,45 @@ CAPTIONS_PER_STEP = 160
 Asked = Mapping[str, int]
 """Questions per kind and document."""
 
-MANY = {"code": 2, "read": 3, "twin": 2, "owner": 4, "differ": 5, "plan": 1, "change": 2, "each": 2, "show": 4}
+MANY = {"code": 2, "read": 3, "twin": 2, "owner": 4, "differ": 5, "plan": 1, "change": 2, "album": 2, "show": 4}
 
 SHAPES: Mapping[str, Shape] = {
-    "facts": Shape(codes=3, owners=2, painted=1, twins=1, groups=1, changes=1, steps=2, pairs=1, named=3, prose=10),
+    "facts": Shape(codes=3, owners=2, painted=1, twins=1, albums=1, changes=1, steps=2, pairs=1, named=3, prose=10),
     "pairs": Shape(pairs=5, prose=4),
-    "few": Shape(twins=1, groups=1, owners=2, named=2, prose=3),
-    "lookups": Shape(twins=2, groups=2, owners=4, named=5, prose=6),
-    "match": Shape(twins=6, groups=5, named=4, unnamed=4, prose=10),
-    "lists": Shape(twins=1, groups=8, named=3, unnamed=3, prose=8),
+    "few": Shape(twins=1, albums=1, owners=2, named=2, prose=3),
+    "lookups": Shape(twins=2, albums=2, owners=4, named=5, prose=6),
+    "match": Shape(twins=6, albums=5, named=4, unnamed=4, prose=10),
+    "lists": Shape(twins=1, albums=8, named=3, unnamed=3, prose=8),
     "dense-1000": Shape(
-        codes=3, owners=4, painted=3, twins=4, groups=3, changes=3, pairs=2, steps=5, named=10, unnamed=4, prose=40
+        codes=3, owners=4, painted=3, twins=4, albums=3, changes=3, pairs=2, steps=5, named=10, unnamed=4, prose=40
     ),
     "dense-2000": Shape(
-        codes=6, owners=8, painted=5, twins=6, groups=4, changes=5, pairs=4, steps=5, named=30, unnamed=20, prose=120
+        codes=6,
+        owners=8,
+        painted=5,
+        twins=6,
+        albums=4,
+        changes=5,
+        pairs=4,
+        steps=5,
+        named=20,
+        unnamed=8,
+        scenery=22,
+        prose=140,
     ),
     "dense-4000": Shape(
-        codes=12,
-        owners=16,
-        painted=10,
-        twins=12,
-        groups=8,
-        changes=10,
-        pairs=8,
+        codes=10,
+        owners=14,
+        painted=8,
+        twins=8,
+        albums=7,
+        changes=7,
+        pairs=6,
         steps=5,
-        named=55,
-        unnamed=45,
-        prose=250,
+        named=24,
+        unnamed=12,
+        scenery=84,
+        prose=350,
     ),
 }
 """Documents that are shorter than any of the suite, or that hold more of what can be asked."""
@@ -193,6 +205,25 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
             decay=450,
             hints=True,
         ),
+        Stage(
+            "albums, and 4000 with scenery",
+            1200,
+            {
+                "dense-4000": 0.2,
+                "4000": 0.07,
+                "dense-2000": 0.2,
+                "dense-1000": 0.18,
+                "1000": 0.04,
+                "500": 0.06,
+                "lists": 0.1,
+                "match": 0.08,
+                "caption": 0.07,
+            },
+            lr=9e-4,
+            warmup=30,
+            decay=700,
+            hints=True,
+        ),
     ),
     "small-qwen2.5-vl": (
         Stage("copying", 200, {"copy": 0.3, "caption": 0.3, "facts": 0.25, "few": 0.15}, warmup=30, hints=True),
@@ -223,6 +254,25 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
             },
             lr=8e-4,
             decay=500,
+            hints=True,
+        ),
+        Stage(
+            "albums, and 4000 with scenery",
+            1200,
+            {
+                "dense-4000": 0.2,
+                "4000": 0.07,
+                "dense-2000": 0.2,
+                "dense-1000": 0.18,
+                "1000": 0.04,
+                "500": 0.06,
+                "lists": 0.1,
+                "match": 0.08,
+                "caption": 0.07,
+            },
+            lr=9e-4,
+            warmup=30,
+            decay=700,
             hints=True,
         ),
     ),

@@ -35,7 +35,7 @@ from madakv.evaluation.documents.pictures import paint
 
 HERE = Path(__file__).parent
 LOG_EVERY = 25
-EVALUATE_EVERY = 200
+EVALUATE_EVERY = 300
 CHECKPOINT_EVERY = 50
 EVALUATED_TOKENS = 60_000
 EVALUATED_CAPTIONS = 400
@@ -87,7 +87,7 @@ def training_batch(task: str, rng: np.random.Generator, architecture: Architectu
         items = [caption_item(rng, sizes, "train", True) for _ in range(max(1, CAPTIONS_PER_STEP // shrink))]
     else:
         items, tokens = [], 0
-        while not items or tokens < TOKENS_PER_STEP / shrink * 0.8:
+        while not items or tokens < TOKENS_PER_STEP / shrink * 0.7:
             items.append(document_item(rng, draw_shape(rng, task), asked_of(task), sizes, "train", True))
             tokens += length(items[-1], architecture)
     return collate(items, architecture)

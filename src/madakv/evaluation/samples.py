@@ -68,11 +68,10 @@ EXACT = "exact"
 """The scorer of the suites: the whole answer is right, or it is not."""
 
 
-def equal_to(gold: str, *, ordered: int | None = None) -> Judge:
-    """Judges by `EXACT`; of the words behind the first `ordered` ones, any order is right (None: of none)."""
+def equal_to(gold: str, *, in_any_order: bool = False) -> Judge:
+    """Judges by `EXACT`, word by word or as a list whose order does not matter."""
 
-    def parts(answer: str) -> tuple[list[str], list[str]]:
-        words = answer.split()
-        return words[:ordered], [] if ordered is None else sorted(words[ordered:])
+    def words(answer: str) -> list[str]:
+        return sorted(answer.split()) if in_any_order else answer.split()
 
-    return lambda answer: Verdict({EXACT: float(parts(answer) == parts(gold))})
+    return lambda answer: Verdict({EXACT: float(words(answer) == words(gold))})

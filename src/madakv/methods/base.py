@@ -162,7 +162,7 @@ class GroupedMethod(Method):
     context: int = 0
     context_weight: float = 1.0
     echo: int = 0
-    echo_weight: float = 1.0
+    echo_weight: float = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -45,11 +45,11 @@ class MadaKV(GroupedMethod):
 
     Of a head's even share of its layer's allotment the proxies come first, the newest that fit in half of it; the
     rest is split between modalities in proportion to the attention they get (MPA), and what a modality cannot use
-    goes to the others. Heads compete for what lies above their safeguard. What a layer spares or overdraws can be
+    goes to the others. Heads can compete for what lies above a safeguard. What a layer spares or overdraws can be
     spread over the layers after it (HCC). Over the whole prompt at most `round(budget * N) * H * L` entries stay.
 
-    Ours beyond the paper: `text_pooling`, `values`, `safeguard`, `context`, `draft`, `lookahead` and `answer_weight`.
-    `madakv-paper` is without.
+    Ours beyond the paper: `text_pooling`, `values`, `safeguard`, `context`, `echo`, `draft`, `lookahead` and their
+    weights. `madakv-paper` is without.
 
     Attributes:
         budget: see `Method`.
@@ -65,7 +65,8 @@ class MadaKV(GroupedMethod):
         values: whether scores are multiplied by the norm of the token's value, so that they weigh what an entry adds
             to the head's output.
         safeguard: share of its even part, and of that part's split between modalities, that each head is sure of; the
-            rest goes to the best-ranked of all heads of the layer together (as in AdaKV, arXiv 2407.11550).
+            rest goes to the best-ranked of all heads of the layer together (as in AdaKV, arXiv 2407.11550); 1.0: heads
+            keep equally many.
     """
 
     name: ClassVar[str] = "madakv"
@@ -75,7 +76,7 @@ class MadaKV(GroupedMethod):
     max_proxies: int = 32
     text_pooling: int = 5
     values: bool = True
-    safeguard: float = 0.2
+    safeguard: float = 1.0
     answer_weight: float = 16.0
     context: int = 64
 

@@ -19,7 +19,6 @@ class MadaKVPaper(MadaKV):
     compensation: Compensation = "capped"
     text_pooling: int = 1
     values: bool = False
-    safeguard: float = 1.0
     answer_weight: float = 1.0
     context: int = 0
 

@@ -13,7 +13,7 @@ kind        prompt          answer                needs
 ``differ``  ? differ n9     b1 red                two pictures: which cell is empty in one, and what the other has
 ``plan``    ? plan          ring 4 7 cross 1      the pictures of all steps, in order
 ``change``  ? change n8     red 7 blue ring       two pictures of a thing, before and after
-``each``    ? each red 7    red 7 n5 n17 n30      all three pictures of a thing, in any order
+``album``   ? album n6      7 ring 4              the three pictures of an album, in any order
 ``show``    ? show n17      red 7                 one picture, by its name
 ==========  ==============  ====================  =====================================================
 """
@@ -155,9 +155,8 @@ class _Writer:
         self._shape = shape
         self._names = [NAMES[i] for i in rng.permutation(len(NAMES))[: shape.names]]
         things = [THINGS[i] for i in rng.permutation(len(THINGS))]
-        kinds = shape.twins + shape.groups
-        # Things of twins and groups occur nowhere else.
-        self._special, self._common = things[:kinds], things[kinds:]
+        # Things of twins occur nowhere else.
+        self._special, self._common = things[: shape.twins], things[shape.twins :]
         self._blocks: list[_Block] = []
         self.asked: dict[str, list[tuple[str, str]]] = {}
         """(prompt, answer) of every question that can be asked, per kind."""
@@ -171,8 +170,8 @@ class _Writer:
             self._painting()
         for _ in range(shape.twins):
             self._twin()
-        for _ in range(shape.groups):
-            self._group()
+        for _ in range(shape.albums):
+            self._album()
         for _ in range(shape.changes):
             self._change()
         for _ in range(shape.pairs):
@@ -180,6 +179,7 @@ class _Writer:
         self._plan()
         self._pictures()
         self._blocks += [_Block(IMAGE_MARK, (self._thing(),)) for _ in range(shape.unnamed)]
+        self._blocks += [_Block(IMAGE_MARK, (self._scenery(),)) for _ in range(shape.scenery)]
         self._prose()
         return self._in_order()
 
@@ -196,6 +196,17 @@ class _Writer:
         thing: Thing = self._common[int(self._rng.integers(len(self._common)))]
         return thing
 
+    def _scenery(self) -> Content:
+        return self._grid() if self._rng.random() < 0.5 else self._words()
+
+    def _grid(self) -> Grid:
+        colours = list(COLOURS)
+        return Grid(tuple(colours[i] for i in self._rng.integers(len(colours), size=4)))
+
+    def _words(self) -> Painting:
+        upper, lower = (PAINTED[i] for i in self._rng.permutation(len(PAINTED))[:2])
+        return Painting(upper, lower, list(COLOURS)[int(self._rng.integers(len(COLOURS)))])
+
     def _picture(self, content: Content) -> str:
         name: str = self._names.pop()
         self._blocks.append(_Block(f"image {name} {IMAGE_MARK}", (content,)))
@@ -208,10 +219,9 @@ class _Writer:
         self._ask("code", f"? code {name}", code)
 
     def _painting(self) -> None:
-        upper, lower = (PAINTED[i] for i in self._rng.permutation(len(PAINTED))[:2])
-        colour = list(COLOURS)[int(self._rng.integers(len(COLOURS)))]
-        name = self._picture(Painting(upper, lower, colour))
-        self._ask("read", f"? read {name}", f"{upper} {lower}")
+        words = self._words()
+        name = self._picture(words)
+        self._ask("read", f"? read {name}", f"{words.upper} {words.lower}")
 
     def _twin(self) -> None:
         thing = self._special.pop()
@@ -219,10 +229,15 @@ class _Writer:
         self._ask("twin", f"? twin {one}", f"{thing.words} {other}")
         self._ask("twin", f"? twin {other}", f"{thing.words} {one}")
 
-    def _group(self) -> None:
-        thing = self._special.pop()
-        names = [self._picture(thing) for _ in range(3)]
-        self._ask("each", f"? each {thing.words}", " ".join([thing.words, *names]))
+    def _album(self) -> None:
+        name = self._names.pop()
+        shown: list[Thing] = []
+        while len(shown) < 3:
+            thing = self._thing()
+            if thing.what not in [other.what for other in shown]:
+                shown.append(thing)
+        self._blocks += [_Block(f"album {name} {IMAGE_MARK}", (thing,)) for thing in shown]
+        self._ask("album", f"? album {name}", " ".join(thing.what for thing in shown))
 
     def _change(self) -> None:
         name = self._names.pop()
@@ -233,15 +248,11 @@ class _Writer:
 
     def _pair(self) -> None:
         name = self._names.pop()
-        colours = list(COLOURS)
-        before: list[str | None] = [colours[i] for i in self._rng.integers(len(colours), size=4)]
+        full = self._grid()
         cell = int(self._rng.integers(4))
-        after = list(before)
-        after[cell] = None
-        self._blocks.append(
-            _Block(f"pair {name} {IMAGE_MARK} {IMAGE_MARK}", (Grid(tuple(before)), Grid(tuple(after))))
-        )
-        self._ask("differ", f"? differ {name}", f"{CELLS[cell]} {before[cell]}")
+        emptied = Grid(tuple(None if i == cell else colour for i, colour in enumerate(full.colours)))
+        self._blocks.append(_Block(f"pair {name} {IMAGE_MARK} {IMAGE_MARK}", (full, emptied)))
+        self._ask("differ", f"? differ {name}", f"{CELLS[cell]} {full.colours[cell]}")
 
     def _plan(self) -> None:
         shown = [self._thing() for _ in range(self._shape.steps)]

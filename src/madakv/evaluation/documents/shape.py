@@ -10,6 +10,10 @@ from madakv.evaluation.documents.words import NAMES, STEPS
 TOKENS_PER_PICTURE = 16
 QUESTION_TOKENS = 8
 """What is left free of a document's length for its question."""
+MOST_NAMED = 24
+MOST_UNNAMED = 12
+"""Pictures of things are what others can be mistaken for; where there is room for more, scenery fills it, so that
+a longer document is more to read and not a harder riddle."""
 
 
 @dataclass(frozen=True)
@@ -21,12 +25,13 @@ class Shape:
         owners: sentences `owner n7 n17 .`, each of a named picture.
         painted: named pictures of two painted words.
         twins: couples of named pictures that show the same.
-        groups: things that three named pictures show.
+        albums: names that three pictures share.
         changes: things shown `before` and `after`.
         steps: pictures of the plan.
         pairs: couples of pictures of which one cell differs.
         named: further named pictures.
-        unnamed: pictures that nothing refers to.
+        unnamed: pictures of things that nothing refers to.
+        scenery: painted words and grids that nothing refers to.
         prose: words of prose.
     """
 
@@ -34,12 +39,13 @@ class Shape:
     owners: int = 0
     painted: int = 0
     twins: int = 0
-    groups: int = 0
+    albums: int = 0
     changes: int = 0
     steps: int = 0
     pairs: int = 0
     named: int = 0
     unnamed: int = 0
+    scenery: int = 0
     prose: int = 0
 
     def __post_init__(self) -> None:
@@ -53,7 +59,7 @@ class Shape:
     @property
     def names(self) -> int:
         """The most names that it needs."""
-        things = self.codes + self.owners + self.painted + 2 * self.twins + 3 * self.groups + self.changes
+        things = self.codes + self.owners + self.painted + 2 * self.twins + self.albums + self.changes
         return things + self.pairs + self.named
 
     @classmethod
@@ -72,24 +78,26 @@ class Shape:
             )
         room = tokens - QUESTION_TOKENS
         if tokens < 1000:
-            core = cls(codes=2, owners=2, painted=2, twins=1, groups=1, changes=1, steps=4, pairs=1, named=3)
+            core = cls(codes=2, owners=2, painted=2, twins=1, albums=1, changes=1, steps=4, pairs=1, named=3)
         else:
-            core = cls(codes=4, owners=4, painted=3, twins=2, groups=2, changes=2, steps=5, pairs=2, named=8)
+            core = cls(codes=4, owners=4, painted=3, twins=2, albums=2, changes=2, steps=5, pairs=2, named=8)
         shown = min(int(visual_share * room), room - core.text)
         pictures = max(0, shown // TOKENS_PER_PICTURE - core.pictures)
         text = max(0, room - (core.pictures + pictures) * TOKENS_PER_PICTURE - core.text)
         # Half of the room for text names pictures, so that most can be asked for where there is much of it.
-        named = min(pictures, text // 4, len(NAMES) - core.names)
-        return replace(core, named=core.named + named, unnamed=pictures - named, prose=text - 2 * named)
+        named = min(pictures, text // 4, MOST_NAMED - core.named)
+        unnamed = min(pictures - named, MOST_UNNAMED)
+        scenery = pictures - named - unnamed
+        return replace(core, named=core.named + named, unnamed=unnamed, scenery=scenery, prose=text - 2 * named)
 
     @property
     def pictures(self) -> int:
         """How many pictures."""
         paired = 2 * (self.twins + self.changes + self.pairs)
-        return self.painted + paired + 3 * self.groups + self.steps + self.named + self.unnamed
+        return self.painted + paired + 3 * self.albums + self.steps + self.named + self.unnamed + self.scenery
 
     @property
     def text(self) -> int:
         """How many words."""
-        headed = self.pictures - self.unnamed - self.pairs
+        headed = self.pictures - self.unnamed - self.scenery - self.pairs
         return 6 * self.codes + 4 * self.owners + 2 * headed + self.prose

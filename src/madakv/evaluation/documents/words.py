@@ -7,7 +7,7 @@ from itertools import product
 
 from madakv.evaluation.digits import COLOURS, DIGITS
 
-KINDS = ("code", "read", "twin", "owner", "differ", "plan", "change", "each", "show")
+KINDS = ("code", "read", "twin", "owner", "differ", "plan", "change", "album", "show")
 """Kinds of question; `show` is for training and second turns, the others are the suite's tasks."""
 
 MILEBENCH: Mapping[str, str] = {
@@ -18,7 +18,7 @@ MILEBENCH: Mapping[str, str] = {
     "differ": "STD, CL-CH",
     "plan": "ALFRED",
     "change": "temporal",
-    "each": "counting",
+    "album": "counting",
     "second": "multi-turn",
 }
 """Which category of MileBench each task stands for."""
@@ -39,7 +39,7 @@ PAINTED = (
 
 _KEYWORDS = (
     *("image", "code", "owner", "pair", "before", "after", "step", "."),
-    *("?", "read", "twin", "show", "differ", "plan", "change", "each"),
+    *("?", "read", "twin", "show", "differ", "plan", "change", "album"),
 )
 
 
