@@ -258,7 +258,7 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
         ),
         Stage(
             "albums, and 4000 with scenery",
-            1200,
+            1000,
             {
                 "dense-4000": 0.2,
                 "4000": 0.07,
@@ -272,7 +272,7 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
             },
             lr=9e-4,
             warmup=30,
-            decay=700,
+            decay=560,
             hints=True,
         ),
     ),
