@@ -66,7 +66,7 @@ def compare(model: Any, prompts: list[Any], how: CompileConfig) -> dict[str, Any
     worst, differing = 0.0, 0
     for inputs in prompts:
         for budget in BUDGETS:
-            with madakv.evict(model, budget=budget):
+            with madakv.evict(model, budget=budget, safeguard=0.2):
                 ids, logits = answers(model, inputs, static=False, how=how)
                 other_ids, other_logits = answers(model, inputs, static=True, how=how)
             differing += not torch.equal(ids, other_ids)
@@ -94,7 +94,7 @@ def no_waiting() -> Iterator[None]:
 @torch.no_grad()
 def steps_that_wait(model: Any, inputs: Any, how: CompileConfig) -> dict[str, Any]:
     """Read one token again and again, without what `generate` asks of it in between."""
-    with madakv.evict(model, budget=BUDGETS[0]) as run:
+    with madakv.evict(model, budget=BUDGETS[0], safeguard=0.2) as run:
         cache = RaggedCache(model.config, run.method)
         cache.reserve(SETTLED + TOKENS)
         model(**inputs, past_key_values=cache, logits_to_keep=1)
@@ -132,7 +132,7 @@ def recorded() -> dict[str, Any]:
 def memory(model: Any, prompts: list[Any], how: CompileConfig, rounds: int) -> dict[str, Any]:
     """Bytes that are taken after each round of all prompts: of the allocator, and of the device, graphs included."""
     taken = []
-    with madakv.evict(model, budget=BUDGETS[0]):
+    with madakv.evict(model, budget=BUDGETS[0], safeguard=0.2):
         for _ in range(rounds):
             for inputs in prompts:
                 answers(model, inputs, static=True, how=how)

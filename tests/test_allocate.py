@@ -382,7 +382,7 @@ def test_kept_per_modality_counts_what_a_loop_counts(prompt: Prompt) -> None:
 def test_odd_prompts_are_read(row: list[int], compensation: Any) -> None:
     modality = torch.tensor([row, row[::-1]])
     for budget in (0.01, 0.2, 0.5, 1.0, 1, 3, 100):
-        method = MadaKV(budget=budget, compensation=compensation)
+        method = MadaKV(budget=budget, compensation=compensation, safeguard=0.2)
         psi = [scores("uniform", layer, (2, 3, len(row))) for layer in range(3)]
         assert as_lists(allocate(psi, modality, method)) == allocate_reference(psi, modality, method)
 
@@ -399,7 +399,7 @@ def test_a_demand_for_all_the_weight_is_not_a_matter_of_summation_order() -> Non
 @pytest.mark.parametrize("compensation", COMPENSATIONS)
 def test_padding_does_not_move_a_demand_for_all_the_weight(compensation: Any) -> None:
     """Scores over many orders of magnitude, whose float64 sum depends on how many terms stand around them."""
-    method = MadaKV(compensation=compensation, theta=1.0, budget=0.7)
+    method = MadaKV(compensation=compensation, theta=1.0, budget=0.7, safeguard=0.2)
     for pad in range(1, 24):
         generator = torch.Generator().manual_seed(pad)
         psi = [(torch.randn(1, 2, 40, generator=generator) * 12).softmax(-1) for _ in range(3)]
@@ -416,8 +416,22 @@ def test_the_default_dtype_decides_nothing(compensation: Any, dtype: torch.dtype
     """Models are often loaded under a half-precision default, which rounds (and overflows) counts of entries."""
     # 3 * 101 is no bfloat16, and 300 * 240 is more than float16 can hold.
     cases = [
-        Prompt([[0, 1, 2] * 100 + [0]], "attention", 0, 3, 6, MadaKV(budget=0.334, compensation=compensation)),
-        Prompt([[0, 1, 2] * 133 + [0]], "attention", 0, 300, 3, MadaKV(budget=0.6, compensation=compensation)),
+        Prompt(
+            [[0, 1, 2] * 100 + [0]],
+            "attention",
+            0,
+            3,
+            6,
+            MadaKV(budget=0.334, compensation=compensation, safeguard=0.2),
+        ),
+        Prompt(
+            [[0, 1, 2] * 133 + [0]],
+            "attention",
+            0,
+            300,
+            3,
+            MadaKV(budget=0.6, compensation=compensation, safeguard=0.2),
+        ),
     ]
     for case in cases:
         psi, expected = case.psi, case.totals(0)
@@ -435,7 +449,7 @@ def test_the_default_dtype_decides_nothing(compensation: Any, dtype: torch.dtype
 def test_scores_of_any_float_dtype(compensation: Any, dtype: torch.dtype) -> None:
     modality = torch.tensor([[0, 0, 1, 1, 1, 1, 2, 2, 2, 0, 0, 0]])
     psi = [scores("attention", layer, (1, 2, 12)).to(dtype) for layer in range(3)]
-    method = MadaKV(compensation=compensation, budget=0.5)
+    method = MadaKV(compensation=compensation, budget=0.5, safeguard=0.2)
     exact = [layer.to(torch.float32) for layer in psi]
     assert as_lists(allocate(psi, modality, method)) == as_lists(allocate(exact, modality, method))
 

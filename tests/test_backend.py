@@ -28,7 +28,7 @@ def _chosen_anew() -> Iterator[None]:
 def decoded(monkeypatch: pytest.MonkeyPatch, name: str, model: Any, inputs: Any, **options: Any) -> Any:
     monkeypatch.setenv(backend.VARIABLE, name)
     backend.chosen.cache_clear()
-    with madakv.evict(model, budget=0.4, **options):
+    with madakv.evict(model, budget=0.4, safeguard=0.2, **options):
         return model.generate(
             **inputs, max_new_tokens=5, do_sample=False, return_dict_in_generate=True, output_logits=True
         )
@@ -62,7 +62,7 @@ def test_several_new_tokens_go_the_other_way(monkeypatch: pytest.MonkeyPatch) ->
     model, inputs = made.model(), made.prompt(0)
     monkeypatch.setenv(backend.VARIABLE, "triton")
     more = torch.tensor([[5, 6, 7]])
-    with madakv.evict(model, budget=0.4):
+    with madakv.evict(model, budget=0.4, safeguard=0.2):
         cache = model(**inputs, use_cache=True).past_key_values
         turn = model(input_ids=more, past_key_values=cache).logits[:, -1]
         cache = model(**inputs, use_cache=True).past_key_values

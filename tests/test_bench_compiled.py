@@ -23,7 +23,7 @@ from madakv.cache import FixedTail
 from tests.test_bench import TINY
 from tests.test_compile import Graphs, compiling
 
-METHODS = (MadaKV(budget=1.0), MadaKV(budget=0.2))
+METHODS = (MadaKV(budget=1.0, safeguard=0.2), MadaKV(budget=0.2, safeguard=0.2))
 
 
 @pytest.fixture(autouse=True)
@@ -55,8 +55,8 @@ def test_compiled_contenders_take_part_on_a_gpu_alone(monkeypatch: pytest.Monkey
         assert names[len(plain) :] == [
             "StaticCache, compiled",
             *["DynamicCache, FlashAttention 2"] * (reason is None),
-            "madakv 100%, compiled",
-            "madakv 20%, compiled",
+            "madakv:safeguard=0.2 100%, compiled",
+            "madakv:safeguard=0.2 20%, compiled",
         ]
         assert lines[len(missing) :] == [f"DynamicCache, FlashAttention 2 is not measured: {reason}"] * (
             reason is not None

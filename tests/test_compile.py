@@ -93,7 +93,7 @@ def test_steps_are_compiled_once_and_answer_as_before(kind: str) -> None:
     uneven = False
     for inputs in some:
         for budget in (0.2, 0.6, 7):
-            with madakv.evict(model, budget=budget) as run:
+            with madakv.evict(model, budget=budget, safeguard=0.2) as run:
                 want = answer(model, inputs)
                 assert graphs.runs % CAPTURED == 0
                 got = answer(model, inputs, **STATIC, compile_config=compiling(graphs))
@@ -109,7 +109,7 @@ def test_steps_are_compiled_once_and_answer_as_before(kind: str) -> None:
 def test_steps_that_are_not_compiled_after_all_count_once() -> None:
     """Where torch.compile gives up, the model runs as it is, hooks and all."""
     model, inputs = tiny.llava(), tiny.document()
-    with madakv.evict(model, budget=0.4):
+    with madakv.evict(model, budget=0.4, safeguard=0.2):
         want = answer(model, inputs)
         with torch.compiler.set_stance("force_eager"):
             got = answer(model, inputs, **STATIC, compile_config=compiling(Graphs()))
@@ -126,7 +126,7 @@ def test_nothing_moves() -> None:
         places.append([x.data_ptr() for x in states])
         return torch.tensor([False])
 
-    with madakv.evict(model, budget=0.3) as run:
+    with madakv.evict(model, budget=0.3, safeguard=0.2) as run:
         cache = RaggedCache(model.config, run.method)
         config = compiling(Graphs())
         answer(model, inputs, **STATIC, past_key_values=cache, stopping_criteria=[look], compile_config=config)
@@ -147,7 +147,7 @@ class NoWaiting(TorchDispatchMode):
 def test_a_step_never_waits() -> None:
     """Nor does what generate prepares for it; the first step still makes tables."""
     model, (ids, mask) = tiny.llama(), tiny.ids(20, 12)
-    with madakv.evict(model, budget=0.3) as run, torch.no_grad():
+    with madakv.evict(model, budget=0.3, safeguard=0.2) as run, torch.no_grad():
         cache = RaggedCache(model.config, run.method, room=3)
         model(ids, attention_mask=mask, past_key_values=cache)
         for steps in range(1, 4):
@@ -168,7 +168,7 @@ def test_the_kernel_runs_in_a_captured_step(monkeypatch: pytest.MonkeyPatch) -> 
     pytest.importorskip("triton")
     model, (ids, mask) = tiny.llama(), tiny.ids(20, 12)
     options = {"max_new_tokens": 5, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
-    with madakv.evict(model, budget=0.3):
+    with madakv.evict(model, budget=0.3, safeguard=0.2):
         want = model.generate(ids, attention_mask=mask, **options)
         monkeypatch.setenv(backend.VARIABLE, "triton")
         backend.chosen.cache_clear()
@@ -188,7 +188,7 @@ def test_methods_that_read_ahead(options: dict[str, int]) -> None:
     """What scores the prompt runs as it is; what comes after is compiled."""
     model, inputs = tiny.llava(), tiny.document()
     graphs = Graphs()
-    with madakv.evict(model, budget=0.3, **options):
+    with madakv.evict(model, budget=0.3, safeguard=0.2, **options):
         want = tiny.greedy(model, inputs)
         got = tiny.greedy(model, inputs, **STATIC, compile_config=compiling(graphs))
     assert torch.equal(got, want)
@@ -202,7 +202,7 @@ def test_the_next_turn_goes_on_with_either_kind() -> None:
     for first, second in ((STATIC, STATIC), ({}, STATIC), (STATIC, {})):
         found = []
         for options in (({}, {}), (first, second)):
-            with madakv.evict(model, budget=0.4):
+            with madakv.evict(model, budget=0.4, safeguard=0.2):
                 begun = answer(model, {"input_ids": ids}, **options[0])
                 cache = begun.past_key_values
                 whole = torch.cat([begun.sequences, turn], 1)
@@ -218,7 +218,7 @@ def test_a_loop_of_ones_own_gets_the_compiled_step() -> None:
         logits = []
         graphs = Graphs()
         for room in (None, 4):
-            with madakv.evict(model, budget=0.3) as run, torch.no_grad():
+            with madakv.evict(model, budget=0.3, safeguard=0.2) as run, torch.no_grad():
                 cache = RaggedCache(model.config, run.method, room=room)
                 model(ids, attention_mask=padding, past_key_values=cache)
                 step = model if room is None else model.get_compiled_call(compiling(graphs))
@@ -232,7 +232,7 @@ def test_a_loop_of_ones_own_gets_the_compiled_step() -> None:
 
 def test_more_tokens_than_room_are_refused_by_number() -> None:
     model, (ids, _) = tiny.llama(), tiny.ids(20)
-    with madakv.evict(model, budget=0.3) as run, torch.no_grad():
+    with madakv.evict(model, budget=0.3, safeguard=0.2) as run, torch.no_grad():
         cache = RaggedCache(model.config, run.method, room=5)
         model(ids, past_key_values=cache)
         model(ids[:, :4], past_key_values=cache)
@@ -247,7 +247,7 @@ def test_more_tokens_than_room_are_refused_by_number() -> None:
 
 def test_room_is_what_generate_may_write() -> None:
     model, (ids, _) = tiny.llama(), tiny.ids(20)
-    with madakv.evict(model, budget=0.3):
+    with madakv.evict(model, budget=0.3, safeguard=0.2):
         config = GenerationConfig(**STATIC, max_new_tokens=7)
         for options in ({**STATIC, "max_new_tokens": 7}, {**STATIC, "max_length": 27}, {"generation_config": config}):
             out = model.generate(ids, return_dict_in_generate=True, **options)
@@ -275,7 +275,7 @@ def test_the_model_is_as_before_afterwards() -> None:
     want = tiny.greedy(model, inputs)
     before = set(vars(model))
     for _ in range(2):
-        with madakv.evict(model, budget=0.3):
+        with madakv.evict(model, budget=0.3, safeguard=0.2):
             expected = tiny.greedy(model, inputs)
             got = tiny.greedy(model, inputs, **STATIC, compile_config=compiling(graphs))
             assert torch.equal(got, expected)
@@ -313,7 +313,7 @@ def test_the_default_compiler() -> None:
     model, some = prompts("llama, padded")
     torch._dynamo.utils.counters.clear()
     for inputs in some:
-        with madakv.evict(model, budget=0.3):
+        with madakv.evict(model, budget=0.3, safeguard=0.2):
             want = answer(model, inputs)
             assert_same_answer(answer(model, inputs, **STATIC, compile_config=compiling("inductor")), want)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

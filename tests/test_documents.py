@@ -112,20 +112,23 @@ def test_pairs_differ_in_one_cell_alone() -> None:
 
 def test_things_of_twins_are_shown_twice() -> None:
     rng = np.random.default_rng(0)
-    shape = Shape(twins=2, albums=2, changes=2, steps=5, named=30, unnamed=40)
+    shape = Shape(twins=2, albums=2, changes=2, steps=5, named=30, unnamed=40, scenery=9)
     for _ in range(5):
         drafted = draft(rng, shape, split="train", asked={"twin": 99})
         shown = Counter(content.words for content in drafted.contents if isinstance(content, Thing))
         assert {shown[" ".join(q.answer.split()[:2])] for q in drafted.questions} == {2}
 
 
-def test_longer_documents_hold_more_to_read_and_no_more_to_be_mistaken() -> None:
-    things = {}
-    for tokens in LENGTHS:
-        document = Shape.of(tokens, 0.9)
-        assert document.pictures == pytest.approx(tokens * 0.9 / 16, rel=0.1)
-        things[tokens] = document.pictures - document.painted - 2 * document.pairs - document.scenery
-    assert max(things[2048], things[4096]) <= 1.6 * things[1024]
+def test_beyond_2048_tokens_no_more_pictures_show_things() -> None:
+    shown = {}
+    for tokens in LENGTHS[1:]:
+        drafted = draft(np.random.default_rng(2), Shape.of(tokens, 0.9), split="held_out")
+        assert len(drafted.contents) == pytest.approx(tokens * 0.9 / 16, rel=0.1)
+        shown[tokens] = sum(isinstance(content, Thing) for content in drafted.contents)
+        others = Counter(type(content) for content in drafted.contents if not isinstance(content, Thing))
+        assert len(others) == 2
+    assert shown[2048] == shown[4096] < 1.5 * shown[1024]
+    assert min(others.values()) > 60
 
 
 def test_pictures_of_several_sizes() -> None:

@@ -17,7 +17,7 @@ from tests import tiny
 
 
 def drafted(
-    model: Any, inputs: dict[str, Any], method: str = "madakv", steps: int = 8, **options: Any
+    model: Any, inputs: dict[str, Any], method: str = "madakv:safeguard=0.2", steps: int = 8, **options: Any
 ) -> torch.Tensor:
     with madakv.evict(model, from_text(method, budget=0.2), draft=4):
         return tiny.greedy(model, inputs, steps, **options)

@@ -48,7 +48,7 @@ def attentions(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
 def test_the_most_that_any_echoed_token_attends_counts(groups: str) -> None:
     """Plans are those of psi + sum(psi) * the echo's share, told from full attention over prompt and echo."""
     model, inputs = tiny.llava(), tiny.document()
-    method = resolve("madakv", budget=0.2, values=False, context=0, echo=64, echo_weight=2.0, groups=groups)
+    method = resolve("madakv", budget=0.2, values=False, context=0, echo=64, echo_weight=3.0, groups=groups)
     with madakv.evict(model, method) as run:
         tiny.greedy(model, inputs, 1)
     ids = inputs["input_ids"]
@@ -61,7 +61,7 @@ def test_the_most_that_any_echoed_token_attends_counts(groups: str) -> None:
         heads = layer[..., :N].unflatten(1, (2, 4))
         question, echo = heads[:, :, :, N - 10 : N].sum(3), heads[:, :, :, N:].amax(3)
         own, most = (x.mean(2) if groups == "mean" else x.amax(2) for x in (question, echo))
-        psi.append(own + own.sum(-1, keepdim=True) * 2 * most / most.sum(-1, keepdim=True))
+        psi.append(own + own.sum(-1, keepdim=True) * 3 * most / most.sum(-1, keepdim=True))
     plans = madakv.allocate(psi, (ids == tiny.IMAGE_TOKEN).long(), method)
     assert run.last is not None
     for plan, kept in zip(plans, run.last.plans, strict=True):
@@ -94,14 +94,15 @@ def test_it_changes_what_is_kept() -> None:
 def test_a_padded_row_keeps_what_it_keeps_alone(draft: int) -> None:
     model = tiny.llama()
     tokens, mask = tiny.ids(40, 23)
-    with madakv.evict(model, budget=0.3, echo=16, draft=draft) as run:
+    with madakv.evict(model, budget=0.3, safeguard=0.2, echo=16, draft=draft) as run:
         both = tiny.greedy(model, {"input_ids": tokens, "attention_mask": mask})
         assert run.last is not None
-        counts = [plan.counts[1] for plan in run.last.plans]
+        plans = run.last.plans
         alone = tiny.greedy(model, {"input_ids": tokens[1:, 17:], "attention_mask": mask[1:, 17:]})
     assert torch.equal(both[1:], alone)
-    for count, plan in zip(counts, run.last.plans, strict=True):
-        assert torch.equal(count, plan.counts[0])
+    for plan, lone in zip(plans, run.last.plans, strict=True):
+        for kept, own in zip(plan.indices[1], lone.indices[0], strict=True):
+            assert (kept - 17).tolist() == own.tolist()
 
 
 def test_what_fills_up_a_draft_that_ended_is_not_heard() -> None:

@@ -20,8 +20,10 @@ from tests import tiny
 from tests.tolerance import assert_same
 
 EVEN = {"safeguard": 1.0}
-UNEVEN = {"compensation": "capped", "theta": 0.5, "safeguard": 0.2}
+COMPETING = {"safeguard": 0.2}
 """Options under which heads keep different numbers of entries."""
+UNEVEN = {"compensation": "capped", "theta": 0.5, **COMPETING}
+"""Options under which layers do, too."""
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +46,7 @@ def test_budget_one_changes_nothing(lengths: tuple[int, ...]) -> None:
     assert run.last.kept_share == 1.0
 
 
-@pytest.mark.parametrize("options", [EVEN, UNEVEN, {"compensation": "demand"}, {"compensation": "signal"}])
+@pytest.mark.parametrize("options", [EVEN, COMPETING, UNEVEN, {"compensation": "demand"}, {"compensation": "signal"}])
 @pytest.mark.parametrize("budget", [0.05, 0.2, 0.5, 7])
 def test_the_account_holds(budget: float | int, options: dict[str, Any]) -> None:
     tokens, mask = tiny.ids(60, 44)
@@ -55,7 +57,7 @@ def test_the_account_holds(budget: float | int, options: dict[str, Any]) -> None
         average = budget if isinstance(budget, int) else round(budget * n)
         kept = int(run.last.counts[:, row].sum())
         assert 0 < kept <= average * 2 * 3
-        if not options:
+        if options in (EVEN, COMPETING):
             assert kept == average * 2 * 3
 
 
@@ -72,7 +74,7 @@ class Recording(madakv.MadaKV):
 RECORDED: list[Tensor] = []
 
 
-@pytest.mark.parametrize("options", [EVEN, UNEVEN])
+@pytest.mark.parametrize("options", [EVEN, COMPETING, UNEVEN])
 def test_the_cache_executes_the_plans_of_allocate(options: dict[str, Any]) -> None:
     RECORDED.clear()
     model, inputs = tiny.llava(), tiny.document()
@@ -229,7 +231,7 @@ def test_state_does_not_leak_from_one_prompt_to_the_next() -> None:
     assert kept_a.prompt_tokens != kept_b.prompt_tokens
 
 
-@pytest.mark.parametrize("options", [EVEN, UNEVEN])
+@pytest.mark.parametrize("options", [EVEN, COMPETING, UNEVEN])
 @pytest.mark.parametrize("budget", [0.15, 0.5])
 def test_a_padded_row_gives_what_it_gives_alone(budget: float, options: dict[str, Any]) -> None:
     model, (tokens, mask) = tiny.llama(), tiny.ids(60, 38, 5)
@@ -251,7 +253,7 @@ def test_a_forward_loop_gives_what_generate_gives() -> None:
     assert torch.equal(torch.cat(got, 1), want)
 
 
-@pytest.mark.parametrize("options", [EVEN, UNEVEN])
+@pytest.mark.parametrize("options", [EVEN, COMPETING, UNEVEN])
 def test_many_tokens_after_the_prompt_are_causal_among_themselves(options: dict[str, Any]) -> None:
     """A second turn of 20 tokens at once gives what 20 single steps give."""
     model, (tokens, mask) = tiny.llama(), tiny.ids(50, 33)

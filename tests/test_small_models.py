@@ -14,9 +14,11 @@ import madakv
 from madakv import bundled
 from madakv.answering import answer
 from madakv.bundled.processor import PictureProcessor
-from madakv.evaluation.documents import make_document
+from madakv.evaluation.documents import WORDS, Question, make_document
 from madakv.evaluation.documents.document import SEVERAL_SIZES, SIZES
 from madakv.evaluation.runner import takes_several_sizes
+from madakv.evaluation.samples import EXACT, Judge, equal_to
+from madakv.evaluation.suites import IN_ANY_ORDER
 from madakv.loading import load
 from madakv.methods import from_text
 from madakv.prompts import model_inputs
@@ -34,6 +36,15 @@ def test_they_are_found_by_name_and_small() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_every_word_of_the_documents_is_known(name: str) -> None:
+    assert set(WORDS) <= set(load(name, device="cpu")[1].tokenizer.get_vocab())
+
+
+def judged(question: Question) -> Judge:
+    return equal_to(question.answer, in_any_order=question.kind in IN_ANY_ORDER)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_long_documents_are_answered(name: str) -> None:
     """Most answers of 500 and 1,000 tokens are right, whole; with a draft at a tenth of the memory as well."""
     model, processor = load(name, device="cpu")
@@ -47,8 +58,9 @@ def test_long_documents_are_answered(name: str) -> None:
             inputs = model_inputs(processor, f"{document.text} {question.prompt}", document.images)
             for typed, answers in right.items():
                 method = from_text(typed, budget=None if typed == "full" else 0.1)
-                answers.append(answer(model, processor, inputs, method, max_new_tokens=12).text == question.answer)
-    assert sum(right["full"]) >= 12
+                said = answer(model, processor, inputs, method, max_new_tokens=12).text
+                answers.append(judged(question)(said).scores[EXACT] == 1)
+    assert sum(right["full"]) >= 16
     assert sum(right["madakv:draft=8"]) >= sum(right["full"]) - 2
 
 

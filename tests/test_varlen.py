@@ -171,7 +171,7 @@ def test_models_answer_the_same(family: str, monkeypatch: pytest.MonkeyPatch) ->
     logits = {}
     for name in ("torch", "flash"):
         monkeypatch.setattr(backend, "chosen", lambda _, name=name: name)
-        with madakv.evict(model, budget=0.4):
+        with madakv.evict(model, budget=0.4, safeguard=0.2):
             answer = model.generate(
                 **inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True
             )

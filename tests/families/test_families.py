@@ -133,7 +133,7 @@ def test_keeping_everything_changes_nothing(name: str) -> None:
 def test_the_account_is_true(name: str) -> None:
     one = case(name)
     inputs, want = one.rows[0], one.alone[0]
-    with madakv.evict(one.model, budget=0.2) as run:
+    with madakv.evict(one.model, budget=0.2, safeguard=0.2) as run:
         got = generate(one.model, inputs)
     kept = run.last
     assert kept is not None
@@ -158,7 +158,7 @@ def test_the_account_is_true(name: str) -> None:
 @every_family
 def test_evicted_is_the_same_as_hidden(name: str) -> None:
     one = case(name)
-    with madakv.evict(one.model, budget=0.2) as run:
+    with madakv.evict(one.model, budget=0.2, safeguard=0.2) as run:
         got = generate(one.model, one.batch)
     assert run.last is not None
     with hidden_entries(one.model, run.last):
@@ -170,7 +170,7 @@ def test_evicted_is_the_same_as_hidden(name: str) -> None:
 def test_no_state_outlives_its_prompt(name: str) -> None:
     one = case(name)
     before = implementations(one.model)
-    with madakv.evict(one.model, budget=0.2):
+    with madakv.evict(one.model, budget=0.2, safeguard=0.2):
         within = implementations(one.model)
         assert "madakv" in within.values()
         towers = [part for part in within if any(word in part for word in ("vision", "visual", "audio"))]
@@ -181,7 +181,7 @@ def test_no_state_outlives_its_prompt(name: str) -> None:
     assert implementations(one.model) == before
     assert "madakv" not in before.values()
     assert_same_output(generate(one.model, one.rows[0]), one.alone[0])
-    with madakv.evict(one.model, budget=0.2):
+    with madakv.evict(one.model, budget=0.2, safeguard=0.2):
         assert_same_output(generate(one.model, one.rows[1]), other)
         assert_same_output(generate(one.model, one.rows[0]), first)
     assert_same_output(generate(one.model, one.batch), one.together)
@@ -193,7 +193,7 @@ def test_a_padded_row_gives_what_it_gives_alone(name: str) -> None:
     # Some models do not keep this promise by themselves; then there is nothing to hold madakv to.
     for row, unmodified in enumerate(one.alone):
         assert_same(one.together.logits[row], unmodified.logits[0], FP32)
-    with madakv.evict(one.model, budget=0.3) as run:
+    with madakv.evict(one.model, budget=0.3, safeguard=0.2) as run:
         alone, kept = [], []
         for inputs in one.rows:
             alone.append(generate(one.model, inputs))
@@ -224,7 +224,7 @@ def test_a_plain_forward_loop_works_too(name: str) -> None:
     want = loop()
     with madakv.evict(one.model, budget=1.0):
         assert_same_output(loop(), want)
-    with madakv.evict(one.model, budget=0.2) as run:
+    with madakv.evict(one.model, budget=0.2, safeguard=0.2) as run:
         got = loop()
     assert run.last is not None
     with hidden_entries(one.model, run.last):
@@ -251,7 +251,7 @@ def test_a_second_turn_sees_the_first(name: str) -> None:
     want = two_turns()
     with madakv.evict(one.model, budget=1.0):
         assert_same_output(two_turns(), want)
-    with madakv.evict(one.model, budget=0.2) as run:
+    with madakv.evict(one.model, budget=0.2, safeguard=0.2) as run:
         got = two_turns()
     assert run.last is not None
     with hidden_entries(one.model, run.last):
@@ -270,9 +270,9 @@ def test_the_decoder_reads_one_config(name: str) -> None:
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])
 def test_a_model_without_its_head_is_evicted_alike(name: str) -> None:
     one = case(name)
-    with madakv.evict(one.model, budget=0.2) as run:
+    with madakv.evict(one.model, budget=0.2, safeguard=0.2) as run:
         one.model(**one.rows[0])
-    with madakv.evict(one.model.model, budget=0.2) as headless:
+    with madakv.evict(one.model.model, budget=0.2, safeguard=0.2) as headless:
         one.model.model(**one.rows[0])
     assert run.last is not None
     assert headless.last is not None
@@ -326,7 +326,7 @@ def test_mrope_positions_are_those_of_the_images(name: str) -> None:
     positions, deltas = one.model.model.get_rope_index(**inputs)
     assert not torch.equal(positions[1], positions[2])
     assert deltas.item() != 0
-    with madakv.evict(one.model, budget=0.2) as run:
+    with madakv.evict(one.model, budget=0.2, safeguard=0.2) as run:
         generate(one.model, inputs)
     assert run.last is not None
     by_config = prompt_modality(one.model.config, inputs["input_ids"])
@@ -339,7 +339,7 @@ def test_sliding_layers_stay_as_they_are(name: str) -> None:
     inputs = one.rows[0]
     others = [i for i in range(one.family.layers) if i not in one.family.full_layers]
     own = own_cache(one.model, inputs)
-    with madakv.evict(one.model, budget=0.2) as run:
+    with madakv.evict(one.model, budget=0.2, safeguard=0.2) as run:
         cache = one.model(**inputs, use_cache=True).past_key_values
     assert run.last is not None
     assert run.last.layers == one.family.full_layers
@@ -356,7 +356,7 @@ def test_linear_layers_are_counted() -> None:
     own = own_cache(one.model, one.rows[0])
     states = [own.layers[i] for i in range(one.family.layers) if i not in one.family.full_layers]
     stored = [x for layer in states for x in (*layer.conv_states.values(), *layer.recurrent_states.values())]
-    with madakv.evict(one.model, budget=0.2) as run:
+    with madakv.evict(one.model, budget=0.2, safeguard=0.2) as run:
         one.model(**one.rows[0])
     assert run.last is not None
     assert run.last.other_bytes == sum(x.nbytes for x in stored) > 0
@@ -400,7 +400,7 @@ def test_half_precision(name: str, dtype: torch.dtype) -> None:
     model = FAMILIES[name].model(dtype)
     batch = left_padded([FAMILIES[name].prompt(0), FAMILIES[name].prompt(1)])
     batch = {key: x.to(dtype) if x.is_floating_point() else x for key, x in batch.items()}
-    with madakv.evict(model, budget=0.2) as run:
+    with madakv.evict(model, budget=0.2, safeguard=0.2) as run:
         got = generate(model, batch)
     assert torch.isfinite(got.logits).all()
     assert run.last is not None
@@ -471,7 +471,7 @@ def test_rows_with_and_without_images(name: str) -> None:
     want = generate(one.model, batch)
     with madakv.evict(one.model, budget=1.0):
         assert_same_output(generate(one.model, batch), want)
-    with madakv.evict(one.model, budget=0.3) as run:
+    with madakv.evict(one.model, budget=0.3, safeguard=0.2) as run:
         alone = [generate(one.model, row) for row in (images, words)]
         assert run.last is not None
         assert run.last.prompt_tokens == {"text": 30}

@@ -97,7 +97,7 @@ def asked_of(task: str) -> dict[str, int]:
     """Questions per kind of a training document: more of them where there is more to ask about."""
     if task.startswith(("dense", "match", "lists")):
         return dict.fromkeys(MANY, 99)
-    return {**MANY, "show": {"2000": 24, "4000": 60}.get(task, MANY["show"])}
+    return {**MANY, "show": 24 if task in ("2000", "4000") else MANY["show"]}
 
 
 def length(item: Item, architecture: Architecture) -> int:

@@ -155,7 +155,7 @@ class GroupedMethod(Method):
         echo: how many text tokens of the prompt are read once more behind it, whose entries are not kept: the most
             that any of them attends to an entry says what later questions are expected to look up (the idea of
             KVzip, arXiv 2505.23416, without a second prefill); 0: none. The prompt takes as much longer to read.
-        echo_weight: how much the echo counts, as `context_weight`.
+        echo_weight: how much the echo counts, as `context_weight`; twice as much as the rest, if nothing is said.
     """
 
     groups: GroupReduction = "mean"

@@ -65,8 +65,8 @@ class MadaKV(GroupedMethod):
         values: whether scores are multiplied by the norm of the token's value, so that they weigh what an entry adds
             to the head's output.
         safeguard: share of its even part, and of that part's split between modalities, that each head is sure of; the
-            rest goes to the best-ranked of all heads of the layer together (as in AdaKV, arXiv 2407.11550); 1.0: heads
-            keep equally many.
+            rest goes to the best-ranked of all heads of the layer together (as in AdaKV, arXiv 2407.11550); 1.0:
+            heads keep equally many.
     """
 
     name: ClassVar[str] = "madakv"

@@ -12,8 +12,8 @@ QUESTION_TOKENS = 8
 """What is left free of a document's length for its question."""
 MOST_NAMED = 24
 MOST_UNNAMED = 12
-"""Pictures of things are what others can be mistaken for; where there is room for more, scenery fills it, so that
-a longer document is more to read and not a harder riddle."""
+"""Beyond these, room for pictures is filled with scenery: a thing is looked for among other things, and from 2,048
+tokens on there are no more of these."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Shape:
         shown = min(int(visual_share * room), room - core.text)
         pictures = max(0, shown // TOKENS_PER_PICTURE - core.pictures)
         text = max(0, room - (core.pictures + pictures) * TOKENS_PER_PICTURE - core.text)
-        # Half of the room for text names pictures, so that most can be asked for where there is much of it.
+        # Half of the room for text names pictures, so that some can be asked for even where there is little of it.
         named = min(pictures, text // 4, MOST_NAMED - core.named)
         unnamed = min(pictures - named, MOST_UNNAMED)
         scenery = pictures - named - unnamed
