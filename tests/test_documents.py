@@ -119,6 +119,12 @@ def test_things_of_twins_are_shown_twice() -> None:
         assert {shown[" ".join(q.answer.split()[:2])] for q in drafted.questions} == {2}
 
 
+def test_albums_hold_three_different_things() -> None:
+    """Else an answer could name one of them once for two, and be right."""
+    drafted = draft(np.random.default_rng(0), Shape(albums=60), split="train", asked={"album": 99})
+    assert [len(set(question.answer.split())) for question in drafted.questions] == [3] * 60
+
+
 def test_beyond_2048_tokens_no_more_pictures_show_things() -> None:
     shown = {}
     for tokens in LENGTHS[1:]:
