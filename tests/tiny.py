@@ -1,4 +1,4 @@
-"""Tiny random models of real classes, seconds to build."""
+"""Tiny random models of real classes, built in seconds, and without drawing from the caller's random numbers."""
 
 from __future__ import annotations
 
@@ -36,12 +36,14 @@ def text_config(**options: Any) -> LlamaConfig:
 
 
 @cache
+@torch.random.fork_rng()
 def llama() -> LlamaForCausalLM:
     torch.manual_seed(1)
     return LlamaForCausalLM(text_config()).eval()
 
 
 @cache
+@torch.random.fork_rng()
 def llava() -> LlavaForConditionalGeneration:
     torch.manual_seed(2)
     vision = CLIPVisionConfig(
