@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from madakv.evaluation.documents import Shape
 
@@ -88,6 +88,27 @@ class Stage:
             return self.lr
         return self.lr * (self.end + (1 - self.end) * left / self.decay)
 
+
+ALBUMS = Stage(
+    "albums, and 4000 with scenery",
+    1200,
+    {
+        "dense-4000": 0.2,
+        "4000": 0.07,
+        "dense-2000": 0.2,
+        "dense-1000": 0.18,
+        "1000": 0.04,
+        "500": 0.06,
+        "lists": 0.1,
+        "match": 0.08,
+        "caption": 0.07,
+    },
+    lr=9e-4,
+    warmup=30,
+    decay=700,
+    hints=True,
+)
+"""What both models end with."""
 
 STAGES: Mapping[str, tuple[Stage, ...]] = {
     "small-llava": (
@@ -205,25 +226,7 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
             decay=450,
             hints=True,
         ),
-        Stage(
-            "albums, and 4000 with scenery",
-            1200,
-            {
-                "dense-4000": 0.2,
-                "4000": 0.07,
-                "dense-2000": 0.2,
-                "dense-1000": 0.18,
-                "1000": 0.04,
-                "500": 0.06,
-                "lists": 0.1,
-                "match": 0.08,
-                "caption": 0.07,
-            },
-            lr=9e-4,
-            warmup=30,
-            decay=700,
-            hints=True,
-        ),
+        ALBUMS,
     ),
     "small-qwen2.5-vl": (
         Stage("copying", 200, {"copy": 0.3, "caption": 0.3, "facts": 0.25, "few": 0.15}, warmup=30, hints=True),
@@ -256,24 +259,6 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
             decay=500,
             hints=True,
         ),
-        Stage(
-            "albums, and 4000 with scenery",
-            1000,
-            {
-                "dense-4000": 0.2,
-                "4000": 0.07,
-                "dense-2000": 0.2,
-                "dense-1000": 0.18,
-                "1000": 0.04,
-                "500": 0.06,
-                "lists": 0.1,
-                "match": 0.08,
-                "caption": 0.07,
-            },
-            lr=9e-4,
-            warmup=30,
-            decay=560,
-            hints=True,
-        ),
+        replace(ALBUMS, steps=1000, decay=560),
     ),
 }
