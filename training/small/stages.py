@@ -108,7 +108,27 @@ ALBUMS = Stage(
     decay=700,
     hints=True,
 )
-"""What both models end with."""
+
+LONG = Stage(
+    "4000 above all",
+    900,
+    {
+        "dense-4000": 0.42,
+        "4000": 0.16,
+        "dense-2000": 0.16,
+        "dense-1000": 0.1,
+        "1000": 0.02,
+        "500": 0.03,
+        "lists": 0.04,
+        "match": 0.04,
+        "caption": 0.03,
+    },
+    lr=8e-4,
+    warmup=40,
+    decay=550,
+    hints=True,
+)
+"""What both models end with, each from the weights that the stage before it left and with a new optimizer."""
 
 STAGES: Mapping[str, tuple[Stage, ...]] = {
     "small-llava": (
@@ -227,6 +247,7 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
             hints=True,
         ),
         ALBUMS,
+        LONG,
     ),
     "small-qwen2.5-vl": (
         Stage("copying", 200, {"copy": 0.3, "caption": 0.3, "facts": 0.25, "few": 0.15}, warmup=30, hints=True),
@@ -260,5 +281,6 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
             hints=True,
         ),
         replace(ALBUMS, steps=1000, decay=560),
+        replace(LONG, steps=500, decay=320),
     ),
 }

@@ -153,7 +153,7 @@ class Log:
         """Go on with the log at `path` after step `upto`: what a cut off run did later is done again."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        lines = path.read_text().splitlines() if upto else []
+        lines = path.read_text().splitlines() if upto and path.exists() else []
         path.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= upto))
 
     def __call__(self, **entry: Any) -> None:
@@ -194,15 +194,20 @@ def train(
     *,
     ancestor: Path | None,
     resume: bool,
+    last_stage: bool,
     shrink: int,
     device: torch.device,
 ) -> None:
     """Run the stages; `shrink` divides the sizes of batches and evaluations."""
-    log = Log(state / "log.jsonl", upto=resumed_step(state) if resume else 0)
-    model = start(architecture, None if resume else ancestor, log, device).train()
+    ends = list(accumulate(stage.steps for stage in stages))
+    log = Log(state / "log.jsonl", upto=resumed_step(state) if resume else ends[-2] if last_stage else 0)
+    if last_stage and not resume:
+        model: Any = AutoModelForImageTextToText.from_pretrained(ancestor, dtype=torch.float32).to(device).train()
+    else:
+        model = start(architecture, None if resume else ancestor, log, device).train()
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01, fused=True)
     checkpoint = state / "last.pt"
-    first, spent = 0, 0.0
+    first, spent = ends[-2] if last_stage else 0, 0.0
     if resume:
         saved = torch.load(checkpoint, map_location=device)
         model.load_state_dict(saved["model"])
@@ -224,7 +229,6 @@ def train(
         device=torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads",
     )
 
-    ends = list(accumulate(stage.steps for stage in stages))
     began = time.time() - spent
     tap = Tap(model)
     # Several times the arithmetic goes into small element-wise operations, which compilation fuses.
@@ -289,9 +293,14 @@ def main() -> None:
     parser.add_argument("--from", type=Path, dest="ancestor", help="folder of the trained model to start from")
     parser.add_argument("--state", type=Path, help="for checkpoint and log")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument(
+        "--last-stage", action="store_true", help="only that, from the weights in --from with a new optimizer"
+    )
     parser.add_argument("--smoke", action="store_true", help="one step per stage, of small batches")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
+    if arguments.last_stage and arguments.ancestor is None:
+        parser.error("--last-stage needs --from, the folder of the model that the stage before it left")
     stages = STAGES[arguments.model]
     if arguments.smoke:
         stages = tuple(replace(stage, steps=1) for stage in stages)
@@ -302,6 +311,7 @@ def main() -> None:
         stages,
         ancestor=arguments.ancestor,
         resume=arguments.resume,
+        last_stage=arguments.last_stage,
         shrink=20 if arguments.smoke else 1,
         device=torch.device(arguments.device),
     )
