@@ -202,7 +202,8 @@ def train(
     ends = list(accumulate(stage.steps for stage in stages))
     log = Log(state / "log.jsonl", upto=resumed_step(state) if resume else ends[-2] if last_stage else 0)
     if last_stage and not resume:
-        model: Any = AutoModelForImageTextToText.from_pretrained(ancestor, dtype=torch.float32).to(device).train()
+        model: Any = AutoModelForImageTextToText.from_pretrained(str(ancestor), dtype=torch.float32)
+        model.to(device).train()
     else:
         model = start(architecture, None if resume else ancestor, log, device).train()
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01, fused=True)
