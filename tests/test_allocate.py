@@ -14,7 +14,7 @@ from madakv import ConfigurationError, InputError, KeepPlan, MadaKV, allocate
 from madakv.budget import Ledger
 from madakv.budget.reference import allocate_reference, proxies_reference
 
-COMPENSATIONS = ("none", "capped", "demand", "signal")
+COMPENSATIONS = ("shared", "none", "capped", "demand", "signal")
 NOISY = ("huge", "mixed")
 """Score flavours whose float64 sums depend on the order of summation."""
 
@@ -178,11 +178,15 @@ PEAKED = [0.02, 0.02, 0.90, 0.02, 0.02, 0.02, 0.0, 0.0]
         ("demand", [FLAT, PEAKED, PEAKED], [[0, 1, 2, 3, 4, 5, 6, 7], [5, 7], [2, 7]]),
         # The flat layer keeps its 4, and its demand for 8 costs the next layer half of the surplus.
         ("signal", [FLAT, PEAKED, PEAKED], [[0, 1, 6, 7], [2, 7], [0, 1, 2, 5, 6, 7]]),
+        # Of 12 entries each layer is sure of 2, a proxy and its best; the 6 others are the best left of all layers.
+        ("shared", [FLAT, PEAKED, PEAKED], [[0, 1, 2, 3, 4, 5, 7], [0, 2, 7], [2, 7]]),
     ],
 )
 def test_worked_by_hand(compensation: Any, layers: list[list[float]], expected: list[list[int]]) -> None:
     psi = [torch.tensor([[layer]]) for layer in layers]
-    method = MadaKV(budget=0.5, theta=0.9, compensation=compensation)
+    method = MadaKV(
+        budget=0.5, theta=0.9, compensation=compensation, safeguard=0.5 if compensation == "shared" else 1
+    )
     modality = torch.tensor([IMAGE_THEN_QUESTION])
     assert as_lists(allocate(psi, modality, method)) == [[[indices]] for indices in expected]
     assert allocate_reference(psi, modality, method) == [[[indices]] for indices in expected]
@@ -207,10 +211,13 @@ def test_a_signal_may_leave_more_than_the_last_layers_can_hold() -> None:
         (5, [2, 3, 9]),
     ],
 )
-def test_text_pooling_takes_neighbours_of_the_same_kind(width: int, expected: list[int]) -> None:
+@pytest.mark.parametrize("compensation", ["none", "shared"])
+def test_text_pooling_takes_neighbours_of_the_same_kind(compensation: Any, width: int, expected: list[int]) -> None:
     modality = torch.tensor([[0, 0, 0, 0, 0, 1, 0, 0, 1, 0]])
     psi = torch.tensor([[[0.4, 0.0, 0.1, 0.0, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0]]])
-    (plan,) = allocate([psi], modality, MadaKV(budget=3, max_proxies=1, text_pooling=width))
+    (plan,) = allocate(
+        [psi], modality, MadaKV(budget=3, max_proxies=1, text_pooling=width, compensation=compensation, safeguard=1.0)
+    )
     assert plan.indices[0][0].tolist() == expected
 
 
@@ -241,6 +248,8 @@ def test_a_prompt_never_costs_more_than_its_budget(prompt: Prompt) -> None:
         totals = prompt.totals(b)
         pot = average * prompt.heads * prompt.layers
         assert sum(totals) <= pot
+        if prompt.method.compensation == "shared":
+            assert sum(totals) == pot
         if prompt.method.compensation == "none":
             assert totals == [average * prompt.heads] * prompt.layers
         if prompt.method.compensation in ("demand", "signal"):
@@ -274,11 +283,14 @@ def test_half_of_each_share_is_the_newest_proxies(prompt: Prompt) -> None:
         pot = prompt.averages[b] * prompt.heads * prompt.layers
         proxies = proxies_reference(kinds, method.proxies, method.max_proxies)
         for layer, total in enumerate(prompt.totals(b)):
-            # "signal" keeps its allotment whole; every other layer starts from an even one.
+            # "signal" keeps its allotment whole; every other layer starts from an even one. Layers that share are
+            # sure of a part of the average.
             even = min(pot // (prompt.layers - layer), prompt.tokens[b] * prompt.heads)
             allotment = total if method.compensation == "signal" else even
             for h, indices in enumerate(kept[layer][b]):
                 share = allotment // prompt.heads + (h < allotment % prompt.heads)
+                if method.compensation == "shared":
+                    share = int(prompt.averages[b] * method.safeguard)
                 protected = proxies[max(len(proxies) - share // 2, 0) :]
                 assert set(indices).issuperset(protected)
             pot -= total
@@ -288,6 +300,7 @@ def test_half_of_each_share_is_the_newest_proxies(prompt: Prompt) -> None:
 @given(prompts())
 def test_the_recursion_hands_on_exactly_what_is_left(prompt: Prompt) -> None:
     """phi[l+1] = phi[l] - K[l] / (H * (L - l)) in exact arithmetic, K counted on what layer l kept."""
+    assume(prompt.method.compensation != "shared")
     H, L = prompt.heads, prompt.layers
     for b, (average, tokens) in enumerate(zip(prompt.averages, prompt.tokens, strict=True)):
         ledger = Ledger(torch.tensor([average]), torch.tensor([tokens]), H, L)

@@ -9,8 +9,15 @@ import pytest
 import torch
 
 import madakv
-from madakv import ConfigurationError, bundled
-from madakv.evaluation.distance import ORACLES, errors, oracle_plans, plans_of, read_with_answer
+from madakv import bundled
+from madakv.evaluation.distance import (
+    ORACLES,
+    errors,
+    oracle_plans,
+    plans_of,
+    read_with_answer,
+    read_with_echo,
+)
 from madakv.evaluation.distances import distance_table, run_distances
 from madakv.methods import from_text
 from tests import tiny
@@ -42,7 +49,8 @@ def test_errors_are_those_of_the_definition() -> None:
     model, inputs = tiny.llava(), tiny.document()
     layers = read_with_answer(model, inputs, ANSWER)
     for method in (from_text("snapkv:window=4", budget=0.3), from_text("madakv:safeguard=0.2", budget=0.2)):
-        plans = plans_of(layers, method)
+        echo = read_with_echo(model, inputs, method.echoed) if method.echoed else []
+        plans = plans_of(layers, method, echo)
         measured = errors(layers, plans, method)
         for number, error in enumerate(measured):
             assert error == pytest.approx(naive_error(model, layers, plans, number), rel=1e-4)
@@ -109,19 +117,3 @@ def test_a_run_resumes_and_makes_a_table(tmp_path: Path) -> None:
     table = distance_table(rows).splitlines()
     assert len(table) == 4
     assert table[0].count("layer") >= 4
-
-
-def test_an_echo_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="leave out madakv:echo=8"):
-        run_distances(
-            None,
-            None,
-            suite_name="digits",
-            model_name="",
-            methods=[from_text("snapkv"), from_text("madakv:echo=8")],
-            samples=1,
-            seed=0,
-            out=tmp_path,
-            progress=lambda *_: None,
-        )
-    assert list(tmp_path.iterdir()) == []

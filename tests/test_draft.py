@@ -25,9 +25,8 @@ def drafted(
 
 def test_kept_is_what_question_and_draft_attend_to() -> None:
     """The second reading's plans are those of psi from full attention, question and draft together."""
-    torch.manual_seed(5)
     model, inputs = tiny.llava(), tiny.document()
-    method = resolve("madakv", budget=0.2, values=False, answer_weight=2.0, context=0)
+    method = resolve("madakv", budget=0.2, values=False, answer_weight=2.0, context=0, echo=0)
     with madakv.evict(model, method) as run:
         draft = tiny.greedy(model, inputs, 4)
     with madakv.evict(model, method, draft=4) as run:
@@ -55,17 +54,21 @@ def test_kept_is_what_question_and_draft_attend_to() -> None:
 
 @pytest.mark.parametrize("lookahead", [0, 3])
 def test_scores_weigh_what_an_entry_adds(lookahead: int) -> None:
-    """psi of question and answer, times the norm of the value, decides."""
+    """psi of question and answer, times how far the value moves the residual stream, decides."""
     torch.manual_seed(7)
     model, inputs = tiny.llava(), tiny.document()
     layers = read_with_answer(model, inputs, tiny.greedy(model, inputs, 6)[0].tolist())
-    method = resolve("madakv", budget=0.2, lookahead=lookahead, context=0)
+    method = resolve("madakv", budget=0.2, lookahead=lookahead, context=0, echo=0)
     with madakv.evict(model, method) as run:
         tiny.greedy(model, inputs, 6)
     weighed = []
     for layer in layers:
-        psi = method.score(layer.view) + 16 * layer.paid[:lookahead].sum(0).mean(1)[None]
-        weighed.append(psi * layer.view.value.norm(dim=-1))
+        psi = method.score(layer.view) + method.answer_weight * layer.paid[:lookahead].sum(0).mean(1)[None]
+        weight = model.get_decoder().layers[len(weighed)].self_attn.o_proj.weight
+        heads, D = layer.view.query.shape[1], layer.view.value.shape[-1]
+        value = layer.view.value.repeat_interleave(heads // layer.view.value.shape[1], 1)
+        moved = torch.einsum("bhnd,ehd->bhne", value, weight.view(-1, heads, D)).square().sum(-1)
+        weighed.append(psi * moved.unflatten(1, (*psi.shape[1:2], -1)).mean(2).sqrt())
     assert run.last is not None
     plans = madakv.allocate(weighed, layers[0].view.modality, method)
     for plan, kept in zip(plans, run.last.plans, strict=True):

@@ -15,6 +15,7 @@ from madakv import ConfigurationError, UnsupportedOptionError
 from madakv.hf.cache import RaggedCache
 from madakv.hf.echo import Echo, echo_places
 from madakv.methods import resolve
+from madakv.methods.base import AUTOMATIC_ECHO
 from tests import tiny
 
 
@@ -46,7 +47,7 @@ def attentions(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("groups", ["mean", "max"])
 def test_the_most_that_any_echoed_token_attends_counts(groups: str) -> None:
-    """Plans are those of psi + sum(psi) * the echo's share, told from full attention over prompt and echo."""
+    """Plans are those of psi + the echo's maximum, told from full attention over prompt and echo."""
     model, inputs = tiny.llava(), tiny.document()
     method = resolve("madakv", budget=0.2, values=False, context=0, echo=64, echo_weight=3.0, groups=groups)
     with madakv.evict(model, method) as run:
@@ -61,7 +62,7 @@ def test_the_most_that_any_echoed_token_attends_counts(groups: str) -> None:
         heads = layer[..., :N].unflatten(1, (2, 4))
         question, echo = heads[:, :, :, N - 10 : N].sum(3), heads[:, :, :, N:].amax(3)
         own, most = (x.mean(2) if groups == "mean" else x.amax(2) for x in (question, echo))
-        psi.append(own + own.sum(-1, keepdim=True) * 3 * most / most.sum(-1, keepdim=True))
+        psi.append(own + 3 * most)
     plans = madakv.allocate(psi, (ids == tiny.IMAGE_TOKEN).long(), method)
     assert run.last is not None
     for plan, kept in zip(plans, run.last.plans, strict=True):
@@ -106,15 +107,15 @@ def test_a_padded_row_keeps_what_it_keeps_alone(draft: int) -> None:
 
 
 def test_what_fills_up_a_draft_that_ended_is_not_heard() -> None:
-    """A row whose draft is over after two tokens keeps in a batch what it keeps alone."""
+    """A row whose draft is over after three tokens keeps in a batch what it keeps alone."""
     model = tiny.llama()
     tokens, mask = tiny.ids(40, 23)
     batch = {"input_ids": tokens, "attention_mask": mask}
     single = {"input_ids": tokens[1:, 17:], "attention_mask": mask[1:, 17:]}
     with madakv.evict(model, budget=0.3, echo=16, context=0):
         draft = tiny.greedy(model, batch, 6)
-    end = {"eos_token_id": int(draft[1, 1]), "pad_token_id": 0}
-    assert end["eos_token_id"] not in [*draft[0].tolist(), int(draft[1, 0])]
+    end = {"eos_token_id": int(draft[1, 2]), "pad_token_id": 0}
+    assert end["eos_token_id"] not in [*draft[0].tolist(), *draft[1, :2].tolist()]
     with madakv.evict(model, budget=0.3, echo=16, draft=6, context=0) as run:
         tiny.greedy(model, batch, 6, **end)
         assert run.last is not None
@@ -218,7 +219,33 @@ def test_masks_of_their_own_are_refused() -> None:
         model(**inputs, attention_mask=mask)
 
 
-@pytest.mark.parametrize("value", [-1, 1.5, True])
+def kept_of(model: Any, inputs: dict[str, Any], echo: Any) -> list[list[int]]:
+    with madakv.evict(model, budget=0.3, echo=echo) as run:
+        model(**inputs)
+    assert run.last is not None
+    return [plan.positions.tolist() for plan in run.last.plans]
+
+
+def test_by_default_models_that_can_have_an_echo() -> None:
+    model, inputs = tiny.llava(), tiny.document(text=20)
+    assert kept_of(model, inputs, "auto") == kept_of(model, inputs, AUTOMATIC_ECHO)
+    assert kept_of(model, inputs, "auto") != kept_of(model, inputs, 0)
+    assert resolve("madakv").echoed == AUTOMATIC_ECHO
+
+
+@pytest.mark.parametrize("cannot", ["rope", "mask"])
+def test_by_default_others_do_without(cannot: str, caplog: pytest.LogCaptureFixture) -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    model = LlamaForCausalLM(tiny.text_config(rope_parameters=rope)).eval() if cannot == "rope" else tiny.llama()
+    inputs: dict[str, Any] = {"input_ids": torch.randint(5, 97, (1, 30))}
+    if cannot == "mask":
+        inputs["attention_mask"] = torch.ones(1, 1, 30, 30, dtype=torch.bool).tril()
+    with caplog.at_level("INFO", logger="madakv"):
+        assert kept_of(model, inputs, "auto") == kept_of(model, inputs, 0)
+    assert "no echo: echo" in caplog.text
+
+
+@pytest.mark.parametrize("value", [-1, 1.5, True, "always"])
 def test_not_a_count(value: Any) -> None:
     with pytest.raises(ConfigurationError, match="echo"):
         resolve("madakv", echo=value)

@@ -250,7 +250,7 @@ def test_a_failed_sample_is_recorded_and_can_be_retried(tmp_path: Path) -> None:
 
     whole = samples[1]
     samples[1] = replace(whole, pictures=broken)
-    greedy = type("Greedy", (madakv.MadaKV,), {"score_with_prior": exhausted, "name": "greedy"})
+    greedy = type("Greedy", (madakv.MadaKV,), {"worth": exhausted, "name": "greedy"})
     rows = evaluate_three(methods=[madakv.Full(), greedy(budget=0.5)], total=6)
     errors = {(row.label, row.dataset): row.error for row in rows}
     assert errors["full", whole.dataset] == "InputError: the image file is broken: x.png"

@@ -81,7 +81,7 @@ def test_the_cache_executes_the_plans_of_allocate(options: dict[str, Any]) -> No
     full = DynamicCache(config=model.config.get_text_config())
     model(**inputs, past_key_values=full)
     # What is recorded is psi before it is weighed by values.
-    method = Recording(budget=0.3, values=False, context=0, **options)
+    method = Recording(budget=0.3, values=False, context=0, echo=0, **options)
     with madakv.evict(model, method) as run:
         cache = model(**inputs).past_key_values
     assert run.last is not None
@@ -118,7 +118,10 @@ def test_psi_is_the_attention_the_model_really_pays() -> None:
         assert_same(psi, question.unflatten(1, (2, 4)).mean(2), 1e-4)
 
 
-def test_prefill_holds_the_kept_entries_and_one_full_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("compensation", ["none", "shared"])
+def test_prefill_holds_the_kept_entries_and_one_full_layer(
+    compensation: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, (tokens, _) = tiny.llama(), tiny.ids(64)
     living: list[weakref.ref[Any]] = []
     peaks: list[int] = []
@@ -133,7 +136,7 @@ def test_prefill_holds_the_kept_entries_and_one_full_layer(monkeypatch: pytest.M
     monkeypatch.setattr(RaggedLayer, "update", watched)
     gc.disable()
     try:
-        with madakv.evict(model, budget=0.25, compensation="none") as run:
+        with madakv.evict(model, budget=0.25, compensation=compensation, echo=0) as run:
             cache = RaggedCache(model.config, run.method)
             model(tokens, past_key_values=cache)
     finally:
@@ -141,7 +144,10 @@ def test_prefill_holds_the_kept_entries_and_one_full_layer(monkeypatch: pytest.M
     one_layer = 64 * 2 * 8 * 2 * 4
     assert cache.full_nbytes == 3 * one_layer
     assert cache.nbytes == cache.full_nbytes // 4
-    assert peaks == [one_layer + done * one_layer // 4 for done in range(3)]
+    if compensation == "none":
+        assert peaks == [one_layer + done * one_layer // 4 for done in range(3)]
+    else:
+        assert max(peaks) <= one_layer + cache.nbytes
 
 
 def test_memory_is_freed_without_the_garbage_collector() -> None:
@@ -435,7 +441,7 @@ def test_right_padding_and_holes_are_never_kept() -> None:
     assert run.last is not None
     for plan in run.last.plans:
         assert not set(plan.positions.tolist()) & {12, 13, 14, 27, 28, 29}
-        assert plan.counts.sum() == 24
+    assert sum(int(plan.counts.sum()) for plan in run.last.plans) == 24 * len(run.last.plans)
 
 
 def test_a_decode_step_neither_copies_the_cache_nor_asks_the_device() -> None:

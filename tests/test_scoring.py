@@ -11,6 +11,7 @@ from madakv.eviction import PromptEviction
 from madakv.methods import from_text
 from madakv.scoring import (
     LayerView,
+    OutputProjection,
     attention_paid,
     context_attention_reference,
     proxy_and_context_attention,
@@ -18,7 +19,7 @@ from madakv.scoring import (
     proxy_attention_reference,
     proxy_mask,
 )
-from madakv.scoring.values import value_norms
+from madakv.scoring.values import output_norms, value_norms
 from tests.tolerance import assert_same
 
 MODALITY = torch.tensor([[-1, -1, 0, 1, 1, 1, 0, 0, 1, 1, 0, 0, 0], [0, 0, 1, 1, 0, 1, 1, 1, 1, 0, 0, 0, 0]])
@@ -187,7 +188,6 @@ def test_context_matches_the_reference(case: str, queries: int) -> None:
     assert_same(psi, proxy_attention_reference(view, proxy_mask(MODALITY)))
     assert got.dtype == torch.float32
     assert_same(got, context_attention_reference(view, queries))
-    assert torch.allclose(got.sum(-1), torch.ones(2, 2))
     assert (got[0, :, :2] == 0).all(), "padding scores nothing"
 
 
@@ -200,16 +200,36 @@ def test_late_tokens_are_not_at_a_disadvantage() -> None:
     assert (got[..., 0] / got[..., 8] < 3).all()
 
 
-def test_the_context_counts_as_much_as_all_that_was_heard() -> None:
+def test_all_that_is_heard_adds_up_in_units_of_attention() -> None:
+    """The question's sum, the prompt's average, the answer's sum and the echo's maximum, each with its weight."""
     torch.manual_seed(2)
     view = make_view()
-    later = torch.rand(2, 2, 3, 13) * (MODALITY >= 0)[:, None, None]
-    for heard in (0, 2):
-        method = from_text("snapkv:context=4:context_weight=0.5:window=question:kernel=1:answer_weight=3.0")
-        eviction = PromptEviction(method, MODALITY, 1)
-        eviction.score(view)
-        for _ in range(heard):
-            eviction.add_later(0, later)
-        psi = proxy_attention(view, proxy_mask(MODALITY)) + 3 * heard * later.mean(2)
-        want = psi + 0.5 * psi.sum(-1, keepdim=True) * context_attention_reference(view, 4)
-        assert_same(eviction._final(0), want)
+    later, most = (torch.rand(2, 2, 3, 13) * (MODALITY >= 0)[:, None, None] for _ in range(2))
+    options = "context=4:context_weight=0.5:window=question:kernel=1:answer_weight=3.0:echo=8:echo_weight=0.25"
+    eviction = PromptEviction(from_text(f"snapkv:{options}"), MODALITY, 1)
+    eviction.score(view)
+    want = proxy_attention(view, proxy_mask(MODALITY)) + 0.5 * context_attention_reference(view, 4)
+    assert_same(eviction._final(0), want)
+    for _ in range(2):
+        eviction.add_later(0, later)
+    eviction.add_echo(0, most)
+    assert_same(eviction._final(0), want + 3 * 2 * later.mean(2) + 0.25 * most.mean(2))
+
+
+@pytest.mark.parametrize("kind", ["linear", "wrapped"])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_values_count_by_what_the_projection_makes_of_them(groups: int, kind: str) -> None:
+    torch.manual_seed(3)
+    linear = torch.nn.Linear(2 * groups * 8, 20)
+    module = linear if kind == "linear" else torch.nn.Sequential(linear)
+    view = make_view(groups, projection=OutputProjection(module))
+    got = output_norms(view)
+    assert got.dtype == torch.float32
+    for b, h, i in ((0, 0, 3), (1, 1, 12)):
+        reached = []
+        for g in range(groups):
+            heads = torch.zeros(2 * groups, 8)
+            heads[h * groups + g] = view.value[b, h, i]
+            reached.append((linear(heads.flatten()) - linear.bias).square().sum())
+        assert_same(got[b, h, i], torch.stack(reached).mean().sqrt().detach().double())
+    assert_same(output_norms(replace(view, projection=None)), value_norms(view.value).double())

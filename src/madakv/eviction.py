@@ -27,7 +27,7 @@ class PromptEviction:
         layers: how many layers will be evicted.
 
     Attributes:
-        plans: the plans decided so far.
+        plans: the plans decided so far; of some methods, later layers narrow them.
     """
 
     def __init__(self, method: Method, modality: Tensor, layers: int) -> None:
@@ -36,26 +36,24 @@ class PromptEviction:
         self.layers = layers
         self.plans: list[KeepPlan] = []
         self._psi: list[Tensor] = []
-        self._prior: list[Tensor | None] = []
         self._worth: list[Tensor | None] = []
         self._allocator: Allocator | None = None
 
-    def score(self, view: LayerView) -> None:
-        """Score the next layer."""
+    def score(self, view: LayerView) -> int:
+        """Score the next layer; returns its number among the evicted ones."""
         if self._allocator is None:
             heads = view.key.shape[1]
             self._allocator = self.method.allocator(self.modality, heads=heads, layers=self.layers)
-        psi, prior = self.method.score_with_prior(view)
-        psi = psi.to(self.modality.device)
+        psi, worth = self.method.score(view).to(self.modality.device), self.method.worth(view)
         if not bool(torch.isfinite(psi).all()):
             raise InputError(
                 f"layer {len(self._psi)} of the evicted ones has attention that is not finite: the model overflows "
                 f"in {view.key.dtype}; load it in another dtype"
             )
         self._psi.append(psi)
-        for kept, found in ((self._prior, prior), (self._worth, self.method.worth(view))):
-            kept.append(None if found is None else found.to(self.modality.device))
+        self._worth.append(None if worth is None else worth.to(self.modality.device))
         self._allocator.observe(view)
+        return len(self._psi) - 1
 
     def add_later(self, layer: int, attention: Tensor) -> None:
         """Add what a token after the prompt attends to.
@@ -67,32 +65,37 @@ class PromptEviction:
         self._psi[layer] = self._psi[layer] + self.method.later_score(attention).to(self.modality.device)
 
     def add_echo(self, layer: int, most: Tensor) -> None:
-        """Add what text that was read again expects of later questions.
+        """Add what text that was read again looks up.
 
         Args:
             layer: which of the evicted layers.
             most: [B, H, G, N] fp32, the most that any token of the echo attends to.
         """
-        echo = self.method.echo_prior(most).to(self.modality.device)
-        prior = self._prior[layer]
-        self._prior[layer] = echo if prior is None else prior + echo
+        self._psi[layer] = self._psi[layer] + self.method.echo_score(most).to(self.modality.device)
 
     def decide(self) -> KeepPlan:
         """The plan of the next layer, on the device of the prompt's modality map."""
         if self._allocator is None:
             raise RuntimeError("no layer has been scored")
-        if self.method.waits and not self.plans:
+        layer = len(self.plans)
+        if self.method.waits and not layer:
             self._allocator.foresee([self._final(layer) for layer in range(len(self._psi))])
-        plan = self._allocator.decide(self._final(len(self.plans)))
-        self.plans.append(plan)
-        return plan
+        self.plans = _extended(self._allocator, self.plans, self._final(layer))
+        if not self.method.waits:
+            self._psi[layer] = self._psi[layer].new_empty(0)
+            self._worth[layer] = None
+        return self.plans[-1]
 
     def _final(self, layer: int) -> Tensor:
         """[B, H, N]: what the allocator sees."""
-        psi, prior, worth = self._psi[layer], self._prior[layer], self._worth[layer]
-        if prior is not None:
-            psi = psi + psi.sum(-1, keepdim=True) * prior
+        psi, worth = self._psi[layer], self._worth[layer]
         return psi if worth is None else psi * worth
+
+
+def _extended(allocator: Allocator, plans: list[KeepPlan], psi: Tensor) -> list[KeepPlan]:
+    """The plans of all layers so far, once one more is decided."""
+    plan = allocator.decide(psi)
+    return [*allocator.narrowed(plans), plan]
 
 
 def allocate(
@@ -145,4 +148,7 @@ def allocate(
     scores_of_layers = [scores.to(modality.device) for scores in psi]
     if chosen.waits:
         allocator.foresee(scores_of_layers)
-    return [allocator.decide(scores) for scores in scores_of_layers]
+    plans: list[KeepPlan] = []
+    for scores in scores_of_layers:
+        plans = _extended(allocator, plans, scores)
+    return plans

@@ -35,6 +35,28 @@ class KeepPlan:
         """The plan that drops padding alone, from [B, N] `Modality` values."""
         return cls.from_mask((modality != Modality.PADDING)[:, None].expand(-1, heads, -1))
 
+    def owners(self) -> Tensor:
+        """[sum(counts)] int64: the flat (row, head) index that each kept entry belongs to."""
+        flat = self.counts.flatten()
+        return torch.arange(len(flat), device=flat.device).repeat_interleave(flat)
+
+    def rows(self) -> Tensor:
+        """[sum(counts)] int64: the batch row of each kept entry."""
+        return self.owners() // self.counts.shape[1]
+
+    def subset(self, stays: Tensor) -> KeepPlan:
+        """The plan that keeps those of its entries that are true in a [sum(counts)] bool tensor."""
+        left = torch.bincount(self.owners()[stays], minlength=self.counts.numel())
+        return KeepPlan(positions=self.positions[stays], counts=left.view_as(self.counts))
+
+    def find(self, plan: KeepPlan) -> Tensor:
+        """Where the entries of another plan, all of which this one keeps, stand among its own: int64."""
+        if not len(plan.positions):
+            return plan.positions
+        width = self.positions.max() + 1
+        mine, other = (one.owners() * width + one.positions for one in (self, plan))
+        return torch.searchsorted(mine, other)
+
     @cached_property
     def indices(self) -> tuple[tuple[Tensor, ...], ...]:
         """`indices[b][h]`: sorted int64 token indices kept by head h of row b."""
@@ -52,7 +74,7 @@ class KeepPlan:
             [B, H, 4] int64, indexed by text, image, video, audio.
         """
         B, H = self.counts.shape
-        head = torch.arange(B * H, device=self.counts.device).repeat_interleave(self.counts.flatten())
+        head = self.owners()
         kinds = len(KINDS)
         kind = modality[head // H, self.positions]
         return torch.bincount(head * kinds + kind, minlength=B * H * kinds).view(B, H, kinds)

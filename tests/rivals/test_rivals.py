@@ -570,7 +570,7 @@ def test_lookahead_adds_what_the_first_tokens_attend_to(name: str, n: int, recor
     N = inputs["input_ids"].shape[1]
     tokens, attentions = unmodified(model, inputs, n + 1)
     # What is recorded is psi before it is weighed by values.
-    options = {"values": False, "answer_weight": 1.0, "context": 0} if name == "madakv" else {}
+    options = {"values": False, "answer_weight": 1.0, "context": 0, "echo": 0} if name == "madakv" else {}
     with madakv.evict(model, name, budget=0.25, lookahead=n, **options) as run:
         got = tiny.greedy(model, inputs, n + 3)
     assert run.last is not None

@@ -54,6 +54,20 @@ SHAPES: Mapping[str, Shape] = {
         scenery=84,
         prose=350,
     ),
+    "search-4000": Shape(
+        codes=4,
+        owners=8,
+        painted=4,
+        twins=18,
+        albums=10,
+        changes=3,
+        pairs=2,
+        steps=5,
+        named=16,
+        unnamed=8,
+        scenery=90,
+        prose=300,
+    ),
 }
 """Documents that are shorter than any of the suite, or that hold more of what can be asked."""
 
@@ -128,7 +142,28 @@ LONG = Stage(
     decay=550,
     hints=True,
 )
-"""What both models end with, each from the weights that the stage before it left and with a new optimizer."""
+"""From the weights that the stage before it left, with a new optimizer."""
+
+SEARCH = Stage(
+    "searching at 4000",
+    700,
+    {
+        "search-4000": 0.5,
+        "dense-4000": 0.14,
+        "4000": 0.08,
+        "dense-2000": 0.08,
+        "dense-1000": 0.08,
+        "500": 0.04,
+        "lists": 0.03,
+        "match": 0.03,
+        "caption": 0.02,
+    },
+    lr=7e-4,
+    warmup=40,
+    decay=450,
+    hints=True,
+)
+"""What both models end with, with a new optimizer once more: pictures found by what they show, far apart."""
 
 STAGES: Mapping[str, tuple[Stage, ...]] = {
     "small-llava": (
@@ -248,6 +283,7 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
         ),
         ALBUMS,
         LONG,
+        SEARCH,
     ),
     "small-qwen2.5-vl": (
         Stage("copying", 200, {"copy": 0.3, "caption": 0.3, "facts": 0.25, "few": 0.15}, warmup=30, hints=True),
@@ -282,5 +318,6 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
         ),
         replace(ALBUMS, steps=1000, decay=560),
         replace(LONG, steps=500, decay=320),
+        replace(SEARCH, steps=450, decay=300),
     ),
 }

@@ -67,6 +67,8 @@ def _allocate_row(
     L, H, N = len(psi), len(psi[0]), sum(kind != PADDING for kind in kinds)
     average = round(method.budget * N) if isinstance(method.budget, float) else min(method.budget, N)
     proxies = proxies_reference(kinds, method.proxies, method.max_proxies)
+    if method.compensation == "shared":
+        return _share(psi, kinds, proxies, average, method)
     pot = average * H * L
     reserve = average * H // 2
     steered = 0
@@ -112,6 +114,30 @@ def _allocate_row(
         surplus = protected + demanded - allotment
         steered = allotment - surplus // max(1, left - 1)
     return plan
+
+
+def _share(
+    psi: Sequence[Sequence[Sequence[float]]],
+    kinds: Sequence[int],
+    proxies: Sequence[int],
+    average: int,
+    method: MadaKV,
+) -> list[list[list[int]]]:
+    """All layers of one row, where what no head is sure of goes to the best of all, known from the first."""
+    L, H = len(psi), len(psi[0])
+    kept: list[list[list[int]]] = [[[] for _ in range(H)] for _ in range(L)]
+    others = []
+    for number, layer in enumerate(psi):
+        for h, scores in enumerate(layer):
+            head = _consider(scores, kinds, proxies, int(average * method.safeguard), method)
+            kept[number][h] = head.keep(head.share)
+            for i, kind in enumerate(kinds):
+                if kind != PADDING and i not in kept[number][h]:
+                    others.append((-_ranking_score(scores, kinds, i, method.text_pooling), number, h, i))
+    free = average * H * L - sum(len(indices) for heads in kept for indices in heads)
+    for _, number, h, i in sorted(others)[:free]:
+        kept[number][h].append(i)
+    return [[sorted(indices) for indices in heads] for heads in kept]
 
 
 def _consider(

@@ -50,22 +50,19 @@ class RaggedEntries:
             values: [B, H, N, Dv].
             plan: the entries to keep.
         """
-        B, H = keys.shape[:2]
-        head = torch.arange(B * H, device=keys.device).repeat_interleave(plan.counts.flatten())
+        H = keys.shape[1]
+        head = plan.owners()
         source = (head // H, head % H, plan.positions)
         return cls._pack(keys, values, source, plan.counts)
 
-    def narrow(self, plan: KeepPlan, place: Tensor) -> RaggedEntries:
-        """Copy the planned entries out of those of a whole prompt.
+    def narrow(self, own: KeepPlan, plan: KeepPlan) -> RaggedEntries:
+        """Copy the planned entries out of these.
 
         Args:
-            plan: positions into the prompt.
-            place: [B, N] int64, where each prompt token lies among its row's entries.
+            own: what these entries are.
+            plan: some of them.
         """
-        B, H = self.counts.shape
-        head = torch.arange(B * H, device=self.keys.device).repeat_interleave(plan.counts.flatten())
-        source = self.starts.flatten()[head] + place[head // H, plan.positions]
-        return self._pack(self.keys, self.values, (source,), plan.counts)
+        return self._pack(self.keys, self.values, (own.find(plan),), plan.counts)
 
     def rectangle(self, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a whole prompt as [B, H, N, D], zero where `valid` ([B, N] bool) is false."""

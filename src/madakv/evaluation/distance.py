@@ -25,7 +25,7 @@ from madakv.merge import merge_evicted
 from madakv.methods import Method
 from madakv.modality import KINDS, Modality
 from madakv.plan import KeepPlan
-from madakv.scoring import LayerView
+from madakv.scoring import LayerView, most_attention
 
 ORACLES = ("scores", "modalities", "heads", "layers")
 """What the oracle decides, each with those before it: which tokens are kept for given counts per layer, head and
@@ -61,14 +61,38 @@ def read_with_answer(model: Any, inputs: Any, answer: Sequence[int]) -> list[Lat
         inputs: of the prompt, one row.
         answer: ids of the answer.
     """
+    prompt = inputs["input_ids"].shape[1]
+    return [_part(view, prompt) for view in ReadPrompt.of(model, _followed(inputs, answer)).views]
+
+
+def read_with_echo(model: Any, inputs: Any, most: int) -> list[Tensor]:
+    """Read a prompt and its own text once more behind it.
+
+    Args:
+        model, inputs: as `read_with_answer`.
+        most: tokens that are read again.
+
+    Returns:
+        [1, H, G, N] fp32 of each layer: the most that any token of the echo attends to.
+    """
+    prompt = ReadPrompt.of(model, inputs)
+    N, echo = prompt.modality.shape[1], prompt.echo(most)
+    found = []
+    for view in ReadPrompt.of(model, _followed(inputs, echo)).views:
+        behind = torch.arange(view.key.shape[2], device=view.key.device)[None] >= N
+        found.append(most_attention(view, behind)[..., :N])
+    return found
+
+
+def _followed(inputs: Any, ids: Sequence[int]) -> dict[str, Any]:
+    """Inputs of a prompt with further text behind it."""
     extended = dict(inputs)
-    more = torch.tensor([list(answer)], device=inputs["input_ids"].device)
+    more = torch.tensor([list(ids)], device=inputs["input_ids"].device, dtype=inputs["input_ids"].dtype)
     extended["input_ids"] = torch.cat([inputs["input_ids"], more], dim=1)
     for name, fill in (("attention_mask", 1), ("mm_token_type_ids", 0)):
         if name in extended:
             extended[name] = torch.cat([inputs[name], torch.full_like(more, fill)], dim=1)
-    prompt = inputs["input_ids"].shape[1]
-    return [_part(view, prompt) for view in ReadPrompt.of(model, extended).views]
+    return extended
 
 
 def _part(view: LayerView, prompt: int) -> Later:
@@ -91,15 +115,25 @@ def _tail(key: Tensor, value: Tensor) -> tuple[Tail, Tensor]:
     return tail, torch.ones(Q, Q, dtype=torch.bool, device=key.device).tril()[None, None]
 
 
-def plans_of(layers: Sequence[Later], method: Method) -> list[KeepPlan]:
-    """What a method keeps of every layer; a draft is taken to be right."""
+def plans_of(layers: Sequence[Later], method: Method, echo: Sequence[Tensor] = ()) -> list[KeepPlan]:
+    """What a method keeps of every layer; a draft is taken to be right.
+
+    Args:
+        layers: from `read_with_answer`.
+        method: the method.
+        echo: from `read_with_echo`, if the method has one.
+    """
     heard = max(method.lookahead, method.draft)
     eviction = PromptEviction(method, layers[0].view.modality, len(layers))
     for number, layer in enumerate(layers):
         eviction.score(layer.view)
         for paid in layer.paid[:heard]:
             eviction.add_later(number, paid[None])
-    return [eviction.decide() for _ in layers]
+        if echo:
+            eviction.add_echo(number, echo[number])
+    for _ in layers:
+        eviction.decide()
+    return eviction.plans
 
 
 def errors(layers: Sequence[Later], plans: Sequence[KeepPlan], method: Method | None = None) -> list[float]:

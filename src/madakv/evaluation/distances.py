@@ -8,8 +8,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from madakv.errors import ConfigurationError
-from madakv.evaluation.distance import ORACLES, errors, oracle_plans, plans_of, read_with_answer
+from madakv.evaluation.distance import ORACLES, errors, oracle_plans, plans_of, read_with_answer, read_with_echo
 from madakv.evaluation.markdown import budget_text, markdown_table
 from madakv.evaluation.records import open_results
 from madakv.evaluation.runner import Progress, takes_several_sizes
@@ -51,14 +50,7 @@ def run_distances(
     out: Path,
     progress: Progress,
 ) -> list[DistanceRow]:
-    """Measure every method on every sample; args and resuming as `run_samples`. Follow-up questions are left out.
-
-    Raises:
-        ConfigurationError: a method has an echo, which only reading the prompt gives.
-    """
-    echoing = ", ".join(method.label for method in methods if method.echoed)
-    if echoing:
-        raise ConfigurationError(f"distances are told from a reading without an echo; leave out {echoing}")
+    """Measure every method on every sample; args and resuming as `run_samples`. Follow-up questions are left out."""
     tokenizer = getattr(processor, "tokenizer", processor)
     drawn = suite(suite_name)(samples, seed, takes_several_sizes(processor))
     todo = [sample for sample in drawn if sample.follow_up is None]
@@ -75,8 +67,9 @@ def run_distances(
             inputs = model_inputs(processor, sample.prompt, sample.pictures()).to(model.device)
             answer = tokenizer(sample.gold, add_special_tokens=False)["input_ids"]
             layers = read_with_answer(model, inputs, answer)
+            echoes = {most: read_with_echo(model, inputs, most) for most in {m.echoed for m in left} - {0}}
             for method in left:
-                plans = plans_of(layers, method)
+                plans = plans_of(layers, method, echoes.get(method.echoed, ()))
                 row = DistanceRow(
                     method=repr(method),
                     label=method.label,

@@ -21,7 +21,7 @@ from madakv.hf.attention import register
 from madakv.hf.cache import IMPLEMENTATION, RaggedCache
 from madakv.hf.compiled import compiled_steps, masks_for_steps
 from madakv.hf.draft import generate_with_draft
-from madakv.hf.echo import Echo
+from madakv.hf.echo import Echo, echo_of
 from madakv.hf.options import (
     STATIC,
     cache_implementation,
@@ -29,7 +29,6 @@ from madakv.hf.options import (
     check_forward_options,
     check_generation_options,
     check_later_pass,
-    check_taken_back,
     new_tokens,
     own_cache_implementation,
     room_for,
@@ -44,8 +43,7 @@ def attached(model: Any, run: Run) -> Iterator[None]:
     _check_model(model)
     # Made once for its refusals alone: better here than in the middle of the first generation.
     empty = RaggedCache(model.config, run.method)
-    if run.method.echoed:
-        check_taken_back(f"echo={run.method.echoed}", empty, model.config)
+    echoed = echo_of(run.method, empty, model.config)
     register()
     configs = _attention_configs(model)
     before = [config._attn_implementation for config in configs]
@@ -67,8 +65,8 @@ def attached(model: Any, run: Run) -> Iterator[None]:
         hooks.append(model.register_forward_pre_hook(prepare, with_kwargs=True))
         hooks.append(model.register_forward_hook(_Record(run), with_kwargs=True))
         hooks.append(model.get_decoder().register_forward_pre_hook(_require_cache, with_kwargs=True))
-        if run.method.echoed:
-            echo = Echo(run.method.echoed)
+        if echoed:
+            echo = Echo(echoed, optional=run.method.echo_is_optional)
             hooks.append(model.get_decoder().register_forward_pre_hook(echo.before, with_kwargs=True))
             hooks.append(model.get_decoder().register_forward_hook(echo.after, with_kwargs=True))
         model.__dict__.update(overrides)

@@ -13,7 +13,10 @@ from transformers.masking_utils import sdpa_mask
 from madakv.attention import prompt_attention
 from madakv.errors import InputError, UnsupportedModelError, UnsupportedOptionError
 from madakv.hf.cache import IMPLEMENTATION, RaggedLayer, layer_behind
-from madakv.scoring import LayerView
+from madakv.scoring import LayerView, OutputProjection
+
+_PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
+"""What attention modules call the matrix behind their heads."""
 
 
 def attention(
@@ -71,9 +74,16 @@ def attention(
             mask=attention_mask,
             softcap=softcap,
             sinks=s_aux,
+            projection=_projection(module),
         )
         layer.read_prompt(view)
     return out, None
+
+
+def _projection(module: torch.nn.Module) -> OutputProjection | None:
+    """What becomes of the outputs of an attention module's heads; None if it has no such part under a known name."""
+    found = (getattr(module, name, None) for name in _PROJECTIONS)
+    return next((OutputProjection(part) for part in found if isinstance(part, torch.nn.Module)), None)
 
 
 def _check_call(

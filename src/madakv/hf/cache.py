@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import count
 from typing import Any, cast
+from weakref import ReferenceType, ref
 
 import torch
 from torch import Tensor
@@ -50,6 +51,7 @@ class _PromptSlot:
             which of them are such text.
         echoes: whether tokens that are read after the prompt are its echo.
         eviction: the decisions, while the prompt is being read.
+        layers: of the cache that reads it, for as long; layers may narrow those before them.
     """
 
     def __init__(self, config: Any) -> None:
@@ -59,12 +61,19 @@ class _PromptSlot:
         self.echo: Tensor | None = None
         self.echoes = False
         self.eviction: PromptEviction | None = None
+        self.layers: list[ReferenceType[RaggedLayer]] = []
 
     def reading(self) -> PromptEviction:
         """The eviction in progress."""
         if self.eviction is None:
             raise RuntimeError("no prompt is being read: call begin_prompt before the prefill")
         return self.eviction
+
+    def narrow_layers(self) -> None:
+        """Let layers that were read before go of what the newest one has taken from them."""
+        for reference, plan in zip(self.layers, self.reading().plans, strict=False):
+            if (layer := reference()) is not None:
+                layer.narrow(plan)
 
 
 class RaggedLayer(CacheLayerMixin):
@@ -92,6 +101,7 @@ class RaggedLayer(CacheLayerMixin):
         self.full_nbytes = 0
         self.device = torch.device("cpu")
         self._mean_entries = 0
+        self._plan: KeepPlan | None = None
         self._handle: Tensor | None = None
         self._before: Tensor | None = None
 
@@ -144,24 +154,27 @@ class RaggedLayer(CacheLayerMixin):
         eviction, draft, echo = self._slot.reading(), self._slot.draft, self._slot.echo
         whole, N = view, eviction.modality.shape[1]
         view = whole.prefix(N)
-        eviction.score(view)
+        number = eviction.score(view)
         T = whole.key.shape[2]
         if draft is not None:
             n = draft.shape[1]
             # One after another, as a lookahead hears them: a maximum over groups is not linear.
             apart = torch.eye(n, dtype=torch.bool, device=draft.device)[:, None] & draft
             for attention in attention_paid(whole, pad(apart, (N, T - N - n)).to(whole.key.device)):
-                eviction.add_later(self.number, attention[..., :N])
+                eviction.add_later(number, attention[..., :N])
         if echo is not None:
             heard = pad(echo, (T - echo.shape[1], 0)).to(whole.key.device)
-            eviction.add_echo(self.number, most_attention(whole, heard)[..., :N])
+            eviction.add_echo(number, most_attention(whole, heard)[..., :N])
         self.prompt_length = N
         if eviction.method.waits:
-            plan = KeepPlan.everything(view.modality, view.key.shape[1])
-            self.entries = RaggedEntries.gather(view.key, view.value, plan)
+            plan = self._plan = KeepPlan.everything(view.modality, view.key.shape[1])
         else:
-            plan = eviction.decide().to(view.key.device)
-            self.entries = RaggedEntries.gather(view.key, view.value, plan)
+            self._plan = eviction.decide()
+            plan = self._plan.to(view.key.device)
+            # What others lose has to be gone before this layer takes memory.
+            self._slot.narrow_layers()
+        self.entries = RaggedEntries.gather(view.key, view.value, plan)
+        if not eviction.method.waits:
             self._merge(view.key, view.value, plan, view.modality)
         self.device = view.key.device
         self.full_nbytes = sum(x.numel() * x.element_size() for x in (view.key, view.value))
@@ -169,17 +182,35 @@ class RaggedLayer(CacheLayerMixin):
         self.is_initialized = True
 
     @torch.no_grad()
-    def evict_later(self) -> None:
+    def narrow(self, plan: KeepPlan) -> None:
+        """Let go of what a plan keeps no more.
+
+        Args:
+            plan: some of the entries that are there.
+        """
+        whole = self.entries
+        if plan is self._plan or whole is None or self._plan is None:
+            return
+        device = whole.keys.device
+        own, self._plan = self._plan, plan
+        self.entries = whole.narrow(own.to(device), plan.to(device))
+        self._mean_entries = sum(self.entries.lengths) // len(self.entries.lengths)
+
+    @torch.no_grad()
+    def evict_later(self, plan: KeepPlan) -> None:
         """Evict a prompt that was kept whole so far."""
         whole = self.entries
         if whole is None:
             raise RuntimeError("there is no prompt to evict")
-        plan = self._slot.reading().decide().to(whole.keys.device)
-        valid = self.modality(whole.keys.device) != Modality.PADDING
-        self.entries = whole.narrow(plan, valid.cumsum(-1) - 1)
+        self.narrow(plan)
         if self._slot.reading().method.merge is not None:
-            self._merge(*whole.rectangle(valid), plan, self.modality(whole.keys.device))
-        self._mean_entries = sum(self.entries.lengths) // len(self.entries.lengths)
+            device = whole.keys.device
+            valid = self.modality(device) != Modality.PADDING
+            self._merge(*whole.rectangle(valid), plan.to(device), self.modality(device))
+
+    def forget_plan(self) -> None:
+        """The prompt is decided: nobody will ask again which entries these are."""
+        self._plan = None
 
     def _merge(self, keys: Tensor, values: Tensor, plan: KeepPlan, modality: Tensor) -> None:
         """Leave a trace of evicted entries in those that stay, if the method does so."""
@@ -323,6 +354,7 @@ class RaggedLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Forget everything; the next tokens are a new prompt."""
         self._slot.eviction = self._slot.modality = self._slot.draft = self._slot.echo = None
+        self._slot.layers, self._plan = [], None
         self.entries, self.tail, self.prompt_length, self.is_initialized = None, Tail(), 0, False
         self._handle = self._before = None
 
@@ -501,6 +533,7 @@ class RaggedCache(Cache):
         drafted = 0 if self._slot.draft is None else self._slot.draft.shape[1]
         own = modality[:, : modality.shape[1] - drafted]
         self._slot.eviction = PromptEviction(self.method, own, len(self.evicted_layers))
+        self._slot.layers = [ref(layer) for layer in self.ragged_layers]
 
     def end_prompt(self) -> list[KeepPlan]:
         """Hand over the plans of the evicted layers, in order; the cache lets go of them.
@@ -510,9 +543,13 @@ class RaggedCache(Cache):
         eviction = self._slot.reading()
         self._slot.modality, self._slot.draft, self._slot.echo = eviction.modality, None, None
         if eviction.method.waits:
-            for layer in self.ragged_layers:
-                layer.evict_later()
-        self._slot.eviction = None
+            for _ in self.ragged_layers:
+                eviction.decide()
+            for layer, plan in zip(self.ragged_layers, eviction.plans, strict=True):
+                layer.evict_later(plan)
+        for layer in self.ragged_layers:
+            layer.forget_plan()
+        self._slot.eviction, self._slot.layers = None, []
         if self._room is not None:
             self._set_tails()
         return eviction.plans

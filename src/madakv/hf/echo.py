@@ -7,6 +7,7 @@ Their attention scores, their entries are not kept, and what the decoder returns
 from __future__ import annotations
 
 import inspect
+import logging
 from typing import Any
 
 import torch
@@ -15,7 +16,11 @@ from torch.nn.functional import pad
 
 from madakv.errors import UnsupportedOptionError
 from madakv.hf.cache import RaggedCache
+from madakv.hf.options import check_taken_back
+from madakv.methods import Method
 from madakv.modality import Modality
+
+logger = logging.getLogger(__name__)
 
 _RUN = 16
 """Tokens that are echoed in one piece where not all of the text is: a fact is only found by its own words."""
@@ -47,15 +52,40 @@ def echo_places(modality: Tensor, most: int) -> tuple[Tensor, Tensor]:
     return places.gather(1, (number + start).clamp_max(modality.shape[1] - 1)), number < tokens
 
 
+def echo_of(method: Method, cache: RaggedCache, config: Any) -> int:
+    """How many tokens a model reads again for a method, at most.
+
+    Args:
+        method: what asks for it.
+        cache: one that the prompt would be read into.
+        config: of the model.
+
+    Raises:
+        UnsupportedOptionError: the model cannot take them back, and the echo was asked for.
+    """
+    if not method.echoed:
+        return 0
+    try:
+        check_taken_back(f"echo={method.echoed}", cache, config)
+    except UnsupportedOptionError as reason:
+        if not method.echo_is_optional:
+            raise
+        logger.info("no echo: %s", reason)
+        return 0
+    return method.echoed
+
+
 class Echo:
     """The hooks around the decoder: echoed tokens go in behind the prompt, and do not come out.
 
     Args:
         most: tokens that are read again.
+        optional: whether prompts that cannot be followed by them do without.
     """
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, *, optional: bool = False) -> None:
         self._most = most
+        self._optional = optional
         self._tokens: int | None = None
         """Of the pass in progress, where it is a prompt's."""
 
@@ -77,7 +107,13 @@ class Echo:
         if embeds is None:
             embeds = module.get_input_embeddings()(kwargs["input_ids"])  # type: ignore[operator]
         N = embeds.shape[1]
-        _check(module, kwargs, N)
+        try:
+            _check(module, kwargs, N)
+        except UnsupportedOptionError as reason:
+            if not self._optional:
+                raise
+            logger.info("no echo: %s", reason)
+            return None
         places, valid = echo_places(modality, self._most)
         places, valid = places.to(embeds.device), valid.to(embeds.device)
         E = places.shape[1]

@@ -18,7 +18,7 @@ from transformers import (
 from madakv.errors import UnsupportedModelError
 from madakv.hf.attach import attached, record
 from madakv.hf.cache import RaggedCache
-from madakv.hf.echo import echo_places
+from madakv.hf.echo import echo_of, echo_places
 from madakv.methods import Full, Method
 from madakv.run import Run
 from madakv.scoring import LayerView
@@ -102,7 +102,7 @@ class ReadPrompt:
 
     def _read_by(self, model: Any, method: Method, drafted: Sequence[int] = ()) -> RaggedCache:
         """A cache that has read the prompt, and has heard what else scores; not evicted if that came after it."""
-        echo = self._echo(method)
+        echo = self.echo(echo_of(method, RaggedCache(model.config, method), model.config))
         if drafted or echo:
             # What comes after the prompt is heard as long as the prompt is whole.
             method = replace(method, draft=0, lookahead=max(method.lookahead, len(drafted) + 1))
@@ -119,9 +119,9 @@ class ReadPrompt:
         cache.forget_tail()
         return cache
 
-    def _echo(self, method: Method) -> list[int]:
-        """The ids of the text that is read again."""
-        places, said = echo_places(self.modality, method.echoed)
+    def echo(self, most: int) -> list[int]:
+        """The ids of the text that is read again, at most so many; none of a prompt without ids."""
+        places, said = echo_places(self.modality, most if self.ids else 0)
         return [self.ids[place] for place in places[said].tolist()]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -18,11 +18,12 @@ from madakv.plan import KeepPlan
 from madakv.scoring import (
     GroupReduction,
     LayerView,
-    as_distribution,
     over_groups,
     proxy_and_context_attention,
     proxy_attention,
 )
+
+AUTOMATIC_ECHO = 128
 
 
 class Allocator(ABC):
@@ -45,6 +46,17 @@ class Allocator(ABC):
         Args:
             psi: [B, H, N] float, that layer's scores.
         """
+
+    def narrowed(self, plans: list[KeepPlan]) -> list[KeepPlan]:
+        """What the newest layer leaves of those before it; called right after it was decided.
+
+        Args:
+            plans: of the layers before it.
+
+        Returns:
+            As many plans; those that changed keep fewer of the same entries.
+        """
+        return plans
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +112,11 @@ class Method(ABC):
         return 0
 
     @property
+    def echo_is_optional(self) -> bool:
+        """Whether models that cannot take back what is read behind the prompt go without."""
+        return False
+
+    @property
     def merge(self) -> Merge | None:
         """What becomes of evicted entries; None: they are dropped."""
         return None
@@ -108,23 +125,16 @@ class Method(ABC):
     def score(self, view: LayerView) -> Tensor:
         """psi, [B, H, N] fp32, from one layer's prefill."""
 
-    def score_with_prior(self, view: LayerView) -> tuple[Tensor, Tensor | None]:
-        """psi, and a prior, [B, H, N] fp32, told in the same pass over the keys; None: there is none.
-
-        The prior is added to psi once all queries have been heard, times psi's sum.
-        """
-        return self.score(view), None
-
     def worth(self, view: LayerView) -> Tensor | None:  # noqa: ARG002
-        """What psi is multiplied by after that, [B, H, N] fp32; None: nothing."""
+        """What psi is multiplied by once all queries have been heard, [B, H, N] fp32; None: nothing."""
         return None
 
     def later_score(self, attention: Tensor) -> Tensor:
         """What a generated token adds to psi, [B, H, N], from its attention to the prompt, [B, H, G, N]."""
         return attention.mean(2) * self.answer_weight
 
-    def echo_prior(self, most: Tensor) -> Tensor:  # noqa: ARG002
-        """The prior that an echo gives, [B, H, N], from the most that any of it attends to, [B, H, G, N]."""
+    def echo_score(self, most: Tensor) -> Tensor:  # noqa: ARG002
+        """What an echo adds to psi, [B, H, N], from the most that any of it attends to, [B, H, G, N]."""
         raise RuntimeError(f"{self.label} has no echo")
 
     @abstractmethod
@@ -151,25 +161,27 @@ class GroupedMethod(Method):
         groups: how the query heads that share a KV head agree on a score.
         context: how many queries of the prompt, at even distances, say what later ones are expected to attend to;
             0: none.
-        context_weight: how much all of these count together against all proxies and tokens of the answer together.
+        context_weight: how much the average of these counts against one token of the question.
         echo: how many text tokens of the prompt are read once more behind it, whose entries are not kept: the most
             that any of them attends to an entry says what later questions are expected to look up (the idea of
             KVzip, arXiv 2505.23416, without a second prefill); 0: none. The prompt takes as much longer to read.
-        echo_weight: how much the echo counts, as `context_weight`; twice as much as the rest, if nothing is said.
+            `"auto"`: AUTOMATIC_ECHO of them if the model can take them back, and else none.
+        echo_weight: how much that counts against one token of the question.
     """
 
     groups: GroupReduction = "mean"
     context: int = 0
     context_weight: float = 1.0
-    echo: int = 0
-    echo_weight: float = 2.0
+    echo: int | Literal["auto"] = 0
+    echo_weight: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("groups", self.groups, GroupReduction)
         check_number("context", self.context)
         check_positive("context_weight", self.context_weight)
-        check_number("echo", self.echo)
+        if self.echo != "auto":
+            check_number("echo", self.echo)
         check_positive("echo_weight", self.echo_weight)
 
     @abstractmethod
@@ -182,15 +194,12 @@ class GroupedMethod(Method):
 
     @final
     def score(self, view: LayerView) -> Tensor:
-        """psi alone; methods state `heard` and `weigh`."""
-        return self.weigh(proxy_attention(view, self.heard(view.modality), self.groups), view)
-
-    def score_with_prior(self, view: LayerView) -> tuple[Tensor, Tensor | None]:
-        """The prompt's own attention is the prior, if asked for."""
+        """What the queries of `heard` attend to, as `weigh` has it, and what the prompt's own do, if asked for."""
+        heard = self.heard(view.modality)
         if not self.context:
-            return self.score(view), None
-        attention, expected = proxy_and_context_attention(view, self.heard(view.modality), self.context, self.groups)
-        return self.weigh(attention, view), expected * self.context_weight
+            return self.weigh(proxy_attention(view, heard, self.groups), view)
+        attention, expected = proxy_and_context_attention(view, heard, self.context, self.groups)
+        return self.weigh(attention, view) + expected * self.context_weight
 
     def later_score(self, attention: Tensor) -> Tensor:
         """The mean or the maximum over the group."""
@@ -199,8 +208,13 @@ class GroupedMethod(Method):
     @property
     def echoed(self) -> int:
         """As asked for."""
-        return self.echo
+        return AUTOMATIC_ECHO if self.echo == "auto" else self.echo
 
-    def echo_prior(self, most: Tensor) -> Tensor:
-        """Each head's sum is `echo_weight`."""
-        return as_distribution(over_groups(most, self.groups)) * self.echo_weight
+    @property
+    def echo_is_optional(self) -> bool:
+        """If nobody asked for it."""
+        return self.echo == "auto"
+
+    def echo_score(self, most: Tensor) -> Tensor:
+        """The mean or the maximum over the group."""
+        return over_groups(most, self.groups) * self.echo_weight

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from madakv.budget import (
     Ledger,
+    SharedPool,
     apportion,
     best_of_all_heads,
     demand,
@@ -33,52 +34,58 @@ from madakv.plan import KeepPlan
 from madakv.scoring import LayerView, ProxyRule, proxy_mask
 from madakv.scoring.pooling import pool
 from madakv.scoring.proxies import newest
-from madakv.scoring.values import value_norms
+from madakv.scoring.values import output_norms
 
-Compensation = Literal["none", "capped", "demand", "signal"]
-"""What a layer keeps when its demand and its allotment differ; see `MadaKV.compensation`."""
+Compensation = Literal["shared", "none", "capped", "demand", "signal"]
+"""What layers hand on to each other; see `MadaKV.compensation`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MadaKV(GroupedMethod):
-    """Each head keeps, of each modality, the tokens its proxies attend to most.
+    """Entries stay where they add most to what the model computes: in whatever layer, head and modality.
 
-    Of a head's even share of its layer's allotment the proxies come first, the newest that fit in half of it; the
-    rest is split between modalities in proportion to the attention they get (MPA), and what a modality cannot use
-    goes to the others. Heads can compete for what lies above a safeguard. What a layer spares or overdraws can be
-    spread over the layers after it (HCC). Over the whole prompt at most `round(budget * N) * H * L` entries stay.
+    The paper splits a head's share between modalities by the attention they get (MPA), and lets layers hand on what
+    they spare (HCC). Ours takes both to their end: every head is sure of a part, split between modalities as the
+    paper has it, the newest proxies first; for all beyond, the entries of all heads of all layers compete. An
+    entry's score is the attention it gets, times how far its value can move the residual stream, |W_o v|: units that
+    heads and layers share. Over the whole prompt at most `round(budget * N) * H * L` entries stay, and no more while
+    it is read: a layer that is read narrows those before it, and the outcome is that of a choice among all layers
+    at once (`budget/pool.py`).
 
-    Ours beyond the paper: `text_pooling`, `values`, `safeguard`, `context`, `echo`, `draft`, `lookahead` and their
-    weights. `madakv-paper` is without.
+    Ours beyond the paper: `compensation="shared"`, `safeguard`, `values`, `text_pooling`, `context`, `echo`, `draft`,
+    `lookahead` and their weights. `madakv-paper` is without.
 
     Attributes:
         budget: see `Method`.
-        theta: share of a modality's attention that defines a head's demand for it (paper: theta).
-        compensation: how HCC reads "demand against allotment". `"none"`: every layer keeps an even allotment
+        compensation: what layers hand on. `"shared"`: they compete, as said. The others are readings of the paper's
+            HCC, in which layers are decided for good one after another. `"none"`: every layer keeps an even allotment
             (MPA alone). `"capped"`: keep the smaller of demand and allotment, hand the saving on.
             `"demand"`: keep the demand as long as half an average allotment is left for every later layer.
             `"signal"`: keep the allotment and let demand only steer the next layer's.
+        theta: share of a modality's attention that defines a head's demand for it (paper: theta), in those readings.
         proxies: whose queries score, see `ProxyRule`.
         max_proxies: the most proxies that `"question"` takes, the newest.
-        text_pooling: width of the max-pool over neighbouring text tokens' scores, 1 = none; spans that are
-            copied need their neighbours, patches do not.
-        values: whether scores are multiplied by the norm of the token's value, so that they weigh what an entry adds
-            to the head's output.
+        text_pooling: width of the max-pool over neighbouring text tokens' scores, 1 = none.
+        values: whether scores are multiplied by how far a token's value can move the residual stream.
         safeguard: share of its even part, and of that part's split between modalities, that each head is sure of; the
-            rest goes to the best-ranked of all heads of the layer together (as in AdaKV, arXiv 2407.11550); 1.0:
-            heads keep equally many.
+            rest goes to the best-ranked of all heads, of all layers where they share and else of one layer together
+            (as in AdaKV, arXiv 2407.11550); 1.0: heads keep equally many. Of what a head is sure of, or of its share
+            where heads do not compete, the proxies take at most half.
     """
 
     name: ClassVar[str] = "madakv"
     theta: float = 0.9
-    compensation: Compensation = "none"
+    compensation: Compensation = "shared"
     proxies: ProxyRule = "question"
     max_proxies: int = 32
-    text_pooling: int = 5
+    text_pooling: int = 1
     values: bool = True
-    safeguard: float = 1.0
-    answer_weight: float = 16.0
+    safeguard: float = 0.4
+    answer_weight: float = 4.0
     context: int = 64
+    context_weight: float = 0.25
+    echo: int | Literal["auto"] = "auto"
+    echo_weight: float = 0.5
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,8 +100,8 @@ class MadaKV(GroupedMethod):
         check_share("safeguard", self.safeguard)
 
     def worth(self, view: LayerView) -> Tensor | None:
-        """The norms of the values, if they count."""
-        return value_norms(view.value) if self.values else None
+        """How far values can move the residual stream, if that counts."""
+        return output_norms(view) if self.values else None
 
     def heard(self, modality: Tensor) -> Tensor:
         """The proxies."""
@@ -105,8 +112,41 @@ class MadaKV(GroupedMethod):
         return modality
 
     def allocator(self, modality: Tensor, *, heads: int, layers: int) -> Allocator:
-        """MPA within layers, HCC across them."""
+        """MPA within layers, HCC or competition across them."""
+        if self.compensation == "shared":
+            return _SharedAllocator(self, modality, heads, layers)
         return _MadaAllocator(self, modality, heads, layers)
+
+    def ranking(self, psi: Tensor, kinds: Tensor) -> Tensor:
+        """[B, H, N]: psi, for text tokens pooled over text neighbours."""
+        return pool(psi, kinds, self.text_pooling, scope="text")
+
+
+class _SharedAllocator(Allocator):
+    """All heads of all layers compete for what lies above their safeguards."""
+
+    def __init__(self, method: MadaKV, modality: Tensor, heads: int, layers: int) -> None:
+        self.method = method
+        self.modality = method.kinds(modality)
+        self.valid = (modality != Modality.PADDING)[:, None].expand(-1, heads, -1)
+        average = prompt_entries(method.budget, self.valid[:, 0].sum(-1))
+        self.share = (average.to(torch.float64) * method.safeguard).to(torch.int64)
+        self.protected = newest(
+            method.heard(modality)[:, None].expand_as(self.valid), (self.share // 2)[:, None, None]
+        )
+        self.pool = SharedPool(average * heads * layers, self.share * heads, layers)
+
+    def decide(self, psi: Tensor) -> KeepPlan:
+        candidates = self.valid & ~self.protected
+        ranking = self.method.ranking(psi, self.modality)
+        weight, tokens = preference(psi, self.modality, candidates)
+        split = apportion(self.share[:, None] - self.protected.sum(-1), weight, tokens)
+        sure = self.protected | top_of_each_modality(ranking, self.modality, candidates, split)
+        self.pool.add(ranking, self.valid, sure)
+        return self.pool.plans[-1]
+
+    def narrowed(self, plans: list[KeepPlan]) -> list[KeepPlan]:
+        return self.pool.plans[: len(plans)]
 
 
 class _MadaAllocator(Allocator):
@@ -127,7 +167,7 @@ class _MadaAllocator(Allocator):
         share = per_head(allotment, ledger.heads)
         protected = newest(self.protectable[:, None].expand_as(self.valid), (share // 2)[..., None])
         candidates = self.valid & ~protected
-        ranking = self._ranking(psi)
+        ranking = self.method.ranking(psi, self.modality)
         split = self._split(psi, ranking, candidates, share - protected.sum(-1), allotment)
         best = top_of_each_modality(ranking, self.modality, candidates, split)
         keep = protected | best
@@ -188,7 +228,3 @@ class _MadaAllocator(Allocator):
         wanted = sure * split.to(torch.float64) + (1 - sure) * best.to(torch.float64)
         free = apportion(total, wanted.sum(-1), tokens.sum(-1))
         return apportion(free, wanted, tokens)
-
-    def _ranking(self, psi: Tensor) -> Tensor:
-        """[B, H, N]: psi, for text tokens pooled over text neighbours."""
-        return pool(psi, self.modality, self.method.text_pooling, scope="text")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -17,10 +17,11 @@ class MadaKVPaper(MadaKV):
 
     name: ClassVar[str] = "madakv-paper"
     compensation: Compensation = "capped"
-    text_pooling: int = 1
     values: bool = False
+    safeguard: float = 1.0
     answer_weight: float = 1.0
     context: int = 0
+    echo: int | Literal["auto"] = 0
 
 
 @dataclass(frozen=True, kw_only=True)

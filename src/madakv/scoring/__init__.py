@@ -2,7 +2,6 @@
 
 from madakv.scoring.attention import (
     GroupReduction,
-    as_distribution,
     attention_paid,
     most_attention,
     over_groups,
@@ -10,14 +9,15 @@ from madakv.scoring.attention import (
     proxy_attention_reference,
 )
 from madakv.scoring.context import context_attention_reference, proxy_and_context_attention
+from madakv.scoring.projection import OutputProjection
 from madakv.scoring.proxies import ProxyRule, proxy_mask, spread_mask
 from madakv.scoring.view import LayerView
 
 __all__ = [
     "GroupReduction",
     "LayerView",
+    "OutputProjection",
     "ProxyRule",
-    "as_distribution",
     "attention_paid",
     "context_attention_reference",
     "most_attention",

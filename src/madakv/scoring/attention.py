@@ -50,11 +50,6 @@ def over_groups(paid: Tensor, groups: GroupReduction) -> Tensor:
     return paid.mean(-2) if groups == "mean" else paid.amax(-2)
 
 
-def as_distribution(scores: Tensor) -> Tensor:
-    """fp32 scores, each head's divided by their sum; zeros where that is zero."""
-    return scores / scores.sum(-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-
-
 def attention_paid(view: LayerView, queries: Tensor) -> Tensor:
     """What each query head attends to, summed over the queries of each set.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from madakv.modality import Modality
-from madakv.scoring.attention import GroupReduction, as_distribution, attention_paid, over_groups, proxy_attention
+from madakv.scoring.attention import GroupReduction, attention_paid, over_groups, proxy_attention
 from madakv.scoring.proxies import spread_mask
 from madakv.scoring.view import LayerView
 
@@ -21,7 +21,7 @@ _DOUBT = 1 / 16
 def proxy_and_context_attention(
     view: LayerView, proxies: Tensor, queries: int, groups: GroupReduction = "mean"
 ) -> tuple[Tensor, Tensor]:
-    """psi, and the average attention of a sample of the prompt's queries, as a distribution over its tokens.
+    """psi, and the average attention of a sample of the prompt's queries.
 
     Early tokens are seen by more queries than late ones; each token's attention is divided by how many of the sample
     come after it or are it, so that this is no advantage, and what few have seen is trusted less.
@@ -33,17 +33,16 @@ def proxy_and_context_attention(
         groups: how query heads of a group combine.
 
     Returns:
-        psi as of `proxy_attention`; and [B, H, N] fp32, each head's sum 1. Both are zero at padding.
+        psi as of `proxy_attention`; and [B, H, N] fp32. Both are zero at padding.
     """
     sample = spread_mask(view.modality, queries)
     psi, paid = over_groups(attention_paid(view, torch.stack([proxies, sample])), groups)
     seen = sample.flip(-1).cumsum(-1).flip(-1)[:, None]
-    average = paid / (seen + queries * _DOUBT)
-    return psi, as_distribution(average)
+    return psi, paid / (seen + queries * _DOUBT)
 
 
 def context_attention_reference(view: LayerView, queries: int) -> Tensor:
-    """The same distribution with the mean over groups, one token after another: [B, H, N] fp64."""
+    """The same average with the mean over groups, one token after another: [B, H, N] fp64."""
     B, H, N, _ = view.key.shape
     out = torch.zeros(B, H, N, dtype=torch.float64)
     for b in range(B):
@@ -56,4 +55,4 @@ def context_attention_reference(view: LayerView, queries: int) -> Tensor:
             out[b] += proxy_attention(view, alone)[b].double()
         for i in range(N):
             out[b, :, i] /= sum(j >= i for j in sample) + queries * _DOUBT
-    return out / out.sum(-1, keepdim=True).clamp_min(1e-300)
+    return out

@@ -1,4 +1,4 @@
-"""What an entry can add to a head's output: the norm of its value."""
+"""What an entry can add to a head's output, or to what becomes of that."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from madakv.scoring.attention import scratch_elements
+from madakv.scoring.view import LayerView
 
 
 def value_norms(value: Tensor) -> Tensor:
@@ -17,6 +18,27 @@ def value_norms(value: Tensor) -> Tensor:
     Returns:
         [B, H, N] fp32.
     """
+    return torch.cat([torch.linalg.vector_norm(tokens, dim=-1, dtype=torch.float32) for tokens in _few(value)], dim=2)
+
+
+def output_norms(view: LayerView) -> Tensor:
+    """How far each value can move the residual stream: the root mean square of |W_g v| over the query heads g.
+
+    Args:
+        view: the layer's prefill; where its projection is not known, W_g is taken to be the identity.
+
+    Returns:
+        [B, H, N] fp32.
+    """
+    value, projection = view.value, view.projection
+    if projection is None:
+        return value_norms(value)
+    metric = projection.metric(value, view.query.shape[1])
+    squares = [((tokens @ metric).float() * tokens).sum(-1) for tokens in _few(value)]
+    return torch.cat(squares, dim=2).clamp_min(0).sqrt()
+
+
+def _few(value: Tensor) -> tuple[Tensor, ...]:
     B, H, _, D = value.shape
-    few = value.split(max(1, scratch_elements(value.device) // (B * H * D)), dim=2)
-    return torch.cat([torch.linalg.vector_norm(tokens, dim=-1, dtype=torch.float32) for tokens in few], dim=2)
+    few: tuple[Tensor, ...] = value.split(max(1, scratch_elements(value.device) // (B * H * D)), dim=2)
+    return few

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from madakv.scoring.projection import OutputProjection
+
 
 @dataclass(frozen=True, eq=False)
 class LayerView:
@@ -20,6 +22,7 @@ class LayerView:
         scaling: factor on the logits.
         softcap: logits become `softcap * tanh(logits / softcap)` before masking; None = no cap.
         sinks: [Hq] logits of a virtual key that takes attention and has no value; None = none.
+        projection: what becomes of the heads' outputs; None = nobody knows.
     """
 
     query: Tensor
@@ -30,6 +33,7 @@ class LayerView:
     mask: Tensor | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
+    projection: OutputProjection | None = None
 
     def prefix(self, length: int) -> LayerView:
         """The view of the first `length` tokens alone."""
