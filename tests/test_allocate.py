@@ -134,6 +134,7 @@ def methods(draw: st.DrawFn, /, **fixed: Any) -> MadaKV:
         "max_proxies": st.integers(1, 40),
         "text_pooling": st.sampled_from([5, 1, 3, 7, 61]),
         "safeguard": st.sampled_from([1.0, 0.2, 0.0, 0.5]),
+        "protected": st.sampled_from([0.5, 0.0, 1.0]),
     }
     return MadaKV(**{name: fixed.get(name) or draw(option) for name, option in options.items()})
 
@@ -277,7 +278,7 @@ def test_a_whole_budget_keeps_every_token(prompt: Prompt) -> None:
 
 @quick(80)
 @given(prompts())
-def test_half_of_each_share_is_the_newest_proxies(prompt: Prompt) -> None:
+def test_a_part_of_each_share_is_the_newest_proxies(prompt: Prompt) -> None:
     method, kept = prompt.method, prompt.kept()
     for b, kinds in enumerate(prompt.modality.tolist()):
         pot = prompt.averages[b] * prompt.heads * prompt.layers
@@ -291,7 +292,7 @@ def test_half_of_each_share_is_the_newest_proxies(prompt: Prompt) -> None:
                 share = allotment // prompt.heads + (h < allotment % prompt.heads)
                 if method.compensation == "shared":
                     share = int(prompt.averages[b] * method.safeguard)
-                protected = proxies[max(len(proxies) - share // 2, 0) :]
+                protected = proxies[max(len(proxies) - int(share * method.protected), 0) :]
                 assert set(indices).issuperset(protected)
             pot -= total
 

@@ -39,6 +39,20 @@ class PromptEviction:
         self._worth: list[Tensor | None] = []
         self._allocator: Allocator | None = None
 
+    def again(self, method: Method, views: Sequence[LayerView]) -> PromptEviction:
+        """The same scores under a method that decides otherwise, before any layer is decided.
+
+        Args:
+            method: scores as this one's does.
+            views: of all layers.
+        """
+        other = PromptEviction(method, self.modality, self.layers)
+        other._psi, other._worth = list(self._psi), list(self._worth)
+        other._allocator = method.allocator(self.modality, heads=views[0].key.shape[1], layers=self.layers)
+        for view in views:
+            other._allocator.observe(view)
+        return other
+
     def score(self, view: LayerView) -> int:
         """Score the next layer; returns its number among the evicted ones."""
         if self._allocator is None:

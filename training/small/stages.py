@@ -318,6 +318,6 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
         ),
         replace(ALBUMS, steps=1000, decay=560),
         replace(LONG, steps=500, decay=320),
-        replace(SEARCH, steps=450, decay=300),
+        replace(SEARCH, steps=330, decay=220),
     ),
 }

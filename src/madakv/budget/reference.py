@@ -144,7 +144,7 @@ def _consider(
     psi: Sequence[float], kinds: Sequence[int], proxies: Sequence[int], entries: int, method: MadaKV
 ) -> _Head:
     """Rank one head's candidates and split its entries among the modalities."""
-    protect = min(entries // 2, len(proxies))
+    protect = min(int(entries * method.protected), len(proxies))
     protected = list(proxies[len(proxies) - protect :])
     ranked: list[list[int]] = []
     weight: list[float] = []

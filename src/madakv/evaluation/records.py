@@ -48,7 +48,8 @@ class Row:
         kv_bytes: bytes of live storage after the prefill.
         kv_bytes_full: bytes of a full cache for the same prompt.
         new_tokens: tokens of the answer, the end token included.
-        seconds: from the prefilled prompt to the answer; includes eviction, not the prefill, which methods share.
+        seconds: from the prefilled prompt to the answer; includes eviction, not the prefill, which methods share, nor
+            scores that were told for another budget.
     """
 
     model: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Any, cast
@@ -165,18 +165,23 @@ class RaggedLayer(CacheLayerMixin):
         if echo is not None:
             heard = pad(echo, (T - echo.shape[1], 0)).to(whole.key.device)
             eviction.add_echo(number, most_attention(whole, heard)[..., :N])
-        self.prompt_length = N
         if eviction.method.waits:
-            plan = self._plan = KeepPlan.everything(view.modality, view.key.shape[1])
+            self.take(view, KeepPlan.everything(view.modality, view.key.shape[1]))
         else:
-            self._plan = eviction.decide()
-            plan = self._plan.to(view.key.device)
+            plan = eviction.decide()
             # What others lose has to be gone before this layer takes memory.
             self._slot.narrow_layers()
-        self.entries = RaggedEntries.gather(view.key, view.value, plan)
-        if not eviction.method.waits:
-            self._merge(view.key, view.value, plan, view.modality)
+            self.take(view, plan)
+
+    @torch.no_grad()
+    def take(self, view: LayerView, plan: KeepPlan) -> None:
+        """Copy what is planned out of a prompt; all of it, if the method waits for more."""
+        self.prompt_length = view.key.shape[2]
         self.device = view.key.device
+        self._plan, plan = plan, plan.to(self.device)
+        self.entries = RaggedEntries.gather(view.key, view.value, plan)
+        if not self._slot.reading().method.waits:
+            self._merge(view.key, view.value, plan, view.modality)
         self.full_nbytes = sum(x.numel() * x.element_size() for x in (view.key, view.value))
         self._mean_entries = sum(self.entries.lengths) // len(self.entries.lengths)
         self.is_initialized = True
@@ -534,6 +539,27 @@ class RaggedCache(Cache):
         own = modality[:, : modality.shape[1] - drafted]
         self._slot.eviction = PromptEviction(self.method, own, len(self.evicted_layers))
         self._slot.layers = [ref(layer) for layer in self.ragged_layers]
+
+    def take_prompt(self, eviction: PromptEviction, views: Sequence[LayerView]) -> None:
+        """Take over a prompt that was read and scored elsewhere.
+
+        Args:
+            eviction: knows the scores of all layers, and has decided none.
+            views: of all layers.
+        """
+        self._slot.modality, self._slot.eviction, self._used = eviction.modality, eviction, 0
+        plans = [KeepPlan.everything(view.modality, view.key.shape[1]) for view in views]
+        if not eviction.method.waits:
+            for _ in views:
+                eviction.decide()
+            plans = eviction.plans
+        for layer, view, plan in zip(self.ragged_layers, views, plans, strict=True):
+            layer.take(view, plan)
+
+    @property
+    def eviction(self) -> PromptEviction:
+        """The decisions about the prompt that is being read."""
+        return self._slot.reading()
 
     def end_prompt(self) -> list[KeepPlan]:
         """Hand over the plans of the evicted layers, in order; the cache lets go of them.

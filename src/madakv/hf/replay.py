@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from madakv.errors import UnsupportedModelError
+from madakv.eviction import PromptEviction
 from madakv.hf.attach import attached, record
 from madakv.hf.cache import RaggedCache
 from madakv.hf.echo import echo_of, echo_places
@@ -51,6 +52,7 @@ class ReadPrompt:
     modality: Tensor
     logits: Tensor
     ids: list[int]
+    _scored: dict[tuple[str, tuple[int, ...]], PromptEviction] = field(default_factory=dict, repr=False)
 
     @classmethod
     @torch.no_grad()
@@ -101,23 +103,34 @@ class ReadPrompt:
             run.last = replace(run.last, method=repr(run.method))
 
     def _read_by(self, model: Any, method: Method, drafted: Sequence[int] = ()) -> RaggedCache:
-        """A cache that has read the prompt, and has heard what else scores; not evicted if that came after it."""
-        echo = self.echo(echo_of(method, RaggedCache(model.config, method), model.config))
-        if drafted or echo:
-            # What comes after the prompt is heard as long as the prompt is whole.
-            method = replace(method, draft=0, lookahead=max(method.lookahead, len(drafted) + 1))
+        """A cache that has read the prompt; not evicted yet if the method waits for more."""
+        method = replace(method, draft=0)
         cache = RaggedCache(model.config, method)
-        cache.begin_prompt(self.modality)
-        for layer, view in zip(cache.ragged_layers, self.views, strict=True):
-            layer.prompt_length = view.key.shape[2]
-            layer.read_prompt(view)
-        for token in drafted:
-            read_more(model, cache, [token])
-        if echo:
-            with cache.hearing_echo():
-                read_more(model, cache, echo)
-        cache.forget_tail()
+        cache.take_prompt(self._heard_by(model, method, drafted).again(method, self.views), self.views)
         return cache
+
+    def _heard_by(self, model: Any, method: Method, drafted: Sequence[int]) -> PromptEviction:
+        """All that scores the prompt, apart from the answer itself; heard once for all budgets."""
+        plain = replace(method, budget=1.0, lookahead=0)
+        key = (repr(plain), tuple(drafted))
+        if key not in self._scored:
+            # What comes after the prompt is heard as long as the prompt is whole.
+            waiting = RaggedCache(model.config, replace(plain, lookahead=len(drafted) + 1))
+            echo = self.echo(echo_of(method, waiting, model.config))
+            waiting.begin_prompt(self.modality)
+            if drafted or echo:
+                for layer, view in zip(waiting.ragged_layers, self.views, strict=True):
+                    layer.read_prompt(view)
+                for token in drafted:
+                    read_more(model, waiting, [token])
+            else:
+                for view in self.views:
+                    waiting.eviction.score(view)
+            if echo:
+                with waiting.hearing_echo():
+                    read_more(model, waiting, echo)
+            self._scored[key] = waiting.eviction
+        return self._scored[key]
 
     def echo(self, most: int) -> list[int]:
         """The ids of the text that is read again, at most so many; none of a prompt without ids."""

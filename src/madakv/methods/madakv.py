@@ -69,8 +69,9 @@ class MadaKV(GroupedMethod):
         values: whether scores are multiplied by how far a token's value can move the residual stream.
         safeguard: share of its even part, and of that part's split between modalities, that each head is sure of; the
             rest goes to the best-ranked of all heads, of all layers where they share and else of one layer together
-            (as in AdaKV, arXiv 2407.11550); 1.0: heads keep equally many. Of what a head is sure of, or of its share
-            where heads do not compete, the proxies take at most half.
+            (as in AdaKV, arXiv 2407.11550); 1.0: heads keep equally many.
+        protected: the most that proxies take, whatever their scores, of what a head is sure of, or of its even part
+            where layers do not share; the newest first.
     """
 
     name: ClassVar[str] = "madakv"
@@ -81,6 +82,7 @@ class MadaKV(GroupedMethod):
     text_pooling: int = 1
     values: bool = True
     safeguard: float = 0.4
+    protected: float = 0.5
     answer_weight: float = 4.0
     context: int = 64
     context_weight: float = 0.25
@@ -98,6 +100,7 @@ class MadaKV(GroupedMethod):
         check_width("text_pooling", self.text_pooling)
         check_flag("values", self.values)
         check_share("safeguard", self.safeguard)
+        check_share("protected", self.protected)
 
     def worth(self, view: LayerView) -> Tensor | None:
         """How far values can move the residual stream, if that counts."""
@@ -117,6 +120,10 @@ class MadaKV(GroupedMethod):
             return _SharedAllocator(self, modality, heads, layers)
         return _MadaAllocator(self, modality, heads, layers)
 
+    def protectable(self, share: Tensor) -> Tensor:
+        """How many of a head's proxies are kept whatever their scores, of a share of entries; int64, as the share."""
+        return (share.to(torch.float64) * self.protected).to(torch.int64)
+
     def ranking(self, psi: Tensor, kinds: Tensor) -> Tensor:
         """[B, H, N]: psi, for text tokens pooled over text neighbours."""
         return pool(psi, kinds, self.text_pooling, scope="text")
@@ -132,7 +139,7 @@ class _SharedAllocator(Allocator):
         average = prompt_entries(method.budget, self.valid[:, 0].sum(-1))
         self.share = (average.to(torch.float64) * method.safeguard).to(torch.int64)
         self.protected = newest(
-            method.heard(modality)[:, None].expand_as(self.valid), (self.share // 2)[:, None, None]
+            method.heard(modality)[:, None].expand_as(self.valid), method.protectable(self.share)[:, None, None]
         )
         self.pool = SharedPool(average * heads * layers, self.share * heads, layers)
 
@@ -165,7 +172,7 @@ class _MadaAllocator(Allocator):
         ledger = self.ledger
         allotment = self._allotment()
         share = per_head(allotment, ledger.heads)
-        protected = newest(self.protectable[:, None].expand_as(self.valid), (share // 2)[..., None])
+        protected = newest(self.protectable[:, None].expand_as(self.valid), self.method.protectable(share)[..., None])
         candidates = self.valid & ~protected
         ranking = self.method.ranking(psi, self.modality)
         split = self._split(psi, ranking, candidates, share - protected.sum(-1), allotment)
