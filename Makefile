@@ -41,48 +41,38 @@ MODELS := small-llava small-qwen2.5-vl
 RUN := $(BIN)/madakv
 BUDGETS := 0.5,0.2,0.1,0.05,0.02
 PUBLISHED := full,random,streaming_llm,h2o,snapkv,pyramidkv,adakv,lookm,meda,prefixkv,mixkv
-PUBLISHED := $(PUBLISHED),madakv-paper,mpa,hcc,snapkv:window=question:kernel=1,madakv
-ECHO := madakv:echo=256
-PUBLISHED := $(PUBLISHED),$(ECHO)
-CONTEXT := full,madakv,madakv:context=0,$(ECHO),mpa:context=64,snapkv:window=question
-CONTEXT := $(CONTEXT),snapkv:window=question:context=64:echo=256
-CONTEXT := $(CONTEXT),mixkv:window=question,mixkv:window=question:context=64,mixkv:window=question:context=64:echo=256
-ASSISTED := draft=8:window=question:context=64:answer_weight=16.0
-DRAFT := full,madakv:draft=8,madakv:draft=8:echo=256,madakv:draft=8:context=0,madakv-paper:draft=8,snapkv:draft=8
-DRAFT := $(DRAFT),mixkv:draft=8:window=question,snapkv:$(ASSISTED),mixkv:$(ASSISTED),mixkv:$(ASSISTED):echo=256
-CAPPED := theta=0.8:compensation=capped
-CHOICES := full,madakv,madakv:context=0,madakv:context=256,madakv:text_pooling=1,madakv:values=False
-CHOICES := $(CHOICES),madakv:proxies=4,madakv:proxies=8,madakv:proxies=32,madakv:safeguard=0.2,madakv:safeguard=0.5
-CHOICES := $(CHOICES),madakv:compensation=capped,madakv:compensation=demand,madakv:compensation=signal,madakv:$(CAPPED)
-CHOICES := $(CHOICES),madakv:lookahead=2,madakv:draft=2,madakv:draft=4,madakv:draft=8,madakv:draft=8:safeguard=0.2
-CHOICES := $(CHOICES),madakv:draft=8:answer_weight=1.0,madakv:draft=8:answer_weight=4.0,madakv:echo=64,$(ECHO)
-CHOICES := $(CHOICES),$(ECHO):echo_weight=1.0,$(ECHO):echo_weight=4.0,$(ECHO):context=0,$(ECHO):safeguard=0.2
-CHOICES := $(CHOICES),$(ECHO):safeguard=0.2:$(CAPPED),madakv:draft=8:echo=256,madakv:draft=8:echo=256:echo_weight=1.0
-CHOICES := $(CHOICES),madakv:draft=8:echo=256:echo_weight=4.0,madakv:draft=8:echo=256:safeguard=0.2
-CHOICES := $(CHOICES),madakv:draft=8:echo=256:safeguard=0.2:$(CAPPED)
-# Choices were made on the first model; on the second one they are looked at again where it is of another kind.
-CHOICES-small-qwen2.5-vl := full,madakv,madakv:groups=max,madakv:context=0,madakv:safeguard=0.2,madakv:text_pooling=1
-CHOICES-small-qwen2.5-vl := $(CHOICES-small-qwen2.5-vl),madakv:values=False,madakv:$(CAPPED),$(ECHO),$(ECHO):groups=max
-CHOICES-small-qwen2.5-vl := $(CHOICES-small-qwen2.5-vl),$(ECHO):echo_weight=1.0,$(ECHO):safeguard=0.2,madakv:draft=8
-CHOICES-small-qwen2.5-vl := $(CHOICES-small-qwen2.5-vl),madakv:draft=8:groups=max,madakv:draft=8:echo=256
-CHOICES-small-qwen2.5-vl := $(CHOICES-small-qwen2.5-vl),madakv:draft=8:echo=256:echo_weight=1.0
-CHOICES-small-qwen2.5-vl := $(CHOICES-small-qwen2.5-vl),madakv:draft=8:echo=256:safeguard=0.2
+PUBLISHED := $(PUBLISHED),snapkv:window=question:kernel=1,mpa,hcc,madakv-paper,madakv
+# What helps us, for rivals as well: the question as their window, the prompt's own queries, an echo, a draft.
+HELP := window=question:context=64:echo=256
+HELPED := full,madakv,madakv:echo=256,madakv:echo=0
+HELPED := $(HELPED),snapkv:$(HELP):kernel=1,adakv:$(HELP):kernel=1,mixkv:$(HELP)
+DRAFT := full,madakv:draft=8,madakv:draft=8:echo=256,madakv:draft=8:echo=0,madakv-paper:draft=8,snapkv:draft=8
+DRAFT := $(DRAFT),adakv:draft=8:answer_weight=4.0:$(HELP):kernel=1,mixkv:draft=8:answer_weight=4.0:$(HELP)
+EVEN := compensation=none:safeguard=1.0
+CHOICES := full,madakv,madakv:compensation=none,madakv:$(EVEN),madakv:safeguard=0.0,madakv:safeguard=0.2
+CHOICES := $(CHOICES),madakv:safeguard=0.7,madakv:values=False,madakv:text_pooling=5,madakv:echo=0:text_pooling=5
+CHOICES := $(CHOICES),madakv:protected=0.0,madakv:protected=1.0,madakv:context=0,madakv:context=256,madakv:echo=0
+CHOICES := $(CHOICES),madakv:context=0:echo=0,madakv:echo=64,madakv:echo=256,madakv:echo_weight=0.25,madakv:echo_weight=2.0
+CHOICES := $(CHOICES),madakv:groups=max,madakv:proxies=4,madakv:proxies=8,madakv:proxies=32
+CHOICES := $(CHOICES),madakv:lookahead=2,madakv:draft=2,madakv:draft=4,madakv:draft=8,madakv:draft=8:answer_weight=1.0
+CHOICES := $(CHOICES),madakv:draft=8:answer_weight=16.0,madakv:draft=8:$(EVEN),mpa,madakv-paper,madakv-paper:theta=0.5
+CHOICES := $(CHOICES),madakv-paper:compensation=demand,madakv-paper:compensation=signal
 
 results: venv $(MODELS:%=results-%)
-	$(RUN) eval --methods full,madakv,madakv:compensation=capped,madakv:draft=12 --budgets 0.5,0.2,0.1,0.05 \
+	$(RUN) eval --methods full,madakv,madakv-paper,madakv:draft=12 --budgets 0.5,0.2,0.1,0.05 \
 		--samples 40 --out results/digits
 	$(BIN)/python scripts/fill_tables.py
 
 results-%:
-	$(RUN) eval --model $* --suite long-512 --methods $(PUBLISHED) --budgets $(BUDGETS) --samples 24 \
+	$(RUN) eval --model $* --suite long-512 --methods $(PUBLISHED) --budgets $(BUDGETS) --samples 40 \
 		--out results/$*/published
-	$(RUN) eval --model $* --suite long-512 --methods $(CONTEXT) --budgets $(BUDGETS) --samples 24 --out results/$*/context
-	$(RUN) eval --model $* --suite long-512 --methods $(DRAFT) --budgets $(BUDGETS) --samples 24 --out results/$*/draft
-	$(RUN) eval --model $* --suite long-512 --methods $(or $(CHOICES-$*),$(CHOICES)) --budgets 0.2,0.1,0.05 --samples 10 \
-		--seed 100000 --out results/$*/choices
-	$(RUN) eval --model $* --suite long --methods full,snapkv,mixkv,madakv,$(ECHO),madakv:draft=8:echo=256 --budgets 0.2,0.05 \
-		--samples 12 --out results/$*/lengths
-	$(BIN)/madakv distance --model $* --suite long-512 --methods $(subst $(comma)$(ECHO),,$(subst full$(comma),,$(PUBLISHED))),madakv:draft=8 \
+	$(RUN) eval --model $* --suite long-512 --methods $(HELPED) --budgets $(BUDGETS) --samples 40 --out results/$*/helped
+	$(RUN) eval --model $* --suite long-512 --methods $(DRAFT) --budgets $(BUDGETS) --samples 40 --out results/$*/draft
+	$(RUN) eval --model $* --suite long-512 --methods $(CHOICES) --budgets 0.2,0.1,0.05 --samples 16 --seed 100000 \
+		--out results/$*/choices
+	$(RUN) eval --model $* --suite long --methods full,snapkv,mixkv,madakv,madakv:echo=256,madakv:draft=8 \
+		--budgets 0.2,0.05 --samples 20 --out results/$*/lengths
+	$(BIN)/madakv distance --model $* --suite long-512 --methods $(subst full$(comma),,$(PUBLISHED)),madakv:$(EVEN),madakv:draft=8 \
 		--budgets 0.2 --samples 3 --out results/$*/distance
 
 # Speed and memory on this machine, which should have nothing else to do.

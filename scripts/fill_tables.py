@@ -8,10 +8,10 @@ A table stands between two marks, and says where it comes from:
     <!-- /table -->
 
 `budgets` has a line per method and a column per budget: the share of the full cache's average that is left, with its
-95 % interval. `tasks 0.1` has a column per dataset, at that budget. Further words choose: `methods=a;b` the lines and
-their order, `budgets=0.2;0.05` the columns, `model=NAME` the model, `scorer=NAME` the scorer. `file` takes the
-folder's `table.md` as it is. `bench decode` (or another command of `madakv bench`) shows the rows of the folder's
-`decode.json`; `contenders=a;b` chooses among them, with `_` for a blank.
+95 % interval; of a folder with a `*` in it, for every folder that fits. `tasks 0.1` has a column per dataset, at that
+budget. Further words choose: `methods=a;b` the lines and their order, `budgets=0.2;0.05` the columns, `model=NAME` the
+model, `scorer=NAME` the scorer. `file` takes the folder's `table.md` as it is. `bench decode` (or another command of
+`madakv bench`) shows the rows of the folder's `decode.json`; `contenders=a;b` chooses among them, with `_` for a blank.
 """
 
 from __future__ import annotations
@@ -46,13 +46,19 @@ def table(folder: str, words: list[str]) -> str:
     options = dict(word.split("=", 1) for word in words if "=" in word)
     if words[0] == "bench":
         return _bench(folder, words[1], options)
-    lines: list[Line] = json.loads((ROOT / folder / "summary.json").read_text())
+    found = [_lines(one, options) for one in sorted(ROOT.glob(f"{folder}/summary.json"))]
+    if words[0] == "tasks":
+        return _tasks(found[0], float(words[1]), options)
+    return _budgets(found, options)
+
+
+def _lines(summary: Path, options: dict[str, str]) -> list[Line]:
+    """Those of one model and scorer."""
+    lines: list[Line] = json.loads(summary.read_text())
     for name in ("model", "scorer"):
         wanted = options.get(name, lines[0][name])
         lines = [line for line in lines if line[name] == wanted]
-    if words[0] == "tasks":
-        return _tasks(lines, float(words[1]), options)
-    return _budgets(lines, options)
+    return lines
 
 
 def _bench(folder: str, command: str, options: dict[str, str]) -> str:
@@ -61,22 +67,28 @@ def _bench(folder: str, command: str, options: dict[str, str]) -> str:
     return page_table(command, [row for row in rows if not wanted or row.contender in wanted])
 
 
-def _budgets(lines: list[Line], options: dict[str, str]) -> str:
-    at = {(line["label"], line["budget"]): line for line in lines if line["label"] != "full"}
-    budgets = _chosen(options, "budgets", float) or sorted({budget for _, budget in at}, reverse=True)
-    labels = _chosen(options, "methods", str) or _best_first(at, budgets[0])
-    best = {budget: max(at[label, budget]["of_full"] for label in labels) for budget in budgets}
+def _budgets(found: list[list[Line]], options: dict[str, str]) -> str:
+    """A line per method; a column per budget of each of several results."""
+    head, columns = ["method"], []
+    at = {(n, line["label"], line["budget"]): line for n, lines in enumerate(found) for line in lines}
+    labels = _chosen(options, "methods", str) or _best_first(found[0])
+    for n, lines in enumerate(found):
+        there = sorted({line["budget"] for line in lines if line["label"] != "full"}, reverse=True)
+        for budget in _chosen(options, "budgets", float) or there:
+            head.append(budget_text(budget) if len(found) == 1 else f"{lines[0]['model']}, {budget_text(budget)}")
+            columns.append((n, budget))
+    best = {(n, b): max(at[n, label, b]["of_full"] for label in labels) for n, b in columns}
     body = []
     for label in labels:
         cells = []
-        for budget in budgets:
-            line = at[label, budget]
+        for n, budget in columns:
+            line = at[n, label, budget]
             low, high = line["interval"]
             share = f"{line['of_full']:.1%}"
-            share = f"**{share}**" if line["of_full"] == best[budget] else share
+            share = f"**{share}**" if line["of_full"] == best[n, budget] else share
             cells.append(f"{share} ({100 * low:.0f} to {100 * high:.0f})")
         body.append([f"`{label}`", *cells])
-    return markdown_table(["method", *(budget_text(budget) for budget in budgets)], body)
+    return markdown_table(head, body)
 
 
 def _tasks(lines: list[Line], budget: float, options: dict[str, str]) -> str:
@@ -94,9 +106,11 @@ def _chosen(options: dict[str, str], name: str, kind: Any) -> list[Any]:
     return [kind(word) for word in options[name].split(";")] if name in options else []
 
 
-def _best_first(at: dict[tuple[str, float], Line], budget: float) -> list[str]:
-    labels = dict.fromkeys(label for label, _ in at)
-    return sorted(labels, key=lambda label: -at[label, budget]["average"])
+def _best_first(lines: list[Line]) -> list[str]:
+    """Methods by what they answer at the largest budget."""
+    largest = max(line["budget"] for line in lines if line["label"] != "full")
+    there = [line for line in lines if line["label"] != "full" and line["budget"] == largest]
+    return [line["label"] for line in sorted(there, key=lambda line: -line["average"])]
 
 
 def main() -> int:

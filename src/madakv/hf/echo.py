@@ -53,7 +53,7 @@ def echo_places(modality: Tensor, most: int) -> tuple[Tensor, Tensor]:
 
 
 def echo_of(method: Method, cache: RaggedCache, config: Any) -> int:
-    """How many tokens a model reads again for a method, at most.
+    """How many tokens a model reads again for a method, at most; none at a budget of 1.0.
 
     Args:
         method: what asks for it.
@@ -63,7 +63,8 @@ def echo_of(method: Method, cache: RaggedCache, config: Any) -> int:
     Raises:
         UnsupportedOptionError: the model cannot take them back, and the echo was asked for.
     """
-    if not method.echoed:
+    if not method.echoed or method.budget == 1.0:
+        # Where nothing is evicted, nothing need be expected.
         return 0
     try:
         check_taken_back(f"echo={method.echoed}", cache, config)
