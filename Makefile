@@ -72,6 +72,8 @@ results-%:
 		--out results/$*/choices
 	$(RUN) eval --model $* --suite long --methods full,snapkv,mixkv,madakv,madakv:echo=256,madakv:draft=8 \
 		--budgets 0.2,0.05 --samples 20 --out results/$*/lengths
+	for tokens in 1024 4096; do $(RUN) eval --model $* --suite long-$$tokens --methods full --samples 40 \
+		--out results/$*/full-$$tokens; done
 	$(BIN)/madakv distance --model $* --suite long-512 --methods $(subst full$(comma),,$(PUBLISHED)),madakv:$(EVEN),madakv:draft=8 \
 		--budgets 0.2 --samples 3 --out results/$*/distance
 
@@ -89,9 +91,9 @@ speed: venv
 	$(BENCH) decode --shape qwen2.5-vl-7b --layers 2 --context 32768 --batch 8 --shortest 1.0 --budgets 1.0,0.2,0.05 \
 		--tokens 2 --repeats 3 --out results/speed/qwen-8-rows
 	$(BENCH) kernel --shape llava-1.5-7b,qwen2.5-vl-7b --context 20000,40000 --budgets 0.2 --out results/speed/kernel
-	$(BENCH) prefill --shape llava-1.5-7b --layers 1 --context 2048,4096 --budgets 1.0,0.2 --repeats 3 \
-		--out results/speed/prefill
-	$(BENCH) prefill --shape llava-1.5-7b,qwen2.5-vl-7b --layers 1 --context 8192,16384,32768 --budgets 0.2 \
+	$(BENCH) prefill --shape llava-1.5-7b --layers 1 --context 2048,8192 --methods madakv,madakv:echo=0 --budgets 1.0,0.2 \
+		--repeats 3 --fill prefill --out results/speed/prefill
+	$(BENCH) prefill --shape llava-1.5-7b,qwen2.5-vl-7b --layers 8 --context 8192,16384,32768 --budgets 0.2 \
 		--fill synthetic --out results/speed/evict
 	$(BENCH) memory --shape llava-1.5-7b --layers 2 --context 512 --batch 1,8 --budgets 0.2,0.05 --no-rivals \
 		--out results/speed/memory

@@ -59,7 +59,8 @@ class PromptEviction:
             heads = view.key.shape[1]
             self._allocator = self.method.allocator(self.modality, heads=heads, layers=self.layers)
         psi, worth = self.method.score(view).to(self.modality.device), self.method.worth(view)
-        if not bool(torch.isfinite(psi).all()):
+        weighed = psi if worth is None else psi * worth.to(psi.device)
+        if not bool(torch.isfinite(weighed).all()):
             raise InputError(
                 f"layer {len(self._psi)} of the evicted ones has attention that is not finite: the model overflows "
                 f"in {view.key.dtype}; load it in another dtype"

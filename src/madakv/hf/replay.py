@@ -52,7 +52,7 @@ class ReadPrompt:
     modality: Tensor
     logits: Tensor
     ids: list[int]
-    _scored: dict[tuple[str, tuple[int, ...]], PromptEviction] = field(default_factory=dict, repr=False)
+    _scored: dict[tuple[str, int, tuple[int, ...]], PromptEviction] = field(default_factory=dict, repr=False)
 
     @classmethod
     @torch.no_grad()
@@ -112,11 +112,11 @@ class ReadPrompt:
     def _heard_by(self, model: Any, method: Method, drafted: Sequence[int]) -> PromptEviction:
         """All that scores the prompt, apart from the answer itself; heard once for all budgets."""
         plain = replace(method, budget=1.0, lookahead=0)
-        key = (repr(plain), tuple(drafted))
+        # What comes after the prompt is heard as long as the prompt is whole.
+        waiting = RaggedCache(model.config, replace(plain, lookahead=len(drafted) + 1))
+        echo = self.echo(echo_of(method, waiting, model.config))
+        key = (repr(plain), len(echo), tuple(drafted))
         if key not in self._scored:
-            # What comes after the prompt is heard as long as the prompt is whole.
-            waiting = RaggedCache(model.config, replace(plain, lookahead=len(drafted) + 1))
-            echo = self.echo(echo_of(method, waiting, model.config))
             waiting.begin_prompt(self.modality)
             if drafted or echo:
                 for layer, view in zip(waiting.ragged_layers, self.views, strict=True):

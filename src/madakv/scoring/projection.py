@@ -31,24 +31,21 @@ class OutputProjection:
             query_heads: Hq.
 
         Returns:
-            [H, Dv, Dv] in the dtype of the values.
+            [H, Dv, Dv]; bfloat16 for values of half precision, since squares overflow float16.
         """
         H, D = value.shape[1], value.shape[3]
-        G = query_heads // H
-        found = []
-        for h in range(H):
-            columns = [self._columns(h * G + g, D, query_heads, value) for g in range(G)]
-            found.append(torch.stack([own.T @ own for own in columns]).mean(0))
-        return torch.stack(found)
+        weight = self._weight(query_heads * D, value).view(-1, query_heads, D)
+        if value.dtype.itemsize < 4:
+            weight = weight.to(torch.bfloat16)
+        squares = weight.permute(1, 2, 0) @ weight.transpose(0, 1)
+        return squares.view(H, -1, D, D).mean(1)
 
-    def _columns(self, head: int, width: int, heads: int, like: Tensor) -> Tensor:
-        """[hidden, Dv]: the columns of one query head."""
-        own = slice(head * width, (head + 1) * width)
-        weight = self._module.weight if type(self._module) is nn.Linear else None
-        if isinstance(weight, Tensor) and weight.is_floating_point() and not weight.is_meta:
-            return weight.detach()[:, own].to(like)
+    def _weight(self, width: int, like: Tensor) -> Tensor:
+        """[hidden, Hq * Dv]."""
+        weight = getattr(self._module, "weight", None)
+        if type(self._module) is nn.Linear and type(weight) is nn.Parameter and not weight.is_meta:
+            return weight.detach().to(like.device)
         # Quantised, adapted or offloaded: only the module itself knows.
-        unit = like.new_zeros(width + 1, heads * width)
-        unit[:width, own] = torch.eye(width, dtype=like.dtype, device=like.device)
-        out: Tensor = self._module(unit)
-        return (out[:width] - out[width]).T
+        unit = torch.eye(width, dtype=like.dtype, device=like.device)
+        out: Tensor = self._module(unit) - self._module(unit[:1] * 0)
+        return out.T

@@ -34,7 +34,7 @@ def output_norms(view: LayerView) -> Tensor:
     if projection is None:
         return value_norms(value)
     metric = projection.metric(value, view.query.shape[1])
-    squares = [((tokens @ metric).float() * tokens).sum(-1) for tokens in _few(value)]
+    squares = [((tokens.to(metric.dtype) @ metric).float() * tokens).sum(-1) for tokens in _few(value)]
     return torch.cat(squares, dim=2).clamp_min(0).sqrt()
 
 
