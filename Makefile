@@ -64,15 +64,15 @@ results: venv $(MODELS:%=results-%)
 	$(BIN)/python scripts/fill_tables.py
 
 results-%:
-	$(RUN) eval --model $* --suite long-512 --methods $(PUBLISHED) --budgets $(BUDGETS) --samples 40 \
+	$(RUN) eval --model $* --suite long-512 --methods $(PUBLISHED) --budgets $(BUDGETS) --samples 30 \
 		--out results/$*/published
-	$(RUN) eval --model $* --suite long-512 --methods $(HELPED) --budgets $(BUDGETS) --samples 40 --out results/$*/helped
-	$(RUN) eval --model $* --suite long-512 --methods $(DRAFT) --budgets $(BUDGETS) --samples 40 --out results/$*/draft
-	$(RUN) eval --model $* --suite long-512 --methods $(CHOICES) --budgets 0.2,0.1,0.05 --samples 16 --seed 100000 \
+	$(RUN) eval --model $* --suite long-512 --methods $(HELPED) --budgets $(BUDGETS) --samples 30 --out results/$*/helped
+	$(RUN) eval --model $* --suite long-512 --methods $(DRAFT) --budgets $(BUDGETS) --samples 30 --out results/$*/draft
+	$(RUN) eval --model $* --suite long-512 --methods $(CHOICES) --budgets 0.2,0.1,0.05 --samples 12 --seed 100000 \
 		--out results/$*/choices
 	$(RUN) eval --model $* --suite long --methods full,snapkv,mixkv,madakv,madakv:echo=256,madakv:draft=8 \
-		--budgets 0.2,0.05 --samples 20 --out results/$*/lengths
-	for tokens in 1024 4096; do $(RUN) eval --model $* --suite long-$$tokens --methods full --samples 40 \
+		--budgets 0.2,0.05 --samples 12 --out results/$*/lengths
+	for tokens in 1024 4096; do $(RUN) eval --model $* --suite long-$$tokens --methods full --samples 24 \
 		--out results/$*/full-$$tokens; done
 	$(BIN)/madakv distance --model $* --suite long-512 --methods $(subst full$(comma),,$(PUBLISHED)),madakv:$(EVEN),madakv:draft=8 \
 		--budgets 0.2 --samples 3 --out results/$*/distance

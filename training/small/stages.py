@@ -319,12 +319,5 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
         replace(ALBUMS, steps=1000, decay=560),
         replace(LONG, steps=500, decay=320),
         replace(SEARCH, steps=330, decay=220),
-        replace(
-            SEARCH,
-            name="searching at 4000, again",
-            steps=360,
-            decay=270,
-            mix={**SEARCH.mix, "search-4000": 0.42, "dense-4000": 0.2, "caption": 0.04},
-        ),
     ),
 }
