@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import LlamaForCausalLM
+from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import madakv
 from madakv import ConfigurationError, UnsupportedOptionError
 from madakv.hf.cache import RaggedCache
-from madakv.hf.echo import Echo, echo_places
+from madakv.hf.echo import Echo, echo_of, echo_places
+from madakv.hf.replay import ReadPrompt
 from madakv.methods import resolve
 from madakv.methods.base import AUTOMATIC_ECHO
 from tests import tiny
@@ -154,7 +155,8 @@ def test_text_goes_on_behind_the_farthest_axis(with_count: bool) -> None:
     positions = torch.cat([torch.arange(7, 11).view(1, 1, 4), axes]) if with_count else axes
     cache = SimpleNamespace(prompt_ahead=torch.tensor([[0, 0, 1, 1]]), expect_echo=lambda _: None)
     kwargs = {"past_key_values": cache, "inputs_embeds": torch.zeros(1, 4, 2), "position_ids": positions}
-    found = Echo(2).before(torch.nn.Identity(), (), kwargs)
+    config = SimpleNamespace(get_text_config=lambda **_: SimpleNamespace())
+    found = Echo(2, config).before(torch.nn.Identity(), (), kwargs)
     assert found is not None
     changed = found[1]["position_ids"]
     assert torch.equal(changed[..., :4], positions)
@@ -254,3 +256,43 @@ def test_not_a_count(value: Any) -> None:
 def test_methods_that_do_not_score_by_attention_have_no_echo() -> None:
     with pytest.raises(ConfigurationError, match="echo"):
         resolve("streaming_llm", echo=8)
+
+
+def test_no_echo_beyond_the_positions_that_the_model_knows() -> None:
+    """A prompt of 60 tokens leaves room for 4 more of 64, and one of 64 for none."""
+    model = LlamaForCausalLM(tiny.text_config(max_position_embeddings=64)).eval()
+    for tokens, echo in ((60, 4), (64, 0)):
+        inputs = {"input_ids": torch.randint(5, 97, (1, tokens))}
+        assert kept_of(model, inputs, 40) == kept_of(model, inputs, echo)
+
+
+def test_router_logits_are_those_of_the_prompt() -> None:
+    torch.manual_seed(0)
+    sizes = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}
+    model = MixtralForCausalLM(MixtralConfig(**sizes, **heads)).eval()
+    inputs = {"input_ids": torch.randint(5, 97, (2, 30)), "attention_mask": torch.ones(2, 30, dtype=torch.int64)}
+    plain = model(**inputs, output_router_logits=True)
+    with madakv.evict(model, budget=0.5, echo=8):
+        out = model(**inputs, output_router_logits=True)
+    for got, want in zip(out.router_logits, plain.router_logits, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_what_was_heard_at_one_budget_is_not_taken_for_another() -> None:
+    """At a budget of 1.0 nothing is echoed, and the next budget must not take that for its own scores."""
+    model, inputs = tiny.llava(), tiny.document(text=20)
+    wanted = kept_of(model, inputs, "auto")
+    read = ReadPrompt.of(model, inputs)
+    for budget in (1.0, 0.3):
+        with madakv.evict(model, budget=budget) as run:
+            read.evicted(model, run)
+    assert run.last is not None
+    assert [plan.positions.tolist() for plan in run.last.plans] == wanted
+
+
+def test_one_entry_per_head_is_no_full_budget() -> None:
+    model = tiny.llava()
+    cache = RaggedCache(model.config, resolve("madakv"))
+    assert echo_of(resolve("madakv", budget=1), cache, model.config) == AUTOMATIC_ECHO
+    assert echo_of(resolve("madakv", budget=1.0), cache, model.config) == 0

@@ -38,7 +38,8 @@ class KeepPlan:
     def owners(self) -> Tensor:
         """[sum(counts)] int64: the flat (row, head) index that each kept entry belongs to."""
         flat = self.counts.flatten()
-        return torch.arange(len(flat), device=flat.device).repeat_interleave(flat)
+        heads = torch.arange(len(flat), device=flat.device)
+        return heads.repeat_interleave(flat, output_size=len(self.positions))
 
     def rows(self) -> Tensor:
         """[sum(counts)] int64: the batch row of each kept entry."""

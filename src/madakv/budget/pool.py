@@ -29,8 +29,8 @@ class SharedPool:
     """
 
     def __init__(self, total: Tensor, sure: Tensor, layers: int) -> None:
-        self._total = total
-        self._sure = sure
+        self._total: list[int] = total.tolist()
+        self._sure: list[int] = sure.tolist()
         self._later = layers
         self._scores: list[Tensor] = []
         self.plans: list[KeepPlan] = []
@@ -54,7 +54,7 @@ class SharedPool:
         newest = len(self.plans) - 1
         # The newest layer has not been stored yet, and costs no copy.
         self._narrow(newest, stays[newest])
-        beyond = sum(len(scores) for scores in self._scores) - int(self._total.sum())
+        beyond = sum(len(scores) for scores in self._scores) - sum(self._total)
         for layer in sorted(range(newest), key=lost.__getitem__, reverse=True):
             if lost[layer] and (beyond > 0 or not self._later):
                 self._narrow(layer, stays[layer])
@@ -70,7 +70,8 @@ class SharedPool:
         stays = torch.ones_like(score, dtype=torch.bool)
         rows = len(self._total)
         row = torch.cat([plan.rows() for plan in self.plans]) if rows > 1 else None
-        for b, count in enumerate((self._total - self._sure * self._later).tolist()):
+        for b, (total, sure) in enumerate(zip(self._total, self._sure, strict=True)):
+            count = total - sure * self._later
             own = stays if row is None else row == b
             best = _best(score[own], count)
             stays = best if row is None else stays.masked_scatter(own, best)
@@ -84,6 +85,10 @@ def _best(score: Tensor, count: int) -> Tensor:
         return torch.ones_like(score, dtype=torch.bool)
     if count <= 0:
         return torch.zeros_like(score, dtype=torch.bool)
-    least = score.kthvalue(beyond + 1).values
+    # The least that stays; not by kthvalue, which has no deterministic form on a GPU.
+    if beyond < count:
+        least = score.topk(beyond + 1, largest=False, sorted=False).values.amax()
+    else:
+        least = score.topk(count, sorted=False).values.amin()
     above, level = score > least, score == least
     return above | (level & (level.cumsum(0) <= count - above.sum()))

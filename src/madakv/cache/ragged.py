@@ -55,15 +55,6 @@ class RaggedEntries:
         source = (head // H, head % H, plan.positions)
         return cls._pack(keys, values, source, plan.counts)
 
-    def narrow(self, own: KeepPlan, plan: KeepPlan) -> RaggedEntries:
-        """Copy the planned entries out of these.
-
-        Args:
-            own: what these entries are.
-            plan: some of them.
-        """
-        return self._pack(self.keys, self.values, (own.find(plan),), plan.counts)
-
     def rectangle(self, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a whole prompt as [B, H, N, D], zero where `valid` ([B, N] bool) is false."""
         B, H = self.counts.shape
@@ -72,6 +63,22 @@ class RaggedEntries:
         values = self.values.new_zeros(*where.shape, self.values.shape[-1])
         keys[where], values[where] = self.keys, self.values
         return keys, values
+
+    @classmethod
+    def narrowed(cls, parts: list[Tensor], own: KeepPlan, plan: KeepPlan) -> RaggedEntries:
+        """Copy the planned entries out of kept ones.
+
+        Args:
+            parts: their values and keys, in this order; taken out of the list one by one, so that there are never
+                two copies of both.
+            own: what these entries are.
+            plan: some of them.
+        """
+        source = own.find(plan)
+        keys = parts.pop()[source]
+        values = parts.pop()[source]
+        lengths = tuple(plan.counts.flatten().tolist())
+        return cls(keys=keys, values=values, counts=plan.counts, lengths=lengths, tile=_tile_size(lengths))
 
     def replaced(self, keys: Tensor, values: Tensor) -> RaggedEntries:
         """The same owners with other contents, [T, Dk] and [T, Dv]."""

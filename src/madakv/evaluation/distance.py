@@ -76,7 +76,7 @@ def read_with_echo(model: Any, inputs: Any, most: int) -> list[Tensor]:
         [1, H, G, N] fp32 of each layer: the most that any token of the echo attends to.
     """
     prompt = ReadPrompt.of(model, inputs)
-    N, echo = prompt.modality.shape[1], prompt.echo(most)
+    N, echo = prompt.modality.shape[1], prompt.echo(most, model.config)
     found = []
     for view in ReadPrompt.of(model, _followed(inputs, echo)).views:
         behind = torch.arange(view.key.shape[2], device=view.key.device)[None] >= N

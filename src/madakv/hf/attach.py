@@ -66,7 +66,7 @@ def attached(model: Any, run: Run) -> Iterator[None]:
         hooks.append(model.register_forward_hook(_Record(run), with_kwargs=True))
         hooks.append(model.get_decoder().register_forward_pre_hook(_require_cache, with_kwargs=True))
         if echoed:
-            echo = Echo(echoed, optional=run.method.echo_is_optional)
+            echo = Echo(echoed, model.config, optional=run.method.echo_is_optional)
             hooks.append(model.get_decoder().register_forward_pre_hook(echo.before, with_kwargs=True))
             hooks.append(model.get_decoder().register_forward_hook(echo.after, with_kwargs=True))
         model.__dict__.update(overrides)

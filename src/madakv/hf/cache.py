@@ -193,12 +193,13 @@ class RaggedLayer(CacheLayerMixin):
         Args:
             plan: some of the entries that are there.
         """
-        whole = self.entries
-        if plan is self._plan or whole is None or self._plan is None:
+        if plan is self._plan or self.entries is None or self._plan is None:
             return
-        device = whole.keys.device
+        device = self.entries.keys.device
         own, self._plan = self._plan, plan
-        self.entries = whole.narrow(own.to(device), plan.to(device))
+        parts = [self.entries.values, self.entries.keys]
+        self.entries = None
+        self.entries = RaggedEntries.narrowed(parts, own.to(device), plan.to(device))
         self._mean_entries = sum(self.entries.lengths) // len(self.entries.lengths)
 
     @torch.no_grad()
@@ -538,7 +539,8 @@ class RaggedCache(Cache):
         drafted = 0 if self._slot.draft is None else self._slot.draft.shape[1]
         own = modality[:, : modality.shape[1] - drafted]
         self._slot.eviction = PromptEviction(self.method, own, len(self.evicted_layers))
-        self._slot.layers = [ref(layer) for layer in self.ragged_layers]
+        if not self.method.waits:
+            self._slot.layers = [ref(layer) for layer in self.ragged_layers]
 
     def take_prompt(self, eviction: PromptEviction, views: Sequence[LayerView]) -> None:
         """Take over a prompt that was read and scored elsewhere.

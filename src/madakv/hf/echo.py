@@ -76,16 +76,24 @@ def echo_of(method: Method, cache: RaggedCache, config: Any) -> int:
     return method.echoed
 
 
+def echo_room(config: Any, tokens: int) -> int:
+    """How many tokens a model can read behind a prompt of so many without leaving the positions that it knows."""
+    known = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return tokens if known is None else max(0, known - tokens)
+
+
 class Echo:
     """The hooks around the decoder: echoed tokens go in behind the prompt, and do not come out.
 
     Args:
         most: tokens that are read again.
+        config: of the model.
         optional: whether prompts that cannot be followed by them do without.
     """
 
-    def __init__(self, most: int, *, optional: bool = False) -> None:
+    def __init__(self, most: int, config: Any, *, optional: bool = False) -> None:
         self._most = most
+        self._config = config
         self._optional = optional
         self._tokens: int | None = None
         """Of the pass in progress, where it is a prompt's."""
@@ -109,13 +117,13 @@ class Echo:
             embeds = module.get_input_embeddings()(kwargs["input_ids"])  # type: ignore[operator]
         N = embeds.shape[1]
         try:
-            _check(module, kwargs, N)
+            check_echo(module, kwargs, N)
         except UnsupportedOptionError as reason:
             if not self._optional:
                 raise
             logger.info("no echo: %s", reason)
             return None
-        places, valid = echo_places(modality, self._most)
+        places, valid = echo_places(modality, min(self._most, echo_room(self._config, N)))
         places, valid = places.to(embeds.device), valid.to(embeds.device)
         E = places.shape[1]
         self._tokens = N
@@ -145,11 +153,18 @@ class Echo:
         output.last_hidden_state = output.last_hidden_state[:, :N]
         if output.hidden_states is not None:
             output.hidden_states = tuple(states[:, :N] for states in output.hidden_states)
+        if (routers := getattr(output, "router_logits", None)) is not None:
+            rows = len(output.last_hidden_state)
+            output.router_logits = tuple(r.unflatten(0, (rows, -1))[:, :N].flatten(0, 1) for r in routers)
         return output
 
 
-def _check(module: torch.nn.Module, kwargs: dict[str, Any], tokens: int) -> None:
-    """Refuse what cannot be told for further tokens."""
+def check_echo(module: torch.nn.Module, kwargs: dict[str, Any], tokens: int) -> None:
+    """Refuse what cannot be told for further tokens.
+
+    Raises:
+        UnsupportedOptionError: the decoder takes masks or features of that kind.
+    """
     if kwargs.get("return_dict") is False:
         raise UnsupportedOptionError("echo cannot be combined with return_dict=False")
     mask = kwargs.get("attention_mask")

@@ -15,11 +15,11 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 
-from madakv.errors import UnsupportedModelError
+from madakv.errors import UnsupportedModelError, UnsupportedOptionError
 from madakv.eviction import PromptEviction
 from madakv.hf.attach import attached, record
 from madakv.hf.cache import RaggedCache
-from madakv.hf.echo import echo_of, echo_places
+from madakv.hf.echo import check_echo, echo_of, echo_places, echo_room
 from madakv.methods import Full, Method
 from madakv.run import Run
 from madakv.scoring import LayerView
@@ -46,12 +46,14 @@ class ReadPrompt:
         modality: [B, N] of `Modality` values.
         logits: [B, V] at the last position.
         ids: of the prompt's tokens.
+        echo_refused: why no text can be read again behind it; None if it can.
     """
 
     views: tuple[LayerView, ...]
     modality: Tensor
     logits: Tensor
     ids: list[int]
+    echo_refused: UnsupportedOptionError | None = None
     _scored: dict[tuple[str, int, tuple[int, ...]], PromptEviction] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -67,13 +69,25 @@ class ReadPrompt:
             UnsupportedModelError: a layer of the model has a state of another kind, which is not replayed.
         """
         recorder = _Recorder()
-        with attached(model, Run(recorder)):
-            out = model(**inputs, use_cache=True, logits_to_keep=1)
+        refused: list[UnsupportedOptionError] = []
+
+        def could_echo(module: torch.nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
+            try:
+                check_echo(module, kwargs, inputs["input_ids"].shape[1])
+            except UnsupportedOptionError as reason:
+                refused.append(reason)
+
+        watch = model.get_decoder().register_forward_pre_hook(could_echo, with_kwargs=True)
+        try:
+            with attached(model, Run(recorder)):
+                out = model(**inputs, use_cache=True, logits_to_keep=1)
+        finally:
+            watch.remove()
         cache: RaggedCache = out.past_key_values
         if len(cache.evicted_layers) != len(cache.layers) or cache.modality is None:
             raise UnsupportedModelError("a prompt can be replayed only if all layers have full attention")
         ids: list[int] = inputs["input_ids"][0].tolist()
-        return cls(tuple(recorder.views), cache.modality, out.logits[:, -1], ids)
+        return cls(tuple(recorder.views), cache.modality, out.logits[:, -1], ids, next(iter(refused), None))
 
     @torch.no_grad()
     def evicted(self, model: Any, run: Run, *, max_new_tokens: int | None = None) -> RaggedCache:
@@ -114,7 +128,11 @@ class ReadPrompt:
         plain = replace(method, budget=1.0, lookahead=0)
         # What comes after the prompt is heard as long as the prompt is whole.
         waiting = RaggedCache(model.config, replace(plain, lookahead=len(drafted) + 1))
-        echo = self.echo(echo_of(method, waiting, model.config))
+        echo = self.echo(echo_of(method, waiting, model.config), model.config)
+        if echo and self.echo_refused is not None:
+            if not method.echo_is_optional:
+                raise self.echo_refused
+            echo = []
         key = (repr(plain), len(echo), tuple(drafted))
         if key not in self._scored:
             waiting.begin_prompt(self.modality)
@@ -132,9 +150,10 @@ class ReadPrompt:
             self._scored[key] = waiting.eviction
         return self._scored[key]
 
-    def echo(self, most: int) -> list[int]:
-        """The ids of the text that is read again, at most so many; none of a prompt without ids."""
-        places, said = echo_places(self.modality, most if self.ids else 0)
+    def echo(self, most: int, config: Any) -> list[int]:
+        """The ids of the text that a model reads again, at most so many; none of a prompt without ids."""
+        room = echo_room(config, self.modality.shape[1])
+        places, said = echo_places(self.modality, min(most, room) if self.ids else 0)
         return [self.ids[place] for place in places[said].tolist()]
 
 
