@@ -478,3 +478,24 @@ def test_rows_with_and_without_images(name: str) -> None:
         together = generate(one.model, batch)
     for row, wanted in enumerate(alone):
         assert_same_output(Output(together.tokens[row : row + 1], together.logits[row : row + 1]), wanted)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "gemma3", "gemma4", "glm4v"])
+def test_a_norm_behind_the_projection_takes_its_scale_out_of_the_scores(name: str) -> None:
+    """Where what attention adds is normalised, a larger projection moves nothing, and must win its layer nothing."""
+    one = case(name)
+    layers = [layer for layer in one.model.get_decoder().layers if hasattr(layer, "self_attn")]
+    weight = layers[one.family.full_layers[0]].self_attn.o_proj.weight
+    plans = []
+    for scale in (1.0, 30.0):
+        with torch.no_grad():
+            weight.mul_(scale)
+        try:
+            with madakv.evict(one.model, budget=0.4, echo=0) as run:
+                one.model.generate(**one.rows[0], max_new_tokens=1)
+        finally:
+            with torch.no_grad():
+                weight.div_(scale)
+        assert run.last is not None
+        plans.append([plan.counts.tolist() for plan in run.last.plans])
+    assert plans[0] == plans[1]

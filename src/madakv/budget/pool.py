@@ -12,12 +12,13 @@ class SharedPool:
     """The best entries of the layers read so far, as many as the account allows.
 
     Layers come one after another. Each has entries that it is sure of; the others compete with those of all layers.
-    Room is left for what later layers are sure of, so that the pool never holds more than the account. What loses its
-    place would not get it back if all layers were known, for there can only be more that is better: when the
-    last layer has come, the pool is the best choice over all layers at once.
+    Room is left for what later layers are sure of. What loses its place would not get it back if all layers were
+    known, for there can only be more that is better: when the last layer has come, the pool is the best choice over
+    all layers at once.
 
     To let go costs a copy of what a layer keeps. So entries that have lost their place stay in its plan until the
-    account has no room for them, and the layers that lost most are narrowed first; the last layer narrows all.
+    account has no room for them, and the layers that lost most are narrowed first. After the last layer nothing is
+    left that lost its place.
 
     Args:
         total: [B] int64, entries of all layers and heads together.
@@ -56,7 +57,7 @@ class SharedPool:
         self._narrow(newest, stays[newest])
         beyond = sum(len(scores) for scores in self._scores) - sum(self._total)
         for layer in sorted(range(newest), key=lost.__getitem__, reverse=True):
-            if lost[layer] and (beyond > 0 or not self._later):
+            if lost[layer] and beyond > 0:
                 self._narrow(layer, stays[layer])
                 beyond -= lost[layer]
 

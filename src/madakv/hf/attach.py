@@ -17,7 +17,7 @@ from madakv.errors import (
     UnsupportedModelError,
     UnsupportedOptionError,
 )
-from madakv.hf.attention import register
+from madakv.hf.attention import norms_behind, register
 from madakv.hf.cache import IMPLEMENTATION, RaggedCache
 from madakv.hf.compiled import compiled_steps, masks_for_steps
 from madakv.hf.draft import generate_with_draft
@@ -88,6 +88,7 @@ class _Prepare:
         self._config = model.config
         self._run = run
         self._signature = inspect.signature(type(model).forward)
+        self._norms = norms_behind(model.get_decoder())
         self._done = False
 
     @contextmanager
@@ -122,7 +123,7 @@ class _Prepare:
                 mm_token_type_ids=kwargs.get("mm_token_type_ids"),
                 inputs_embeds=kwargs.get("inputs_embeds"),
             )
-            cache.begin_prompt(modality)
+            cache.begin_prompt(modality, self._norms)
         else:
             check_later_pass(cache, kwargs)
             new = new_tokens(kwargs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,9 +15,14 @@ from madakv.attention import prompt_attention
 from madakv.errors import InputError, UnsupportedModelError, UnsupportedOptionError
 from madakv.hf.cache import IMPLEMENTATION, RaggedLayer, layer_behind
 from madakv.scoring import LayerView, OutputProjection
+from madakv.scoring.proxies import newest
 
 _PROJECTIONS = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 """What attention modules call the matrix behind their heads."""
+_SANDWICHED = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
+"""Where a layer has one of these, its `post_attention_layernorm` is what the name says; else the MLP's."""
+_TYPICAL = 32
+"""The newest tokens of a row tell what a norm divides by."""
 
 
 def attention(
@@ -65,25 +71,41 @@ def attention(
         if attention_mask is None and not causal:
             N = key.shape[2]
             attention_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=key.device).expand(1, 1, N, N)
+        modality = layer.modality_read(key.device)
+        projection = _projection(module, layer.norms)
         view = LayerView(
             query=query,
             key=key,
             value=value,
-            modality=layer.modality_read(key.device),
+            modality=modality,
             scaling=scaling,
             mask=attention_mask,
             softcap=softcap,
             sinks=s_aux,
-            projection=_projection(module),
+            projection=projection,
+            divisor=None if projection is None else projection.typical(out, newest(modality >= 0, _TYPICAL)),
         )
         layer.read_prompt(view)
     return out, None
 
 
-def _projection(module: torch.nn.Module) -> OutputProjection | None:
+def _projection(module: torch.nn.Module, norms: Mapping[int, torch.nn.Module]) -> OutputProjection | None:
     """What becomes of the outputs of an attention module's heads; None if it has no such part under a known name."""
     found = (getattr(module, name, None) for name in _PROJECTIONS)
-    return next((OutputProjection(part) for part in found if isinstance(part, torch.nn.Module)), None)
+    norm = norms.get(id(module))
+    return next((OutputProjection(part, norm) for part in found if isinstance(part, torch.nn.Module)), None)
+
+
+def norms_behind(decoder: torch.nn.Module) -> dict[int, torch.nn.Module]:
+    """The norms that stand between attention and the residual stream, by the ids of the attention modules."""
+    found = {}
+    for layer in decoder.modules():
+        attention, norm = getattr(layer, "self_attn", None), getattr(layer, "post_self_attn_layernorm", None)
+        if norm is None and any(hasattr(layer, name) for name in _SANDWICHED):
+            norm = getattr(layer, "post_attention_layernorm", None)
+        if isinstance(attention, torch.nn.Module) and isinstance(norm, torch.nn.Module):
+            found[id(attention)] = norm
+    return found
 
 
 def _check_call(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Any, cast
@@ -52,6 +52,7 @@ class _PromptSlot:
         echoes: whether tokens that are read after the prompt are its echo.
         eviction: the decisions, while the prompt is being read.
         layers: of the cache that reads it, for as long; layers may narrow those before them.
+        norms: between attention and the residual stream, by the ids of the attention modules, for as long.
     """
 
     def __init__(self, config: Any) -> None:
@@ -62,6 +63,7 @@ class _PromptSlot:
         self.echoes = False
         self.eviction: PromptEviction | None = None
         self.layers: list[ReferenceType[RaggedLayer]] = []
+        self.norms: Mapping[int, torch.nn.Module] = {}
 
     def reading(self) -> PromptEviction:
         """The eviction in progress."""
@@ -109,6 +111,11 @@ class RaggedLayer(CacheLayerMixin):
     def awaits_prompt(self) -> bool:
         """Whether nothing has been evicted yet, so that the next tokens are the prompt."""
         return self.entries is None
+
+    @property
+    def norms(self) -> Mapping[int, torch.nn.Module]:
+        """Those between attention and the residual stream, by the ids of the attention modules."""
+        return self._slot.norms
 
     def modality(self, device: torch.device) -> Tensor:
         """[B, N] of the prompt, on a device."""
@@ -360,7 +367,7 @@ class RaggedLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Forget everything; the next tokens are a new prompt."""
         self._slot.eviction = self._slot.modality = self._slot.draft = self._slot.echo = None
-        self._slot.layers, self._plan = [], None
+        self._slot.layers, self._slot.norms, self._plan = [], {}, None
         self.entries, self.tail, self.prompt_length, self.is_initialized = None, Tail(), 0, False
         self._handle = self._before = None
 
@@ -529,12 +536,14 @@ class RaggedCache(Cache):
         """[B, N] of the prompt; None before it is announced."""
         return self._slot.modality
 
-    def begin_prompt(self, modality: Tensor) -> None:
+    def begin_prompt(self, modality: Tensor, norms: Mapping[int, torch.nn.Module] | None = None) -> None:
         """Announce the prompt that the next forward pass reads.
 
         Args:
             modality: [B, N] of `Modality` values.
+            norms: of the model between attention and the residual stream, by the ids of the attention modules.
         """
+        self._slot.norms = norms or {}
         self._slot.modality, self._used = modality, 0
         drafted = 0 if self._slot.draft is None else self._slot.draft.shape[1]
         own = modality[:, : modality.shape[1] - drafted]
@@ -577,7 +586,7 @@ class RaggedCache(Cache):
                 layer.evict_later(plan)
         for layer in self.ragged_layers:
             layer.forget_plan()
-        self._slot.eviction, self._slot.layers = None, []
+        self._slot.eviction, self._slot.layers, self._slot.norms = None, [], {}
         if self._room is not None:
             self._set_tails()
         return eviction.plans

@@ -11,10 +11,12 @@ class OutputProjection:
 
     Args:
         module: from [n, Hq * Dv] to [n, hidden]; affine.
+        norm: an RMS norm between it and the residual stream, if there is one.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, norm: nn.Module | None = None) -> None:
         self._module = module
+        self._norm = norm
 
     def __repr__(self) -> str:
         return f"OutputProjection({type(self._module).__name__})"
@@ -34,11 +36,33 @@ class OutputProjection:
             [H, Dv, Dv]; bfloat16 for values of half precision, since squares overflow float16.
         """
         H, D = value.shape[1], value.shape[3]
-        weight = self._weight(query_heads * D, value).view(-1, query_heads, D)
+        weight = self._weight(query_heads * D, value)
+        if self._norm is not None:
+            weight = weight * self._norm(weight.new_ones(1, len(weight))).T
+        weight = weight.view(-1, query_heads, D)
         if value.dtype.itemsize < 4:
             weight = weight.to(torch.bfloat16)
         squares = weight.permute(1, 2, 0) @ weight.transpose(0, 1)
         return squares.view(H, -1, D, D).mean(1)
+
+    @torch.no_grad()
+    def typical(self, heads: Tensor, heard: Tensor) -> Tensor | None:
+        """What a norm behind the projection divides by: the root mean square of what comes out; None without a norm.
+
+        Args:
+            heads: [B, N, Hq, Dv], outputs of all heads.
+            heard: [B, N] bool, the tokens that tell what is typical.
+
+        Returns:
+            [B] fp32, one for rows that hear nothing.
+        """
+        if self._norm is None:
+            return None
+        some = heard.any(0).nonzero()[:, 0]
+        out = self._module(heads[:, some].flatten(2)).float().square().mean(-1)
+        told = heard[:, some]
+        mean = torch.where(told, out, 0.0).sum(-1) / told.sum(-1).clamp_min(1)
+        return torch.where(told.any(-1), mean.sqrt(), 1.0)
 
     def _weight(self, width: int, like: Tensor) -> Tensor:
         """[hidden, Hq * Dv]."""

@@ -24,6 +24,8 @@ def value_norms(value: Tensor) -> Tensor:
 def output_norms(view: LayerView) -> Tensor:
     """How far each value can move the residual stream: the root mean square of |W_g v| over the query heads g.
 
+    A norm between projection and stream divides by what all values together make; so does this.
+
     Args:
         view: the layer's prefill; where its projection is not known, W_g is taken to be the identity.
 
@@ -35,7 +37,8 @@ def output_norms(view: LayerView) -> Tensor:
         return value_norms(value)
     metric = projection.metric(value, view.query.shape[1])
     squares = [((tokens.to(metric.dtype) @ metric).float() * tokens).sum(-1) for tokens in _few(value)]
-    return torch.cat(squares, dim=2).clamp_min(0).sqrt()
+    norms = torch.cat(squares, dim=2).clamp_min(0).sqrt()
+    return norms if view.divisor is None else norms / view.divisor[:, None, None].clamp_min(1e-20)
 
 
 def _few(value: Tensor) -> tuple[Tensor, ...]:

@@ -23,6 +23,7 @@ class LayerView:
         softcap: logits become `softcap * tanh(logits / softcap)` before masking; None = no cap.
         sinks: [Hq] logits of a virtual key that takes attention and has no value; None = none.
         projection: what becomes of the heads' outputs; None = nobody knows.
+        divisor: [B] what a norm behind the projection divides by; None = there is no norm.
     """
 
     query: Tensor
@@ -34,6 +35,7 @@ class LayerView:
     softcap: float | None = None
     sinks: Tensor | None = None
     projection: OutputProjection | None = None
+    divisor: Tensor | None = None
 
     def prefix(self, length: int) -> LayerView:
         """The view of the first `length` tokens alone."""
