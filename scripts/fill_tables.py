@@ -29,7 +29,7 @@ from madakv.bench.table import page_table
 from madakv.evaluation.markdown import as_percent, budget_text, markdown_table
 
 ROOT = Path(__file__).parents[1]
-FILES = ("README.md", "docs/choices.md", "docs/performance.md", "docs/suite.md")
+FILES = ("README.md", "docs/choices.md", "docs/performance.md", "docs/suite.md", "training/small/README.md")
 _TABLE = re.compile(r"(<!-- table (\S+) ([^>]+?) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 Line = dict[str, Any]

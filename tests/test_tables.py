@@ -19,7 +19,8 @@ def test_a_changed_figure_is_noticed(tmp_path: Path) -> None:
     script = (ROOT / "scripts" / "fill_tables.py").read_text()
     copy = tmp_path / "scripts" / "fill_tables.py"
     (tmp_path / "docs").mkdir()
-    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+    (tmp_path / "training" / "small").mkdir(parents=True)
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "training" / "small" / "README.md"):
         (tmp_path / page.relative_to(ROOT)).write_text(page.read_text())
     (tmp_path / "results").symlink_to(ROOT / "results")
     copy.parent.mkdir()

@@ -71,19 +71,19 @@ def attention(
         if attention_mask is None and not causal:
             N = key.shape[2]
             attention_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=key.device).expand(1, 1, N, N)
-        modality = layer.modality_read(key.device)
+        told = newest(layer.modality_evicted(key.device) >= 0, _TYPICAL)
         projection = _projection(module, layer.norms)
         view = LayerView(
             query=query,
             key=key,
             value=value,
-            modality=modality,
+            modality=layer.modality_read(key.device),
             scaling=scaling,
             mask=attention_mask,
             softcap=softcap,
             sinks=s_aux,
             projection=projection,
-            divisor=None if projection is None else projection.typical(out, newest(modality >= 0, _TYPICAL)),
+            divisor=None if projection is None else projection.typical(out[:, : told.shape[1]], told),
         )
         layer.read_prompt(view)
     return out, None

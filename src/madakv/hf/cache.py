@@ -123,6 +123,10 @@ class RaggedLayer(CacheLayerMixin):
             raise RuntimeError("the prompt was not announced: call begin_prompt before the prefill")
         return self._slot.modality.to(device)
 
+    def modality_evicted(self, device: torch.device) -> Tensor:
+        """[B, N] of the prompt alone, without a draft or an echo that is read with it, on a device."""
+        return self._slot.reading().modality.to(device)
+
     def modality_read(self, device: torch.device) -> Tensor:
         """[B, T] of all tokens that are read together with the prompt, on a device."""
         modality, echo = self.modality(device), self._slot.echo
