@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from madakv.scoring.scratch import scratch_elements
 from madakv.scoring.view import LayerView
 
 GroupReduction = Literal["mean", "max"]
@@ -20,15 +21,6 @@ GroupReduction = Literal["mean", "max"]
 _PRODUCT_ROWS = 64
 """Query rows that a CPU multiplies with keys at a time, over the heads of a group: with fewer, fewer keys are read
 in vain that lie behind all of them; with more, keys are read less often."""
-
-
-def scratch_elements(device: torch.device) -> int:
-    """Elements of fp32 logits, or of keys or values in fp32, that are there at a time; and a few copies of that.
-
-    On a CPU, pieces of more than 4 MiB leave the caches, and their memory is fresh each time, which costs more than
-    the arithmetic. A GPU would wait for the launches of pieces that small, and gets 64 MiB.
-    """
-    return 1 << 20 if device.type == "cpu" else 1 << 24
 
 
 def proxy_attention(view: LayerView, proxies: Tensor, groups: GroupReduction = "mean") -> Tensor:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from madakv.scoring.scratch import scratch_elements
+
 
 class OutputProjection:
     """A module that takes the outputs of all query heads side by side, and adds its own to the residual stream.
@@ -39,10 +41,12 @@ class OutputProjection:
         weight = self._weight(query_heads * D, value)
         if self._norm is not None:
             weight = weight * self._norm(weight.new_ones(1, len(weight))).T
+        # A few heads at a time: products may copy what they multiply.
         weight = weight.view(-1, query_heads, D)
-        if value.dtype.itemsize < 4:
-            weight = weight.to(torch.bfloat16)
-        squares = weight.permute(1, 2, 0) @ weight.transpose(0, 1)
+        wide = torch.bfloat16 if value.dtype.itemsize < 4 else weight.dtype
+        few = weight.split(max(1, scratch_elements(value.device) // (len(weight) * D)), dim=1)
+        columns = (some.to(wide).transpose(0, 1) for some in few)
+        squares = torch.cat([own.transpose(1, 2) @ own for own in columns])
         return squares.view(H, -1, D, D).mean(1)
 
     @torch.no_grad()

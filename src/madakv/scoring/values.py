@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from madakv.scoring.attention import scratch_elements
+from madakv.scoring.scratch import scratch_elements
 from madakv.scoring.view import LayerView
 
 
