@@ -280,7 +280,7 @@ def test_router_logits_are_those_of_the_prompt() -> None:
 
 
 def test_what_was_heard_at_one_budget_is_not_taken_for_another() -> None:
-    """At a budget of 1.0 nothing is echoed, and the next budget must not take that for its own scores."""
+    """At a budget of 1.0 nothing is scored, and the next budget must not take that for its own scores."""
     model, inputs = tiny.llava(), tiny.document(text=20)
     wanted = kept_of(model, inputs, "auto")
     read = ReadPrompt.of(model, inputs)

@@ -233,3 +233,12 @@ def test_values_count_by_what_the_projection_makes_of_them(groups: int, kind: st
             reached.append((linear(heads.flatten()) - linear.bias).square().sum())
         assert_same(got[b, h, i], torch.stack(reached).mean().sqrt().detach().double())
     assert_same(output_norms(replace(view, projection=None)), value_norms(view.value).double())
+
+
+def test_nothing_is_scored_where_nothing_is_evicted() -> None:
+    view = make_view()
+    whole, one = (from_text("madakv:context=4", budget=budget) for budget in (1.0, 1))
+    assert not whole.score(view).any()
+    assert whole.worth(view) is None
+    assert one.score(view).any(), "one entry per head is another budget"
+    assert one.worth(view) is not None

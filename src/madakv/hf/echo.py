@@ -63,8 +63,7 @@ def echo_of(method: Method, cache: RaggedCache, config: Any) -> int:
     Raises:
         UnsupportedOptionError: the model cannot take them back, and the echo was asked for.
     """
-    if not method.echoed or (isinstance(method.budget, float) and method.budget == 1.0):
-        # Where nothing is evicted, nothing need be expected.
+    if not method.echoed or method.keeps_everything:
         return 0
     try:
         check_taken_back(f"echo={method.echoed}", cache, config)

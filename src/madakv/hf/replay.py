@@ -54,7 +54,7 @@ class ReadPrompt:
     logits: Tensor
     ids: list[int]
     echo_refused: UnsupportedOptionError | None = None
-    _scored: dict[tuple[str, int, tuple[int, ...]], PromptEviction] = field(default_factory=dict, repr=False)
+    _scored: dict[tuple[str, bool, int, tuple[int, ...]], PromptEviction] = field(default_factory=dict, repr=False)
 
     @classmethod
     @torch.no_grad()
@@ -125,15 +125,15 @@ class ReadPrompt:
 
     def _heard_by(self, model: Any, method: Method, drafted: Sequence[int]) -> PromptEviction:
         """All that scores the prompt, apart from the answer itself; heard once for all budgets."""
-        plain = replace(method, budget=1.0, lookahead=0)
         # What comes after the prompt is heard as long as the prompt is whole.
-        waiting = RaggedCache(model.config, replace(plain, lookahead=len(drafted) + 1))
+        waiting = RaggedCache(model.config, replace(method, lookahead=len(drafted) + 1))
         echo = self.echo(echo_of(method, waiting, model.config), model.config)
         if echo and self.echo_refused is not None:
             if not method.echo_is_optional:
                 raise self.echo_refused
             echo = []
-        key = (repr(plain), len(echo), tuple(drafted))
+        scored_alike = replace(method, budget=1.0, lookahead=0)
+        key = (repr(scored_alike), method.keeps_everything, len(echo), tuple(drafted))
         if key not in self._scored:
             waiting.begin_prompt(self.modality)
             if drafted or echo:

@@ -107,6 +107,11 @@ class Method(ABC):
         return self.lookahead > 0 or self.sees_all_layers
 
     @property
+    def keeps_everything(self) -> bool:
+        """Whether nothing is evicted, so that no score counts."""
+        return isinstance(self.budget, float) and self.budget == 1.0
+
+    @property
     def echoed(self) -> int:
         """How many text tokens of the prompt are read once more behind it, at most."""
         return 0
@@ -195,6 +200,8 @@ class GroupedMethod(Method):
     @final
     def score(self, view: LayerView) -> Tensor:
         """What the queries of `heard` attend to, as `weigh` has it, and what the prompt's own do, if asked for."""
+        if self.keeps_everything:
+            return no_scores(view)
         heard = self.heard(view.modality)
         if not self.context:
             return self.weigh(proxy_attention(view, heard, self.groups), view)

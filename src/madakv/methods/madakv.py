@@ -104,7 +104,7 @@ class MadaKV(GroupedMethod):
 
     def worth(self, view: LayerView) -> Tensor | None:
         """How far values can move the residual stream, if that counts."""
-        return output_norms(view) if self.values else None
+        return output_norms(view) if self.values and not self.keeps_everything else None
 
     def heard(self, modality: Tensor) -> Tensor:
         """The proxies."""

@@ -41,11 +41,11 @@ class OutputProjection:
         weight = self._weight(query_heads * D, value)
         if self._norm is not None:
             weight = weight * self._norm(weight.new_ones(1, len(weight))).T
-        # A few heads at a time: products may copy what they multiply.
+        # A few heads at a time, as products are fastest with: whole, it would be a copy of the projection.
         weight = weight.view(-1, query_heads, D)
         wide = torch.bfloat16 if value.dtype.itemsize < 4 else weight.dtype
         few = weight.split(max(1, scratch_elements(value.device) // (len(weight) * D)), dim=1)
-        columns = (some.to(wide).transpose(0, 1) for some in few)
+        columns = (some.to(wide).transpose(0, 1).contiguous() for some in few)
         squares = torch.cat([own.transpose(1, 2) @ own for own in columns])
         return squares.view(H, -1, D, D).mean(1)
 
