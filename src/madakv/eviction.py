@@ -58,17 +58,17 @@ class PromptEviction:
         if self._allocator is None:
             heads = view.key.shape[1]
             self._allocator = self.method.allocator(self.modality, heads=heads, layers=self.layers)
-        psi, worth = self.method.score(view).to(self.modality.device), self.method.worth(view)
-        weighed = psi if worth is None else psi * worth.to(psi.device)
-        if not bool(torch.isfinite(weighed).all()):
+        number = len(self._psi)
+        worth = self.method.worth(view)
+        self._psi.append(self.method.score(view).to(self.modality.device))
+        self._worth.append(None if worth is None else worth.to(self.modality.device))
+        if not bool(torch.isfinite(self._final(number)).all()):
             raise InputError(
-                f"layer {len(self._psi)} of the evicted ones has attention that is not finite: the model overflows "
+                f"layer {number} of the evicted ones has attention that is not finite: the model overflows "
                 f"in {view.key.dtype}; load it in another dtype"
             )
-        self._psi.append(psi)
-        self._worth.append(None if worth is None else worth.to(self.modality.device))
         self._allocator.observe(view)
-        return len(self._psi) - 1
+        return number
 
     def add_later(self, layer: int, attention: Tensor) -> None:
         """Add what a token after the prompt attends to.
@@ -94,7 +94,7 @@ class PromptEviction:
             raise RuntimeError("no layer has been scored")
         layer = len(self.plans)
         if self.method.waits and not layer:
-            self._allocator.foresee([self._final(layer) for layer in range(len(self._psi))])
+            self._allocator.foresee([self._final(number) for number in range(len(self._psi))])
         self.plans = _extended(self._allocator, self.plans, self._final(layer))
         if not self.method.waits:
             self._psi[layer] = self._psi[layer].new_empty(0)

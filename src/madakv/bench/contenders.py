@@ -143,7 +143,7 @@ class Evicted(Contender):
         # Rows are kept by label: no two budgets may read alike.
         self.label = f"{method.label} {budget_text(method.budget)}{entries}" + (_COMPILED if compiled else "")
         self.compiled = compiled
-        self.exact = method.budget == 1.0 and method.merge is None
+        self.exact = method.keeps_everything and method.merge is None
 
     def inside(self, subject: Subject) -> AbstractContextManager[Run | None]:
         """`madakv.evict`."""

@@ -76,9 +76,7 @@ class RaggedEntries:
         """
         source = own.find(plan)
         keys = parts.pop()[source]
-        values = parts.pop()[source]
-        lengths = tuple(plan.counts.flatten().tolist())
-        return cls(keys=keys, values=values, counts=plan.counts, lengths=lengths, tile=_tile_size(lengths))
+        return cls._of(keys, parts.pop()[source], plan.counts)
 
     def replaced(self, keys: Tensor, values: Tensor) -> RaggedEntries:
         """The same owners with other contents, [T, Dk] and [T, Dv]."""
@@ -87,8 +85,13 @@ class RaggedEntries:
     @classmethod
     def _pack(cls, keys: Tensor, values: Tensor, source: tuple[Tensor, ...], counts: Tensor) -> RaggedEntries:
         """Copy `keys[source]` and `values[source]`, which lie in the order of the heads, into fresh memory."""
+        return cls._of(keys[source], values[source], counts)
+
+    @classmethod
+    def _of(cls, keys: Tensor, values: Tensor, counts: Tensor) -> RaggedEntries:
+        """Entries that are packed already."""
         lengths = tuple(counts.flatten().tolist())
-        return cls(keys=keys[source], values=values[source], counts=counts, lengths=lengths, tile=_tile_size(lengths))
+        return cls(keys=keys, values=values, counts=counts, lengths=lengths, tile=_tile_size(lengths))
 
     @cached_property
     def starts(self) -> Tensor:

@@ -71,7 +71,6 @@ def attention(
         if attention_mask is None and not causal:
             N = key.shape[2]
             attention_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=key.device).expand(1, 1, N, N)
-        told = newest(layer.modality_evicted(key.device) >= 0, _TYPICAL)
         projection = _projection(module, layer.norms)
         view = LayerView(
             query=query,
@@ -83,7 +82,7 @@ def attention(
             softcap=softcap,
             sinks=s_aux,
             projection=projection,
-            divisor=None if projection is None else projection.typical(out[:, : told.shape[1]], told),
+            divisor=_divisor(projection, out, layer),
         )
         layer.read_prompt(view)
     return out, None
@@ -94,6 +93,14 @@ def _projection(module: torch.nn.Module, norms: Mapping[int, torch.nn.Module]) -
     found = (getattr(module, name, None) for name in _PROJECTIONS)
     norm = norms.get(id(module))
     return next((OutputProjection(part, norm) for part in found if isinstance(part, torch.nn.Module)), None)
+
+
+def _divisor(projection: OutputProjection | None, out: Tensor, layer: RaggedLayer) -> Tensor | None:
+    """[B]: what a norm behind the projection divides by, as the prompt's newest tokens have it; None without one."""
+    if projection is None or not projection.is_normed:
+        return None
+    told = newest(layer.modality_evicted(out.device) >= 0, _TYPICAL)
+    return projection.typical(out[:, : told.shape[1]], told)
 
 
 def norms_behind(decoder: torch.nn.Module) -> dict[int, torch.nn.Module]:

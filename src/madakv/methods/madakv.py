@@ -52,8 +52,8 @@ class MadaKV(GroupedMethod):
     it is read: a layer that is read narrows those before it, and the outcome is that of a choice among all layers
     at once (`budget/pool.py`).
 
-    Ours beyond the paper: `compensation="shared"`, `safeguard`, `values`, `text_pooling`, `context`, `echo`, `draft`,
-    `lookahead` and their weights. `madakv-paper` is without.
+    Ours beyond the paper: `compensation="shared"`, `safeguard`, `protected`, `values`, `text_pooling`, `context`,
+    `echo`, `draft`, `lookahead` and their weights. `madakv-paper` is without.
 
     Attributes:
         budget: see `Method`.
@@ -122,11 +122,16 @@ class MadaKV(GroupedMethod):
 
     def protectable(self, share: Tensor) -> Tensor:
         """How many of a head's proxies are kept whatever their scores, of a share of entries; int64, as the share."""
-        return (share.to(torch.float64) * self.protected).to(torch.int64)
+        return _part(share, self.protected)
 
     def ranking(self, psi: Tensor, kinds: Tensor) -> Tensor:
         """[B, H, N]: psi, for text tokens pooled over text neighbours."""
         return pool(psi, kinds, self.text_pooling, scope="text")
+
+
+def _part(entries: Tensor, share: float) -> Tensor:
+    """The whole entries of a share of int64 entries."""
+    return (entries.to(torch.float64) * share).to(torch.int64)
 
 
 class _SharedAllocator(Allocator):
@@ -137,7 +142,7 @@ class _SharedAllocator(Allocator):
         self.modality = method.kinds(modality)
         self.valid = (modality != Modality.PADDING)[:, None].expand(-1, heads, -1)
         average = prompt_entries(method.budget, self.valid[:, 0].sum(-1))
-        self.share = (average.to(torch.float64) * method.safeguard).to(torch.int64)
+        self.share = _part(average, method.safeguard)
         self.protected = newest(
             method.heard(modality)[:, None].expand_as(self.valid), method.protectable(self.share)[:, None, None]
         )

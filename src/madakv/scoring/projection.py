@@ -49,9 +49,14 @@ class OutputProjection:
         squares = torch.cat([own.transpose(1, 2) @ own for own in columns])
         return squares.view(H, -1, D, D).mean(1)
 
+    @property
+    def is_normed(self) -> bool:
+        """Whether a norm stands behind it."""
+        return self._norm is not None
+
     @torch.no_grad()
-    def typical(self, heads: Tensor, heard: Tensor) -> Tensor | None:
-        """What a norm behind the projection divides by: the root mean square of what comes out; None without a norm.
+    def typical(self, heads: Tensor, heard: Tensor) -> Tensor:
+        """What a norm behind the projection divides by: the root mean square of what comes out.
 
         Args:
             heads: [B, N, Hq, Dv], outputs of all heads.
@@ -60,8 +65,6 @@ class OutputProjection:
         Returns:
             [B] fp32, one for rows that hear nothing.
         """
-        if self._norm is None:
-            return None
         some = heard.any(0).nonzero()[:, 0]
         out = self._module(heads[:, some].flatten(2)).float().square().mean(-1)
         told = heard[:, some]
