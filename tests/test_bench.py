@@ -28,6 +28,7 @@ from madakv.bench.synthetic import synthetic_views
 from madakv.bench.timing import speedup, take_turns
 from madakv.cli.app import app
 from madakv.errors import ConfigurationError
+from madakv.methods import from_text
 from tests import tolerance
 
 CPU = torch.device("cpu")
@@ -480,3 +481,8 @@ def test_synthetic_queries_are_as_sharp_as_their_head() -> None:
         logits = view.query.unflatten(1, (2, 2)) @ view.key[:, :, None].mT * view.scaling
         assert logits.std((0, 2, 3, 4)).tolist() == pytest.approx([0.5, 3.0], rel=0.1)
         assert torch.equal(view.modality, layout(400, 16)[None])
+
+
+def test_only_a_cache_that_keeps_everything_is_held_to_be_exact() -> None:
+    assert Evicted(from_text("madakv", budget=1.0)).exact
+    assert not Evicted(from_text("madakv", budget=1)).exact, "one entry per head is another budget"

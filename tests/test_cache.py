@@ -71,3 +71,17 @@ def test_tail_takes_many_tokens_at_once_and_follows_rows() -> None:
     assert torch.equal(tail.keys, torch.cat([first, second], 2)[[1, 1, 0]])
     tail.append(second[:1].expand(3, -1, -1, -1), second[:1].expand(3, -1, -1, -1), 0)
     assert torch.equal(tail.values[2, :, :32], torch.cat([first, second], 2)[0])
+
+
+def test_narrowing_takes_one_part_after_the_other() -> None:
+    torch.manual_seed(0)
+    keys, values = torch.randn(2, 2, 9, 4), torch.randn(2, 2, 9, 4)
+    wide = KeepPlan.from_mask(torch.rand(2, 2, 9) < 0.7)
+    few = wide.subset(torch.rand(len(wide.positions)) < 0.5)
+    whole = RaggedEntries.gather(keys, values, wide)
+    parts = [whole.values, whole.keys]
+    got, want = RaggedEntries.narrowed(parts, wide, few), RaggedEntries.gather(keys, values, few)
+    assert parts == [], "what was copied is let go of"
+    assert torch.equal(got.keys, want.keys)
+    assert torch.equal(got.values, want.values)
+    assert got.lengths == want.lengths
