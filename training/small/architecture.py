@@ -42,6 +42,15 @@ HIDDEN = 192
 LAYERS = 6
 HEADS = 6
 MAX_POSITIONS = 8192
+ROPE: dict[str, Any] = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 2048,
+}
+"""Llama 3.1's: over 4,096 positions one of a head's 16 rotations turned by less than a radian, and now four do."""
 # Pixels are 0 to 255 in the documents and -1 to 1 in the vision tower.
 PIXEL_MEAN = PIXEL_STD = 0.5
 
@@ -136,7 +145,7 @@ def _llava() -> LlavaForConditionalGeneration:
     )
     config = LlavaConfig(
         vision_config=vision,
-        text_config=LlamaConfig(**_TEXT, num_key_value_heads=HEADS),
+        text_config=LlamaConfig(**_TEXT, num_key_value_heads=HEADS, rope_parameters=ROPE),
         image_token_index=VOCABULARY[IMAGE_MARK],
         image_seq_length=(SIZE // CELL) ** 2,
         vision_feature_layer=-1,
@@ -169,7 +178,7 @@ def _qwen() -> Qwen2_5_VLForConditionalGeneration:
         text_config={
             **_TEXT,
             "num_key_value_heads": HEADS // 2,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [4, 6, 6]},
+            "rope_parameters": {**ROPE, "mrope_section": [4, 6, 6]},
         },
         image_token_id=VOCABULARY[IMAGE_MARK],
         video_token_id=VOCABULARY[VIDEO_MARK],

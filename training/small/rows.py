@@ -13,7 +13,7 @@ from stages import Asked
 from torch import Tensor
 from torch.nn import functional as F
 
-from madakv.evaluation.digits import COLOURS, IMAGE_MARK
+from madakv.evaluation.digits import COLOURS, IMAGE_MARK, Question
 from madakv.evaluation.documents import WORDS, Shape, draft
 from madakv.evaluation.documents.document import on_canvas
 from madakv.evaluation.documents.pictures import THINGS, Content, Grid, Painting, Thing, paint
@@ -141,8 +141,29 @@ def document_item(
 ) -> Item:
     """A document with its questions."""
     drafted = draft(rng, shape, split=split, sizes=sizes, distort=distort, asked=asked)
-    pairs = [(q.prompt.split(), q.answer.split()) for q in drafted.questions]
-    return Item(drafted.text.split(), pairs, [q.kind for q in drafted.questions], drafted.pixels, drafted.contents)
+    words = drafted.text.split()
+    questions = untold(words, drafted.questions)
+    pairs = [(q.prompt.split(), q.answer.split()) for q in questions]
+    return Item(words, pairs, [q.kind for q in questions], drafted.pixels, drafted.contents)
+
+
+def untold(document: list[str], questions: Sequence[Question]) -> list[Question]:
+    """Without those that another question of the row answers in its words, so that all look at pictures.
+
+    `? twin n5 red 7 n17` tells the twin of n17, and `? show n17 red 7` what the owner of n17 shows.
+    """
+    key = {question: question.prompt.split()[-1] for question in questions}
+    owned = {document[document.index(key[q]) + 1] for q in questions if q.kind == "owner"}
+    kept: list[Question] = []
+    twins: set[str] = set()
+    for question in questions:
+        told = question.kind == "show" and key[question] in owned
+        if question.kind == "twin":
+            told = question.answer.split()[-1] in twins
+            twins.add(key[question])
+        if not told:
+            kept.append(question)
+    return kept
 
 
 def collate(items: Sequence[Item], architecture: Architecture) -> Batch:

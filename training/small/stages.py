@@ -68,6 +68,23 @@ SHAPES: Mapping[str, Shape] = {
         scenery=90,
         prose=300,
     ),
+    "hunt-1000": Shape(
+        codes=2, owners=6, painted=2, twins=8, albums=5, changes=1, pairs=1, steps=5, named=8, unnamed=2, prose=60
+    ),
+    "hunt-4000": Shape(
+        codes=4,
+        owners=12,
+        painted=4,
+        twins=24,
+        albums=12,
+        changes=3,
+        pairs=2,
+        steps=5,
+        named=16,
+        unnamed=8,
+        scenery=70,
+        prose=300,
+    ),
 }
 """Documents that are shorter than any of the suite, or that hold more of what can be asked."""
 
@@ -163,7 +180,29 @@ SEARCH = Stage(
     decay=450,
     hints=True,
 )
-"""What both models end with, with a new optimizer once more: pictures found by what they show, far apart."""
+"""Pictures found by what they show, far apart; with a new optimizer once more."""
+
+HUNT = Stage(
+    "nothing told twice",
+    1700,
+    {
+        "hunt-4000": 0.36,
+        "hunt-1000": 0.24,
+        "dense-4000": 0.1,
+        "4000": 0.06,
+        "dense-2000": 0.08,
+        "dense-1000": 0.05,
+        "500": 0.05,
+        "lists": 0.02,
+        "match": 0.02,
+        "caption": 0.02,
+    },
+    lr=7e-4,
+    warmup=40,
+    decay=1000,
+    hints=True,
+)
+"""What both models end with, with positions that turn more slowly (`ROPE` in architecture.py) and a new optimizer."""
 
 STAGES: Mapping[str, tuple[Stage, ...]] = {
     "small-llava": (
@@ -284,6 +323,7 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
         ALBUMS,
         LONG,
         SEARCH,
+        HUNT,
     ),
     "small-qwen2.5-vl": (
         Stage("copying", 200, {"copy": 0.3, "caption": 0.3, "facts": 0.25, "few": 0.15}, warmup=30, hints=True),
@@ -319,5 +359,6 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
         replace(ALBUMS, steps=1000, decay=560),
         replace(LONG, steps=500, decay=320),
         replace(SEARCH, steps=330, decay=220),
+        replace(HUNT, steps=880, decay=520),
     ),
 }

@@ -95,7 +95,7 @@ def training_batch(task: str, rng: np.random.Generator, architecture: Architectu
 
 def asked_of(task: str) -> dict[str, int]:
     """Questions per kind of a training document: more of them where there is more to ask about."""
-    if task.startswith(("dense", "match", "lists", "search")):
+    if task.startswith(("dense", "match", "lists", "search", "hunt")):
         return dict.fromkeys(MANY, 99)
     return {**MANY, "show": 24 if task in ("2000", "4000") else MANY["show"]}
 
@@ -202,8 +202,9 @@ def train(
     ends = list(accumulate(stage.steps for stage in stages))
     log = Log(state / "log.jsonl", upto=resumed_step(state) if resume else ends[-2] if last_stage else 0)
     if last_stage and not resume:
-        model: Any = AutoModelForImageTextToText.from_pretrained(str(ancestor), dtype=torch.float32)
-        model.to(device).train()
+        # Weights alone: what a stage changes in the configuration is in `architecture.py`.
+        model = architecture.build().to(device).train()
+        model.load_state_dict(AutoModelForImageTextToText.from_pretrained(str(ancestor)).state_dict())
     else:
         model = start(architecture, None if resume else ancestor, log, device).train()
     optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.95), weight_decay=0.01, fused=True)

@@ -11,6 +11,10 @@
 #include <memory>
 #include <vector>
 
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
 namespace {
 
 constexpr int LANES = 16;
@@ -30,22 +34,45 @@ struct Part {
     const uint16_t *keys, *values;
 };
 
-// 32 bfloat16 as two vectors: those of even index, then those of odd index. Queries are laid out the same way.
-inline void load(const uint16_t *at, Floats *halves) {
+// 32 bfloat16, widened: those of even index, then those of odd index.
+struct Widened {
+    Floats halves[2];
+};
+
+inline Widened widened(const uint16_t *at) {
     Words pairs;
     std::memcpy(&pairs, at, sizeof pairs);
-    halves[0] = (Floats)(pairs << 16);
-    halves[1] = (Floats)(pairs & 0xffff0000u);
+    return {(Floats)(pairs << 16), (Floats)(pairs & 0xffff0000u)};
 }
 
 inline int place(int d) { return d / 32 * 32 + d % 2 * LANES + d % 32 / 2; }
 
-inline float widened(uint16_t x) {
-    uint32_t bits = uint32_t(x) << 16;
-    float y;
-    std::memcpy(&y, &bits, sizeof y);
-    return y;
+// 32 numbers of a query or a key. Products of bfloat16 are exact in fp32, and summed up in it.
+#ifdef __AVX512BF16__
+struct Chunk {
+    __m512bh x;
+};
+
+inline Chunk chunk(const uint16_t *at) {
+    Chunk c;
+    std::memcpy(&c, at, sizeof c);
+    return c;
 }
+
+inline Floats plus_product(Floats sum, const Chunk &query, const Chunk &key) {
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, query.x, key.x);
+}
+#else
+typedef Widened Chunk;
+
+inline Chunk chunk(const uint16_t *at) { return widened(at); }
+
+inline Floats plus_product(Floats sum, const Chunk &query, const Chunk &key) {
+    sum += query.halves[0] * key.halves[0];
+    sum += query.halves[1] * key.halves[1];
+    return sum;
+}
+#endif
 
 // e^x of x at most 0, to about 1e-7 relative; NaN stays NaN.
 inline Floats exponential(Floats x) {
@@ -83,14 +110,14 @@ inline Floats sums(const Floats *s) {
            __builtin_shufflevector(t[0], t[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
 }
 
-// One part for R query rows: out [R, D], which must be zero, and lse [R]; both in the layout of `load`.
+// One part for R query rows [R, D]: out [R, D], which must be zero, as `place` has it, and lse [R].
 // DIM is the head dim where that is known, which saves a twentieth of the time, else 0.
 template <int R, int DIM>
-void attend(const float *query, const Part &part, int dim, float *out, float *lse) {
+void attend(const Chunk *query, const Part &part, int dim, float scaling, float *out, float *lse) {
     const int D = DIM ? DIM : dim;
     constexpr int E = R > 4 ? 2 : R > 2 ? 4 : R > 1 ? 8 : 16, ROWS = LANES / E;  // E entries fill one `sums`
     const int n = part.entries;
-    alignas(64) float weight[R][CHUNK + LANES];  // more than CHUNK: rows a power of two apart would share cache sets
+    alignas(64) float logits[R][CHUNK + LANES];  // more than CHUNK: rows a power of two apart would share cache sets
     for (int t = 0; t < n; t += E) {
         Floats s[LANES] = {};
 #pragma GCC unroll 8
@@ -98,43 +125,38 @@ void attend(const float *query, const Part &part, int dim, float *out, float *ls
             const uint16_t *a = part.keys + int64_t(std::min(t + e, n - 1)) * D;
             const uint16_t *b = part.keys + int64_t(std::min(t + e + 1, n - 1)) * D;
             for (int d = 0; d < D; d += 2 * LANES) {
-                Floats x[2], y[2];
-                load(a + d, x);
-                load(b + d, y);
+                const Chunk x = chunk(a + d), y = chunk(b + d);
                 for (const uint16_t *at : {a + d, b + d}) {
                     __builtin_prefetch(at + FAR * D, 0, 2);
                     __builtin_prefetch(at + NEAR * D, 0, 3);
                 }
 #pragma GCC unroll 8
                 for (int r = 0; r < R; r++) {
-#pragma GCC unroll 2
-                    for (int h = 0; h < 2; h++) {
-                        Floats q;
-                        std::memcpy(&q, query + r * D + d + h * LANES, sizeof q);
-                        s[e * ROWS + r] += q * x[h];
-                        s[(e + 1) * ROWS + r] += q * y[h];
-                    }
+                    const Chunk &q = query[(r * D + d) / (2 * LANES)];
+                    s[e * ROWS + r] = plus_product(s[e * ROWS + r], q, x);
+                    s[(e + 1) * ROWS + r] = plus_product(s[(e + 1) * ROWS + r], q, y);
                 }
             }
         }
-        Floats logit = sums(s);
+        const Floats logit = sums(s) * scaling;
 #pragma GCC unroll 16
         for (int e = 0; e < E; e++)
 #pragma GCC unroll 8
-            for (int r = 0; r < R; r++) weight[r][t + e] = logit[e * ROWS + r];
+            for (int r = 0; r < R; r++) logits[r][t + e] = logit[e * ROWS + r];
     }
     for (int64_t i = 0; i < int64_t(std::min(n, FAR)) * D; i += 32) __builtin_prefetch(part.values + i, 0, 2);
+    float share[R];
     for (int r = 0; r < R; r++) {
-        for (int i = n; i % LANES; i++) weight[r][i] = -INFINITY;
-        Floats *w = (Floats *)weight[r];
-        Floats most = w[0], all = {};
-        for (int i = 1; i * LANES < n; i++) most = w[i] > most ? w[i] : most;
+        for (int i = n; i % LANES; i++) logits[r][i] = -INFINITY;
+        Floats *row = (Floats *)logits[r];
+        Floats most = row[0], all = {};
+        for (int i = 1; i * LANES < n; i++) most = row[i] > most ? row[i] : most;
         float top = most[0], den = 0;
         for (int i = 1; i < LANES; i++) top = std::max(top, most[i]);
-        for (int i = 0; i * LANES < n; i++) all += w[i] = exponential(w[i] - top);
+        for (int i = 0; i * LANES < n; i++) all += row[i] = exponential(row[i] - top);
         for (int i = 0; i < LANES; i++) den += all[i];
         lse[r] = top + std::log(den);
-        for (int i = 0; i * LANES < n; i++) w[i] *= 1 / den;
+        share[r] = 1 / den;
     }
     for (int begin = 0; begin < n; begin += BLOCK) {
         const int end = std::min(n, begin + BLOCK);
@@ -144,30 +166,31 @@ void attend(const float *query, const Part &part, int dim, float *out, float *ls
             for (int r = 0; r < R; r++) std::memcpy(s[r], out + r * D + d, sizeof s[r]);
             for (int t = begin; t < end; t++) {
                 const uint16_t *at = part.values + int64_t(t) * D + d;
-                Floats x[2];
-                load(at, x);
+                const Widened x = widened(at);
                 __builtin_prefetch(at + FAR * D, 0, 2);
                 __builtin_prefetch(at + NEAR * D, 0, 3);
 #pragma GCC unroll 8
                 for (int r = 0; r < R; r++) {
-                    s[r][0] += weight[r][t] * x[0];
-                    s[r][1] += weight[r][t] * x[1];
+                    s[r][0] += logits[r][t] * x.halves[0];
+                    s[r][1] += logits[r][t] * x.halves[1];
                 }
             }
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) std::memcpy(out + r * D + d, s[r], sizeof s[r]);
         }
     }
+    for (int r = 0; r < R; r++)
+        for (int d = 0; d < D; d++) out[r * D + d] *= share[r];
 }
 
 template <int DIM>
-constexpr void (*ATTEND[])(const float *, const Part &, int, float *, float *) = {
+constexpr void (*ATTEND[])(const Chunk *, const Part &, int, float, float *, float *) = {
     attend<1, DIM>, attend<2, DIM>, attend<3, DIM>, attend<4, DIM>,
     attend<5, DIM>, attend<6, DIM>, attend<7, DIM>, attend<8, DIM>};
 
-void cut(std::vector<Part> &parts, int64_t chunk, int owner, int64_t entries, const uint16_t *keys,
+void cut(std::vector<Part> &parts, int64_t most, int owner, int64_t entries, const uint16_t *keys,
          const uint16_t *values, int D) {
-    const int64_t pieces = (entries + chunk - 1) / chunk;
+    const int64_t pieces = (entries + most - 1) / most;
     for (int64_t i = 0; i < pieces; i++) {
         const int64_t begin = entries * i / pieces, end = entries * (i + 1) / pieces;
         parts.push_back({owner, int(end - begin), keys + begin * D, values + begin * D});
@@ -185,22 +208,21 @@ extern "C" void madakv_decode(const uint16_t *query, const uint16_t *keys, const
                               int threads, float *out, float *lse) {
     int64_t all = owners * tail;
     for (int o = 0; o < owners; o++) all += counts[o];
-    const int64_t chunk = std::clamp<int64_t>(all / (PARTS_PER_THREAD * threads), LEAST_CHUNK, CHUNK);
+    const int64_t most = std::clamp<int64_t>(all / (PARTS_PER_THREAD * threads), LEAST_CHUNK, CHUNK);
     std::vector<Part> parts;
     std::vector<int> first;
     for (int o = 0; o < owners; o++) {
         first.push_back(int(parts.size()));
-        cut(parts, chunk, o, counts[o], keys, values, D);
-        if (tail) cut(parts, chunk, o, tail, tail_keys + o * capacity * D, tail_values + o * capacity * D, D);
+        cut(parts, most, o, counts[o], keys, values, D);
+        if (tail) cut(parts, most, o, tail, tail_keys + o * capacity * D, tail_values + o * capacity * D, D);
         keys += counts[o] * D;
         values += counts[o] * D;
     }
     first.push_back(int(parts.size()));
     const auto attend_rows = D == 128 ? ATTEND<128> : ATTEND<0>;
     const std::unique_ptr<float[]> means(new float[parts.size() * R * D]), sizes(new float[parts.size() * R]);
-    const std::unique_ptr<float[]> rows(new float[int64_t(owners) * R * D]);
-    for (int64_t i = 0; i < int64_t(owners) * R; i++)
-        for (int d = 0; d < D; d++) rows[i * D + place(d)] = widened(query[i * D + d]) * scaling;
+    std::vector<Chunk> rows;
+    for (int64_t i = 0; i < int64_t(owners) * R * D; i += 2 * LANES) rows.push_back(chunk(query + i));
 
 #pragma omp parallel num_threads(threads)
     {
@@ -208,8 +230,9 @@ extern "C" void madakv_decode(const uint16_t *query, const uint16_t *keys, const
         for (size_t p = 0; p < parts.size(); p++) {
             std::memset(&means[p * R * D], 0, sizeof(float) * R * D);
             for (int r = 0; r < R; r += MOST_ROWS) {
-                const float *q = &rows[(int64_t(parts[p].owner) * R + r) * D];
-                attend_rows[std::min(MOST_ROWS, R - r) - 1](q, parts[p], D, &means[(p * R + r) * D], &sizes[p * R + r]);
+                const Chunk *q = &rows[(int64_t(parts[p].owner) * R + r) * D / (2 * LANES)];
+                float *mean = &means[(p * R + r) * D];
+                attend_rows[std::min(MOST_ROWS, R - r) - 1](q, parts[p], D, scaling, mean, &sizes[p * R + r]);
             }
         }
 #pragma omp for
