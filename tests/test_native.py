@@ -9,14 +9,14 @@ import torch
 
 from madakv import ConfigurationError
 from madakv.attention import backend, ragged_attention, ragged_attention_reference
-from madakv.attention.native import build, native_partial
 from madakv.cache import RaggedEntries, Tail
+from madakv.native import build, native_partial
 from tests.test_attention import LENGTHS, causal, make_entries, make_tail
 from tests.tolerance import TOLERANCE, assert_same
 
 BF16 = torch.bfloat16
 
-built = pytest.mark.skipif(build.kernel() is None, reason="needs a C++ compiler")
+built = pytest.mark.skipif(build.kernels() is None, reason="needs a C++ compiler")
 
 
 def make(lengths: list[list[int]], D: int, tail: int) -> tuple[RaggedEntries, Tail]:
@@ -105,9 +105,9 @@ def test_what_it_cannot_serve_is_left_to_other_operations() -> None:
 
 @pytest.fixture
 def fresh_kernel() -> Iterator[None]:
-    build.kernel.cache_clear()
+    build.kernels.cache_clear()
     yield
-    build.kernel.cache_clear()
+    build.kernels.cache_clear()
 
 
 @pytest.mark.usefixtures("fresh_kernel")

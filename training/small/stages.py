@@ -184,7 +184,7 @@ SEARCH = Stage(
 
 HUNT = Stage(
     "nothing told twice",
-    1700,
+    1450,
     {
         "hunt-4000": 0.36,
         "hunt-1000": 0.24,
@@ -199,7 +199,7 @@ HUNT = Stage(
     },
     lr=7e-4,
     warmup=40,
-    decay=1000,
+    decay=850,
     hints=True,
 )
 """What both models end with, with positions that turn more slowly (`ROPE` in architecture.py) and a new optimizer."""

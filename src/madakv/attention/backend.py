@@ -125,9 +125,9 @@ def missing(backend: str, device: str) -> str | None:
     if backend == "native":
         if device != "cpu":
             return f"it needs a CPU; tensors are on {device!r}"
-        from madakv.attention.native.build import kernel
+        from madakv.native.build import kernels
 
-        return None if kernel() is not None else "it cannot be built here; the log says why"
+        return None if kernels() is not None else "it cannot be built here; the log says why"
     # Triton's interpreter needs no GPU.
     if device != "cuda" and not (backend == "triton" and os.environ.get("TRITON_INTERPRET")):
         return f"it needs a GPU; tensors are on {device!r}"

@@ -1,6 +1,6 @@
 """Attention of new tokens over a layer's kept prompt entries and its tail, without a loop over heads.
 
-On a CPU a kernel of its own does it where it can (`native`). Elsewhere PyTorch's operations read uneven heads,
+On a CPU a kernel of its own does it where it can (`madakv.native`). Elsewhere PyTorch's operations read uneven heads,
 which lie one behind another, as equal tiles, whoever they belong to: a tile is attended by the head in its middle,
 what other heads have in it is read through windows of half a tile, and the parts are merged per head. Nothing is
 padded, and the split of long heads comes for free.
@@ -11,9 +11,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from madakv.attention.native import native_partial
 from madakv.attention.partial import Partial, merge, merge_scattered, partial_attention
 from madakv.cache import RaggedEntries, Tail
+from madakv.native import native_partial
 
 
 def ragged_attention(

@@ -34,6 +34,7 @@ from madakv.hf.options import (
     room_for,
 )
 from madakv.modality import family_of, prompt_modality
+from madakv.native import native_linears
 from madakv.run import Kept, Run
 
 
@@ -70,7 +71,8 @@ def attached(model: Any, run: Run) -> Iterator[None]:
             hooks.append(model.get_decoder().register_forward_pre_hook(echo.before, with_kwargs=True))
             hooks.append(model.get_decoder().register_forward_hook(echo.after, with_kwargs=True))
         model.__dict__.update(overrides)
-        yield
+        with native_linears(model):
+            yield
     finally:
         for hook in hooks:
             hook.remove()

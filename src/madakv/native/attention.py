@@ -1,4 +1,4 @@
-"""The call into the kernel, and what it can serve."""
+"""The call into the attention kernel, and what it can serve."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from madakv.attention.backend import chosen
-from madakv.attention.native.build import kernel
 from madakv.attention.partial import Partial
 from madakv.cache import RaggedEntries, Tail
+from madakv.native.build import kernels
 
 _DIM_STEP = 32
 _MOST_DIM = 512
@@ -43,12 +43,12 @@ def native_partial(rows: Tensor, entries: RaggedEntries, tail: Tail | None, scal
         or R > _MOST_ROWS
         or any(x.dtype != torch.bfloat16 or x.shape[-1] != D or not x.is_contiguous() for x in tensors)
         or chosen("cpu") != "native"
-        or (function := kernel()) is None
+        or (built := kernels()) is None
     ):
         return None
     out, lse = rows.new_empty(B, H, R, D, dtype=torch.float32), rows.new_empty(B, H, R, dtype=torch.float32)
     capacity, length = (0, 0) if tail is None else (tail_keys.shape[2], tail.length)
-    function(
+    built.attention(
         rows.data_ptr(),
         entries.keys.data_ptr(),
         entries.values.data_ptr(),

@@ -4,75 +4,24 @@
 // idle. Each part is a softmax of its own; parts are merged per head at the end. Kept data is fetched into the second
 // cache long before it is needed, and into the first one shortly before.
 
-#include <algorithm>
+#include "arithmetic.h"
+
 #include <cmath>
-#include <cstdint>
-#include <cstring>
 #include <memory>
 #include <vector>
 
-#ifdef __AVX512BF16__
-#include <immintrin.h>
-#endif
-
 namespace {
 
-constexpr int LANES = 16;
-constexpr int MOST_ROWS = 8;                     // query rows that share one reading: their sums fill the registers
 constexpr int MOST_DIM = 512;
 constexpr int LEAST_CHUNK = 128, CHUNK = 1024;  // entries of a part, at most; its logits lie in the first cache
 constexpr int PARTS_PER_THREAD = 8;
 constexpr int BLOCK = 16;                        // entries whose values are read in one go for all of D
 constexpr int FAR = 32, NEAR = 6;                // entries ahead that are fetched
 
-typedef float Floats __attribute__((vector_size(4 * LANES), may_alias));
-typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
-typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
-
 struct Part {
     int owner, entries;
     const uint16_t *keys, *values;
 };
-
-// 32 bfloat16, widened: those of even index, then those of odd index.
-struct Widened {
-    Floats halves[2];
-};
-
-inline Widened widened(const uint16_t *at) {
-    Words pairs;
-    std::memcpy(&pairs, at, sizeof pairs);
-    return {(Floats)(pairs << 16), (Floats)(pairs & 0xffff0000u)};
-}
-
-inline int place(int d) { return d / 32 * 32 + d % 2 * LANES + d % 32 / 2; }
-
-// 32 numbers of a query or a key. Products of bfloat16 are exact in fp32, and summed up in it.
-#ifdef __AVX512BF16__
-struct Chunk {
-    __m512bh x;
-};
-
-inline Chunk chunk(const uint16_t *at) {
-    Chunk c;
-    std::memcpy(&c, at, sizeof c);
-    return c;
-}
-
-inline Floats plus_product(Floats sum, const Chunk &query, const Chunk &key) {
-    return (Floats)_mm512_dpbf16_ps((__m512)sum, query.x, key.x);
-}
-#else
-typedef Widened Chunk;
-
-inline Chunk chunk(const uint16_t *at) { return widened(at); }
-
-inline Floats plus_product(Floats sum, const Chunk &query, const Chunk &key) {
-    sum += query.halves[0] * key.halves[0];
-    sum += query.halves[1] * key.halves[1];
-    return sum;
-}
-#endif
 
 // e^x of x at most 0, to about 1e-7 relative; NaN stays NaN.
 inline Floats exponential(Floats x) {
@@ -85,64 +34,20 @@ inline Floats exponential(Floats x) {
     return p * (Floats)((whole + 127) << 23);
 }
 
-// Sums over the lanes of 16 vectors, as one vector: each fold halves the vectors and adds their halves.
-inline Floats sums(const Floats *s) {
-    Floats t[8];
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; i++) {
-        Floats a = s[2 * i], b = s[2 * i + 1];
-        t[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-               __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) {
-        Floats a = t[2 * i], b = t[2 * i + 1];
-        t[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
-               __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
-    }
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; i++) {
-        Floats a = t[2 * i], b = t[2 * i + 1];
-        t[i] = __builtin_shufflevector(a, b, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
-               __builtin_shufflevector(a, b, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
-    }
-    return __builtin_shufflevector(t[0], t[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
-           __builtin_shufflevector(t[0], t[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
-}
-
 // One part for R query rows [R, D]: out [R, D], which must be zero, as `place` has it, and lse [R].
 // DIM is the head dim where that is known, which saves a twentieth of the time, else 0.
 template <int R, int DIM>
 void attend(const Chunk *query, const Part &part, int dim, float scaling, float *out, float *lse) {
     const int D = DIM ? DIM : dim;
-    constexpr int E = R > 4 ? 2 : R > 2 ? 4 : R > 1 ? 8 : 16, ROWS = LANES / E;  // E entries fill one `sums`
+    constexpr int E = entries_at_once(R);
     const int n = part.entries;
     alignas(64) float logits[R][CHUNK + LANES];  // more than CHUNK: rows a power of two apart would share cache sets
     for (int t = 0; t < n; t += E) {
-        Floats s[LANES] = {};
-#pragma GCC unroll 8
-        for (int e = 0; e < E; e += 2) {
-            const uint16_t *a = part.keys + int64_t(std::min(t + e, n - 1)) * D;
-            const uint16_t *b = part.keys + int64_t(std::min(t + e + 1, n - 1)) * D;
-            for (int d = 0; d < D; d += 2 * LANES) {
-                const Chunk x = chunk(a + d), y = chunk(b + d);
-                for (const uint16_t *at : {a + d, b + d}) {
-                    __builtin_prefetch(at + FAR * D, 0, 2);
-                    __builtin_prefetch(at + NEAR * D, 0, 3);
-                }
-#pragma GCC unroll 8
-                for (int r = 0; r < R; r++) {
-                    const Chunk &q = query[(r * D + d) / (2 * LANES)];
-                    s[e * ROWS + r] = plus_product(s[e * ROWS + r], q, x);
-                    s[(e + 1) * ROWS + r] = plus_product(s[(e + 1) * ROWS + r], q, y);
-                }
-            }
-        }
-        const Floats logit = sums(s) * scaling;
+        const Floats logit = scaling * products<R>(query, part.keys + int64_t(t) * D, n - t, D, FAR * D, NEAR * D);
 #pragma GCC unroll 16
         for (int e = 0; e < E; e++)
 #pragma GCC unroll 8
-            for (int r = 0; r < R; r++) logits[r][t + e] = logit[e * ROWS + r];
+            for (int r = 0; r < R; r++) logits[r][t + e] = logit[e * (LANES / E) + r];
     }
     for (int64_t i = 0; i < int64_t(std::min(n, FAR)) * D; i += 32) __builtin_prefetch(part.values + i, 0, 2);
     float share[R];
@@ -160,7 +65,7 @@ void attend(const Chunk *query, const Part &part, int dim, float scaling, float 
     }
     for (int begin = 0; begin < n; begin += BLOCK) {
         const int end = std::min(n, begin + BLOCK);
-        for (int d = 0; d < D; d += 2 * LANES) {
+        for (int d = 0; d < D; d += STEP) {
             Floats s[R][2];
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) std::memcpy(s[r], out + r * D + d, sizeof s[r]);
@@ -222,7 +127,7 @@ extern "C" void madakv_decode(const uint16_t *query, const uint16_t *keys, const
     const auto attend_rows = D == 128 ? ATTEND<128> : ATTEND<0>;
     const std::unique_ptr<float[]> means(new float[parts.size() * R * D]), sizes(new float[parts.size() * R]);
     std::vector<Chunk> rows;
-    for (int64_t i = 0; i < int64_t(owners) * R * D; i += 2 * LANES) rows.push_back(chunk(query + i));
+    for (int64_t i = 0; i < int64_t(owners) * R * D; i += STEP) rows.push_back(chunk(query + i));
 
 #pragma omp parallel num_threads(threads)
     {
@@ -230,7 +135,7 @@ extern "C" void madakv_decode(const uint16_t *query, const uint16_t *keys, const
         for (size_t p = 0; p < parts.size(); p++) {
             std::memset(&means[p * R * D], 0, sizeof(float) * R * D);
             for (int r = 0; r < R; r += MOST_ROWS) {
-                const Chunk *q = &rows[(int64_t(parts[p].owner) * R + r) * D / (2 * LANES)];
+                const Chunk *q = &rows[(int64_t(parts[p].owner) * R + r) * D / (STEP)];
                 float *mean = &means[(p * R + r) * D];
                 attend_rows[std::min(MOST_ROWS, R - r) - 1](q, parts[p], D, scaling, mean, &sizes[p * R + r]);
             }

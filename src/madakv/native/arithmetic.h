@@ -1,0 +1,120 @@
+// Sixteen numbers at a time: the arithmetic that both kernels are made of.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
+
+namespace {
+
+constexpr int LANES = 16;
+constexpr int STEP = 2 * LANES;  // bfloat16 that are read at a time
+constexpr int MOST_ROWS = 8;     // query rows that share one reading: their sums fill the registers
+
+typedef float Floats __attribute__((vector_size(4 * LANES), may_alias));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
+
+// 32 bfloat16, widened: those of even index, then those of odd index.
+struct Widened {
+    Floats halves[2];
+};
+
+inline Widened widened(const uint16_t *at) {
+    Words pairs;
+    std::memcpy(&pairs, at, sizeof pairs);
+    return {(Floats)(pairs << 16), (Floats)(pairs & 0xffff0000u)};
+}
+
+inline int place(int d) { return d / 32 * 32 + d % 2 * LANES + d % 32 / 2; }
+
+// 32 numbers of a query or a key. Products of bfloat16 are exact in fp32, and summed up in it.
+#ifdef __AVX512BF16__
+struct Chunk {
+    __m512bh x;
+};
+
+inline Chunk chunk(const uint16_t *at) {
+    Chunk c;
+    std::memcpy(&c, at, sizeof c);
+    return c;
+}
+
+inline Floats plus_product(Floats sum, const Chunk &query, const Chunk &key) {
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, query.x, key.x);
+}
+#else
+typedef Widened Chunk;
+
+inline Chunk chunk(const uint16_t *at) { return widened(at); }
+
+inline Floats plus_product(Floats sum, const Chunk &query, const Chunk &key) {
+    sum += query.halves[0] * key.halves[0];
+    sum += query.halves[1] * key.halves[1];
+    return sum;
+}
+#endif
+
+// Sums over the lanes of 16 vectors, as one vector: each fold halves the vectors and adds their halves.
+inline Floats sums(const Floats *s) {
+    Floats t[8];
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; i++) {
+        Floats a = s[2 * i], b = s[2 * i + 1];
+        t[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               __builtin_shufflevector(a, b, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) {
+        Floats a = t[2 * i], b = t[2 * i + 1];
+        t[i] = __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27) +
+               __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+        Floats a = t[2 * i], b = t[2 * i + 1];
+        t[i] = __builtin_shufflevector(a, b, 0, 1, 4, 5, 8, 9, 12, 13, 16, 17, 20, 21, 24, 25, 28, 29) +
+               __builtin_shufflevector(a, b, 2, 3, 6, 7, 10, 11, 14, 15, 18, 19, 22, 23, 26, 27, 30, 31);
+    }
+    return __builtin_shufflevector(t[0], t[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
+           __builtin_shufflevector(t[0], t[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+
+// How many entries fill one vector with their products with R rows, each of which takes as many lanes as fit.
+constexpr int entries_at_once(int rows) { return rows > 4 ? 2 : rows > 2 ? 4 : rows > 1 ? 8 : 16; }
+
+// Products of R rows [R, D] with the next E of `left` entries [left, D]: entry e and row r in lane e * (16 / E) + r.
+// What is `far` and `near` numbers ahead is fetched into the second and into the first cache.
+template <int R>
+inline Floats products(const Chunk *rows, const uint16_t *first, int64_t left, int64_t D, int64_t far, int64_t near) {
+    constexpr int E = entries_at_once(R), ROWS = LANES / E;
+    Floats s[LANES] = {};
+#pragma GCC unroll 8
+    for (int e = 0; e < E; e += 2) {
+        const uint16_t *a = first + std::min<int64_t>(e, left - 1) * D;
+        const uint16_t *b = first + std::min<int64_t>(e + 1, left - 1) * D;
+        for (int64_t d = 0; d < D; d += STEP) {
+            const Chunk x = chunk(a + d), y = chunk(b + d);
+            // Two entries are read side by side: what comes after the end of one is already there.
+            const int64_t f = d + far < D ? far : far + D, n = d + near < D ? near : near + D;
+            for (const uint16_t *at : {a + d, b + d}) {
+                __builtin_prefetch(at + f, 0, 2);
+                __builtin_prefetch(at + n, 0, 3);
+            }
+#pragma GCC unroll 8
+            for (int r = 0; r < R; r++) {
+                const Chunk &row = rows[(r * D + d) / STEP];
+                s[e * ROWS + r] = plus_product(s[e * ROWS + r], row, x);
+                s[(e + 1) * ROWS + r] = plus_product(s[(e + 1) * ROWS + r], row, y);
+            }
+        }
+    }
+    return sums(s);
+}
+
+}  // namespace
