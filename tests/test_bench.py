@@ -29,6 +29,7 @@ from madakv.bench.timing import speedup, take_turns
 from madakv.cli.app import app
 from madakv.errors import ConfigurationError
 from madakv.methods import from_text
+from madakv.native import build, linear
 from tests import tolerance
 
 CPU = torch.device("cpu")
@@ -427,6 +428,24 @@ def test_a_rival_that_differs_from_the_full_cache_is_refused(monkeypatch: pytest
     monkeypatch.setattr("madakv.bench.decode.contenders", lambda *a, **o: ([baseline(), forgetful], []))
     result = run("decode", "--shape", "tiny", "--context", "40", "--repeats", "1", "--tokens", "1", "--json")
     assert "DynamicCache's output" in json.loads(result.stdout)["rows"][1]["refused"]
+
+
+def test_wrong_products_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = build.kernels()
+    if kernels is None:
+        pytest.skip("needs a C++ compiler")
+
+    def short(x: int, weight: int, bias: int | None, R: int, N: int, K: int, *rest: int) -> None:
+        kernels.linear(x, weight, bias, R, N, K - 32, *rest)
+
+    options = ["--context", "40", "--repeats", "1", "--tokens", "1", "--budgets", "0.5", "--no-rivals", "--json"]
+    refused = []
+    for products in (kernels.linear, short):
+        monkeypatch.setattr(linear, "kernels", lambda p=products: kernels._replace(linear=p))
+        result = run("decode", "--shape", "tiny", "--dtype", "bf16", *options)
+        refused.append(json.loads(result.stdout)["rows"][1]["refused"])
+    assert refused[0] is None
+    assert "products in fp64" in refused[1]
 
 
 def test_methods_that_draft_are_refused() -> None:

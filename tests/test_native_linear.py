@@ -43,9 +43,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("K", "N"), [(32, 1), (96, 37), (4096, 64), (11008, 5)])
 @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (3, 1), (1, 4), (5,), (6, 1), (7, 1), (2, 4)])
-def test_it_is_the_product_rounded_once(
-    shape: tuple[int, ...], K: int, N: int, bias: bool, calls: list[int]
-) -> None:
+def test_it_is_the_product_rounded_once(shape: tuple[int, ...], K: int, N: int, bias: bool, calls: list[int]) -> None:
     module = layer(K, N, bias)
     x = torch.randn(*shape, K).to(BF16)
     with native_linears(module):

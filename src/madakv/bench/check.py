@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from madakv.attention import ragged_attention_reference
 from madakv.cache import Tail
 from madakv.hf.cache import RaggedCache, RaggedLayer
+from madakv.native import native_linears
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Relative RMS error that each dtype's rounding allows, as in the tests."""
@@ -54,3 +55,20 @@ def _layer_error(layer: RaggedLayer, query_heads: int) -> float:
     tail.append(keys.cpu()[rows], values.cpu()[rows], 0)
     want = ragged_attention_reference(query.cpu()[rows], entries.to("cpu").select_rows(rows), tail, scaling=D**-0.5)
     return relative_rms(got.cpu()[rows], want)
+
+
+@torch.no_grad()
+def products_error(model: nn.Module) -> float:
+    """The largest relative RMS error of the first and the last linear layer that a kernel of madakv's own serves.
+
+    A random row goes through the layer as it is inside `madakv.evict`, and is multiplied in fp64. 0.0 where PyTorch
+    multiplies.
+    """
+    errors = [0.0]
+    with native_linears(model):
+        served = [layer for layer in model.modules() if type(layer) is nn.Linear and "forward" in layer.__dict__]
+        for layer in {*served[:1], *served[-1:]}:
+            row = torch.randn(1, layer.in_features).to(layer.weight.dtype)
+            want = nn.functional.linear(row.double(), layer.weight.double())
+            errors.append(relative_rms(layer(row), want if layer.bias is None else want + layer.bias.double()))
+    return max(errors)

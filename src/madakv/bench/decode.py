@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from madakv.bench.check import TOLERANCE, attention_error, refusal, relative_rms
+from madakv.bench.check import TOLERANCE, attention_error, products_error, refusal, relative_rms
 from madakv.bench.contenders import BASELINE, Contender, Read, contenders, live_bytes
 from madakv.bench.decoding import Decoding
 from madakv.bench.prompt import Prompt
@@ -90,6 +90,9 @@ def check(
     if isinstance(cache, RaggedCache):
         error = attention_error(cache, subject.cost.query_heads)
         refused = refusal(error, tolerance, "the attention reference")
+        if refused is None:
+            products = products_error(subject.model.get_decoder())
+            error, refused = max(error, products), refusal(products, tolerance, "products in fp64")
         if refused is not None:
             return error, refused
     if contender.exact:
