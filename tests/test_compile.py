@@ -106,6 +106,16 @@ def test_steps_are_compiled_once_and_answer_as_before(kind: str) -> None:
     assert graphs.runs == len(some) * 3 * CAPTURED
 
 
+def test_bfloat16_steps_are_compiled_whole() -> None:
+    """Products by a kernel of our own are for steps that run as they are."""
+    model, inputs = tiny.llava().to(torch.bfloat16), tiny.document()
+    inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
+    graphs = Graphs()
+    with madakv.evict(model, budget=0.5):
+        answer(model, inputs, **STATIC, compile_config=compiling(graphs))
+    assert (graphs.compiled, graphs.runs) == (1, CAPTURED)
+
+
 def test_steps_that_are_not_compiled_after_all_count_once() -> None:
     """Where torch.compile gives up, the model runs as it is, hooks and all."""
     model, inputs = tiny.llava(), tiny.document()

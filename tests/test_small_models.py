@@ -95,6 +95,30 @@ def test_processors_give_what_training_reads(name: str, monkeypatch: pytest.Monk
         assert architecture.sizes == SIZES
 
 
+@pytest.mark.parametrize("task", ["hunt-1000", "dense-2000"])
+def test_no_question_of_a_training_row_is_answered_by_another(task: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(TRAINING))
+    for module in ("architecture", "rows", "stages"):
+        sys.modules.pop(module, None)
+    from rows import document_item
+    from stages import MANY, SHAPES  # type: ignore[import-not-found]
+
+    shape = SHAPES[task]
+    asked = dict.fromkeys(MANY, 99)
+    item = document_item(np.random.default_rng(5), shape, asked, SIZES, "train", False)
+    keys: dict[str, list[str]] = {kind: [] for kind in MANY}
+    for (prompt, answered), kind in zip(item.asked, item.kinds, strict=True):
+        keys[kind].append(prompt[-1])
+        if kind == "twin":
+            keys["its other"] = [*keys.get("its other", []), answered[-1]]
+    owned = [item.document[item.document.index(key) + 1] for key in keys["owner"]]
+    assert len(keys["twin"]) == shape.twins
+    assert not set(keys["twin"]) & set(keys["its other"])
+    assert len(owned) == shape.owners
+    assert len(keys["show"]) == shape.named - shape.owners
+    assert not set(keys["show"]) & set(owned)
+
+
 def test_its_own_processor_reads_pictures_with_torchvision_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
