@@ -85,7 +85,7 @@ inline Floats sums(const Floats *s) {
            __builtin_shufflevector(t[0], t[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
 }
 
-// How many entries fill one vector with their products with R rows, each of which takes as many lanes as fit.
+// How many entries fill one vector with their products with R rows.
 constexpr int entries_at_once(int rows) { return rows > 4 ? 2 : rows > 2 ? 4 : rows > 1 ? 8 : 16; }
 
 // Products of R rows [R, D] with the next E of `left` entries [left, D]: entry e and row r in lane e * (16 / E) + r.
@@ -93,25 +93,28 @@ constexpr int entries_at_once(int rows) { return rows > 4 ? 2 : rows > 2 ? 4 : r
 template <int R>
 inline Floats products(const Chunk *rows, const uint16_t *first, int64_t left, int64_t D, int64_t far, int64_t near) {
     constexpr int E = entries_at_once(R), ROWS = LANES / E;
+    constexpr int ABREAST = R > 2 ? 2 : 1;  // entries that share a reading of the rows; memory prefers one
     Floats s[LANES] = {};
-#pragma GCC unroll 8
-    for (int e = 0; e < E; e += 2) {
-        const uint16_t *a = first + std::min<int64_t>(e, left - 1) * D;
-        const uint16_t *b = first + std::min<int64_t>(e + 1, left - 1) * D;
+#pragma GCC unroll 16
+    for (int e = 0; e < E; e += ABREAST) {
+        const uint16_t *at[ABREAST];
+        for (int i = 0; i < ABREAST; i++) at[i] = first + std::min<int64_t>(e + i, left - 1) * D;
         for (int64_t d = 0; d < D; d += STEP) {
-            const Chunk x = chunk(a + d), y = chunk(b + d);
-            // Two entries are read side by side: what comes after the end of one is already there.
-            const int64_t f = d + far < D ? far : far + D, n = d + near < D ? near : near + D;
-            for (const uint16_t *at : {a + d, b + d}) {
-                __builtin_prefetch(at + f, 0, 2);
-                __builtin_prefetch(at + n, 0, 3);
+            Chunk x[ABREAST];
+            // What comes behind the end of an entry is already being read, if there is one beside it.
+            const int64_t f = far + (d + far < D ? 0 : (ABREAST - 1) * D);
+            const int64_t n = near + (d + near < D ? 0 : (ABREAST - 1) * D);
+#pragma GCC unroll 2
+            for (int i = 0; i < ABREAST; i++) {
+                x[i] = chunk(at[i] + d);
+                __builtin_prefetch(at[i] + d + f, 0, 2);
+                __builtin_prefetch(at[i] + d + n, 0, 3);
             }
 #pragma GCC unroll 8
-            for (int r = 0; r < R; r++) {
-                const Chunk &row = rows[(r * D + d) / STEP];
-                s[e * ROWS + r] = plus_product(s[e * ROWS + r], row, x);
-                s[(e + 1) * ROWS + r] = plus_product(s[(e + 1) * ROWS + r], row, y);
-            }
+            for (int r = 0; r < R; r++)
+#pragma GCC unroll 2
+                for (int i = 0; i < ABREAST; i++)
+                    s[(e + i) * ROWS + r] = plus_product(s[(e + i) * ROWS + r], rows[(r * D + d) / STEP], x[i]);
         }
     }
     return sums(s);

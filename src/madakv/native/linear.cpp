@@ -2,6 +2,8 @@
 
 #include "arithmetic.h"
 
+#include <cstdint>
+#include <cstring>
 #include <vector>
 
 namespace {
@@ -35,8 +37,8 @@ void columns(const Chunk *rows, const uint16_t *weight, const uint16_t *bias, in
         }
 }
 
-constexpr void (*COLUMNS[])(const Chunk *, const uint16_t *, const uint16_t *, int64_t, int64_t, int64_t, uint16_t *) = {
-    columns<1>, columns<2>, columns<3>, columns<4>, columns<5>, columns<6>, columns<7>, columns<8>};
+constexpr decltype(&columns<1>) COLUMNS[] = {columns<1>, columns<2>, columns<3>, columns<4>,
+                                             columns<5>, columns<6>, columns<7>, columns<8>};
 
 }  // namespace
 
