@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -438,14 +439,23 @@ def test_wrong_products_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def short(x: int, weight: int, bias: int | None, R: int, N: int, K: int, *rest: int) -> None:
         kernels.linear(x, weight, bias, R, N, K - 32, *rest)
 
+    def one_row(x: int, weight: int, bias: int | None, _R: int, *rest: int) -> None:
+        kernels.linear(x, weight, bias, 1, *rest)
+
     options = ["--context", "40", "--repeats", "1", "--tokens", "1", "--budgets", "0.5", "--no-rivals", "--json"]
     refused = []
-    for products in (kernels.linear, short):
+    for products in (kernels.linear, short, one_row):
         monkeypatch.setattr(linear, "kernels", lambda p=products: kernels._replace(linear=p))
-        result = run("decode", "--shape", "tiny", "--dtype", "bf16", *options)
+        result = run("decode", "--shape", "tiny", "--dtype", "bf16", "--batch", "2", *options)
         refused.append(json.loads(result.stdout)["rows"][1]["refused"])
     assert refused[0] is None
     assert "products in fp64" in refused[1]
+    assert refused[2] is not None
+
+
+def test_a_result_that_is_not_a_number_is_the_largest_error() -> None:
+    assert check.largest([0.5, 0.1]) == 0.5
+    assert math.isnan(check.largest([0.0, float("nan"), 0.1]))
 
 
 def test_methods_that_draft_are_refused() -> None:

@@ -7,6 +7,10 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaForCausalLM
 
 import madakv
@@ -70,17 +74,43 @@ def test_what_is_not_a_number_stays_none_and_what_is_too_large_is_infinite(calls
     assert got[0, 2] == float("inf")
 
 
-@built
-@pytest.mark.parametrize("threads", [1, 2, 5])
-def test_it_is_the_same_with_any_number_of_threads(threads: int) -> None:
-    module, x = layer(256, 1000), torch.randn(2, 256).to(BF16)
+@pytest.fixture
+def threads() -> Iterator[None]:
     before = torch.get_num_threads()
-    with native_linears(module):
-        want = module(x)
-        torch.set_num_threads(threads)
-        got = module(x)
+    yield
     torch.set_num_threads(before)
-    assert torch.equal(got, want)
+
+
+@built
+@pytest.mark.usefixtures("threads")
+def test_it_is_the_same_with_any_number_of_threads() -> None:
+    module, x = layer(256, 1000), torch.randn(2, 256).to(BF16)
+    got = []
+    with native_linears(module):
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            got.append(module(x))
+    assert torch.equal(got[0], got[1])
+    assert torch.equal(got[0], got[2])
+
+
+@built
+def test_sums_are_rounded_to_the_nearest_and_of_two_to_the_even_one() -> None:
+    largest = torch.finfo(BF16).max
+    sums = {
+        (1.0, 2**-8): 1.0,
+        (1 + 2**-7, 2**-8): 1 + 2**-6,
+        (1.0, 2**-8 + 2**-15): 1 + 2**-7,
+        (-1.0, -(2**-8)): -1.0,
+        (largest, 2.0**118): largest,
+        (largest, 2.0**119): float("inf"),
+    }
+    module = layer(32, len(sums), bias=False)
+    module.weight.zero_()
+    module.weight[:, :2] = torch.tensor(list(sums))
+    with native_linears(module):
+        got = module(torch.ones(1, 32, dtype=BF16))
+    assert got[0].tolist() == list(sums.values())
 
 
 @built
@@ -102,9 +132,65 @@ def test_what_it_cannot_serve_is_left_to_pytorch(calls: list[int]) -> None:
         with torch.no_grad():
             module(x)
         assert calls == [4]
+
+
+@built
+@torch.no_grad()
+def test_weights_and_biases_that_come_later_are_looked_at(calls: list[int]) -> None:
+    x = torch.randn(2, 64).to(BF16)
+
+    def served(**others: nn.Parameter | None) -> bool:
+        module = layer(64, 8)
+        before = len(calls)
+        with native_linears(module):
+            for name, other in others.items():
+                setattr(module, name, other)
+            got = module(x)
+        assert torch.equal(got, nn.functional.linear(x, module.weight, module.bias)) or len(calls) > before
+        return len(calls) > before
+
+    assert served()
+    assert served(bias=None)
+    wide = nn.Parameter(torch.randn(64, 8).to(BF16))
+    assert not served(weight=nn.Parameter(wide.T))
+    assert not served(bias=nn.Parameter(torch.ones(1).to(BF16)))
+    assert not served(bias=nn.Parameter(torch.randn(2, 8).to(BF16)))
+    assert not served(bias=nn.Parameter(torch.randn(16).to(BF16)[::2]))
+    module = layer(64, 8)
+    with native_linears(module):
         module.float()
-        assert module(x.float()).dtype == torch.float32
-        assert calls == [4]
+        with pytest.raises(RuntimeError, match="dtype"):
+            module(x)
+    assert calls == [2, 2]
+
+
+@built
+def test_who_trains_the_bias_gets_its_gradient() -> None:
+    module = layer(64, 8)
+    module.bias.requires_grad_(True)
+    with native_linears(module):
+        module(torch.randn(1, 64).to(BF16)).sum().backward()
+    assert module.bias.grad is not None
+
+
+@built
+@torch.no_grad()
+def test_who_traces_or_transforms_sees_the_product(calls: list[int]) -> None:
+    module, x = layer(64, 8), torch.randn(1, 64).to(BF16)
+    want = nn.functional.linear(x, module.weight, module.bias)
+    with native_linears(module):
+        traced = make_fx(module)(x)
+        assert_same(torch.vmap(module)(x), want, TOLERANCE[BF16])
+        with FlopCounterMode(display=False) as counted:
+            module(x)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            assert module(x).shape == (1, 8)
+        with forward_ad.dual_level():
+            out = module(forward_ad.make_dual(x, torch.ones_like(x)))
+            assert forward_ad.unpack_dual(out).tangent is not None
+    assert not calls
+    assert torch.equal(traced(x), want)
+    assert counted.get_total_flops() == 2 * 64 * 8
 
 
 class Other(nn.Linear):
@@ -125,6 +211,31 @@ def test_other_layers_and_layers_with_a_forward_of_their_own_stay_as_they_are() 
 
 
 @built
+def test_a_forward_that_comes_later_stays(calls: list[int]) -> None:
+    module = layer(32, 4)
+    with native_linears(module):
+        module.__dict__["forward"] = own = nn.Identity()
+    assert module.__dict__["forward"] is own
+    assert not calls
+
+
+@built
+def test_whoever_has_replaced_the_product_keeps_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = layer(32, 4)
+    monkeypatch.setattr(nn.Linear, "forward", lambda _self, x: x)
+    with native_linears(module):
+        assert "forward" not in module.__dict__
+
+
+def test_layers_without_a_matrix_of_weights_are_no_obstacle() -> None:
+    model = nn.ModuleList([layer(32, 4), layer(32, 4)])
+    del model[0].weight
+    model[1].weight = nn.Parameter(torch.empty(0, dtype=BF16))
+    with native_linears(model):
+        assert not any("forward" in module.__dict__ for module in model)
+
+
+@built
 def test_layers_are_restored_after_an_exception() -> None:
     module = layer(32, 4)
     with pytest.raises(ValueError, match="outside"), native_linears(module):
@@ -132,16 +243,8 @@ def test_layers_are_restored_after_an_exception() -> None:
     assert "forward" not in module.__dict__
 
 
-@pytest.fixture
-def chosen_anew() -> Iterator[None]:
-    backend.chosen.cache_clear()
-    yield
-    backend.chosen.cache_clear()
-
-
 @built
-@pytest.mark.usefixtures("chosen_anew")
-@pytest.mark.parametrize(("name", "serves"), [("torch", False), ("native", True), ("auto", True)])
+@pytest.mark.parametrize(("name", "serves"), [("torch", False), ("flash", False), ("native", True), ("auto", True)])
 def test_the_backend_decides(name: str, serves: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(backend.VARIABLE, name)
     module = layer(32, 4)

@@ -50,7 +50,7 @@ ROPE: dict[str, Any] = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 2048,
 }
-"""Llama 3.1's: over 4,096 positions one of a head's 16 rotations turned by less than a radian, and now four do."""
+"""Llama 3.1's: over 4,096 positions one of a head's 16 rotations turned by less than a radian, and now three do."""
 # Pixels are 0 to 255 in the documents and -1 to 1 in the vision tower.
 PIXEL_MEAN = PIXEL_STD = 0.5
 
@@ -145,7 +145,7 @@ def _llava() -> LlavaForConditionalGeneration:
     )
     config = LlavaConfig(
         vision_config=vision,
-        text_config=LlamaConfig(**_TEXT, num_key_value_heads=HEADS, rope_parameters=ROPE),
+        text_config=LlamaConfig(**_TEXT, num_key_value_heads=HEADS, rope_parameters={**ROPE}),
         image_token_index=VOCABULARY[IMAGE_MARK],
         image_seq_length=(SIZE // CELL) ** 2,
         vision_feature_layer=-1,

@@ -359,6 +359,6 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
         replace(ALBUMS, steps=1000, decay=560),
         replace(LONG, steps=500, decay=320),
         replace(SEARCH, steps=330, decay=220),
-        replace(HUNT, steps=880, decay=520),
+        replace(HUNT, steps=800, decay=440),
     ),
 }

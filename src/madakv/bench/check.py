@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +15,7 @@ from madakv.native import native_linears
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Relative RMS error that each dtype's rounding allows, as in the tests."""
+_COLUMNS = 1000
 
 
 def relative_rms(got: Tensor, want: Tensor) -> float:
@@ -39,7 +43,7 @@ def attention_error(cache: RaggedCache, query_heads: int) -> float:
         query_heads: of the model.
     """
     layers = cache.ragged_layers
-    return max(_layer_error(layer, query_heads) for layer in {layers[0], layers[-1]})
+    return largest(_layer_error(layer, query_heads) for layer in {layers[0], layers[-1]})
 
 
 def _layer_error(layer: RaggedLayer, query_heads: int) -> float:
@@ -58,17 +62,26 @@ def _layer_error(layer: RaggedLayer, query_heads: int) -> float:
 
 
 @torch.no_grad()
-def products_error(model: nn.Module) -> float:
-    """The largest relative RMS error of the first and the last linear layer that a kernel of madakv's own serves.
+def products_error(model: Any, rows: int) -> float:
+    """The largest relative RMS error of the decoder's first and last linear layer, and of the head.
 
-    A random row goes through the layer as it is inside `madakv.evict`, and is multiplied in fp64. 0.0 where PyTorch
-    multiplies.
+    Random rows go through the layers as they do inside `madakv.evict`, and are multiplied in fp64, for a thousand
+    columns each. Only layers that a kernel of madakv's own serves; 0.0 where PyTorch multiplies.
     """
     errors = [0.0]
     with native_linears(model):
-        served = [layer for layer in model.modules() if type(layer) is nn.Linear and "forward" in layer.__dict__]
-        for layer in {*served[:1], *served[-1:]}:
-            row = torch.randn(1, layer.in_features).to(layer.weight.dtype)
-            want = nn.functional.linear(row.double(), layer.weight.double())
-            errors.append(relative_rms(layer(row), want if layer.bias is None else want + layer.bias.double()))
-    return max(errors)
+        linears = [layer for layer in model.get_decoder().modules() if type(layer) is nn.Linear]
+        for layer in {*linears[:1], *linears[-1:], model.get_output_embeddings()}:
+            if layer is None or "forward" not in layer.__dict__:
+                continue
+            x = torch.randn(rows, layer.in_features).to(layer.weight.dtype)
+            columns = torch.linspace(0, layer.out_features - 1, min(layer.out_features, _COLUMNS)).long()
+            want = x.double() @ layer.weight[columns].double().T
+            want += 0 if layer.bias is None else layer.bias[columns].double()
+            errors.append(relative_rms(layer(x)[:, columns], want))
+    return largest(errors)
+
+
+def largest(errors: Iterable[float]) -> float:
+    """The largest error; NaN if one is."""
+    return float(torch.tensor(list(errors)).max())

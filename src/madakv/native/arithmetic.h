@@ -33,7 +33,8 @@ inline Widened widened(const uint16_t *at) {
 
 inline int place(int d) { return d / 32 * 32 + d % 2 * LANES + d % 32 / 2; }
 
-// 32 numbers of a query or a key. Products of bfloat16 are exact in fp32, and summed up in it.
+// 32 numbers of a row or an entry. Products of bfloat16 are exact in fp32, and summed up in it; dot instructions take
+// numbers below 1e-38 for 0.
 #ifdef __AVX512BF16__
 struct Chunk {
     __m512bh x;

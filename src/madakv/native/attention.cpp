@@ -50,7 +50,6 @@ void attend(const Chunk *query, const Part &part, int dim, float scaling, float 
             for (int r = 0; r < R; r++) logits[r][t + e] = logit[e * (LANES / E) + r];
     }
     for (int64_t i = 0; i < int64_t(std::min(n, FAR)) * D; i += 32) __builtin_prefetch(part.values + i, 0, 2);
-    float share[R];
     for (int r = 0; r < R; r++) {
         for (int i = n; i % LANES; i++) logits[r][i] = -INFINITY;
         Floats *row = (Floats *)logits[r];
@@ -61,7 +60,7 @@ void attend(const Chunk *query, const Part &part, int dim, float scaling, float 
         for (int i = 0; i * LANES < n; i++) all += row[i] = exponential(row[i] - top);
         for (int i = 0; i < LANES; i++) den += all[i];
         lse[r] = top + std::log(den);
-        share[r] = 1 / den;
+        for (int i = 0; i * LANES < n; i++) row[i] *= 1 / den;
     }
     for (int begin = 0; begin < n; begin += BLOCK) {
         const int end = std::min(n, begin + BLOCK);
@@ -84,8 +83,6 @@ void attend(const Chunk *query, const Part &part, int dim, float scaling, float 
             for (int r = 0; r < R; r++) std::memcpy(out + r * D + d, s[r], sizeof s[r]);
         }
     }
-    for (int r = 0; r < R; r++)
-        for (int d = 0; d < D; d++) out[r * D + d] *= share[r];
 }
 
 template <int DIM>

@@ -9,6 +9,7 @@ from madakv.attention.backend import chosen
 from madakv.attention.partial import Partial
 from madakv.cache import RaggedEntries, Tail
 from madakv.native.build import kernels
+from madakv.native.plain import is_plain_call
 
 _DIM_STEP = 32
 _MOST_DIM = 512
@@ -27,7 +28,7 @@ def native_partial(rows: Tensor, entries: RaggedEntries, tail: Tail | None, scal
 
     Returns:
         out [B, H, R, D] and lse [B, H, R]; None where PyTorch's operations have to do it: devices other than a CPU,
-        dtypes other than bfloat16, many rows, gradients, traced calls, no compiler, or another backend.
+        dtypes but bfloat16, many rows, gradients, traced or transformed calls, no compiler, or another backend.
     """
     B, H, R, D = rows.shape
     tail_keys, tail_values = (entries.keys, entries.values) if tail is None else tail.buffers
@@ -35,7 +36,7 @@ def native_partial(rows: Tensor, entries: RaggedEntries, tail: Tail | None, scal
     if (
         type(rows) is not Tensor
         or rows.device.type != "cpu"
-        or torch.compiler.is_compiling()
+        or not is_plain_call()
         or (torch.is_grad_enabled() and rows.requires_grad)
         or not entries.counts.is_contiguous()
         or D % _DIM_STEP
