@@ -72,7 +72,7 @@ results-%:
 		--out results/$*/choices
 	$(RUN) eval --model $* --suite long --methods full,snapkv,mixkv,madakv,madakv:echo=256,madakv:draft=8 \
 		--budgets 0.2,0.05 --samples 12 --out results/$*/lengths
-	for tokens in 1024 4096; do $(RUN) eval --model $* --suite long-$$tokens --methods full --samples 24 \
+	for tokens in 1024 4096; do $(RUN) eval --model $* --suite long-$$tokens --methods full --samples 60 \
 		--out results/$*/full-$$tokens; done
 	$(BIN)/madakv distance --model $* --suite long-512 --methods $(subst full$(comma),,$(PUBLISHED)),madakv:$(EVEN),madakv:draft=8 \
 		--budgets 0.2 --samples 3 --out results/$*/distance
