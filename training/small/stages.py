@@ -360,5 +360,14 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
         replace(LONG, steps=500, decay=320),
         replace(SEARCH, steps=330, decay=220),
         replace(HUNT, steps=800, decay=440),
+        Stage(
+            "pictures once more",
+            220,
+            {"caption": 0.5, "500": 0.12, "dense-1000": 0.12, "lists": 0.08, "hunt-1000": 0.08, "hunt-4000": 0.1},
+            lr=5e-4,
+            warmup=20,
+            decay=180,
+            hints=True,
+        ),
     ),
 }
