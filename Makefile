@@ -72,8 +72,8 @@ results-%:
 		--out results/$*/choices
 	$(RUN) eval --model $* --suite long --methods full,snapkv,mixkv,madakv,madakv:echo=256,madakv:draft=8 \
 		--budgets 0.2,0.05 --samples 12 --out results/$*/lengths
-	for tokens in 1024 4096; do $(RUN) eval --model $* --suite long-$$tokens --methods full --samples 60 \
-		--out results/$*/full-$$tokens; done
+	$(RUN) eval --model $* --suite long-1024 --methods full --samples 200 --out results/$*/full-1024
+	$(RUN) eval --model $* --suite long-4096 --methods full --samples 60 --out results/$*/full-4096
 	$(BIN)/madakv distance --model $* --suite long-512 --methods $(subst full$(comma),,$(PUBLISHED)),madakv:$(EVEN),madakv:draft=8 \
 		--budgets 0.2 --samples 3 --out results/$*/distance
 
