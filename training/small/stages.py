@@ -202,7 +202,7 @@ HUNT = Stage(
     decay=850,
     hints=True,
 )
-"""What both models end with, with positions that turn more slowly (`ROPE` in architecture.py) and a new optimizer."""
+"""The last long stage of both: positions that turn more slowly (`ROPE` in architecture.py), and a new optimizer."""
 
 STAGES: Mapping[str, tuple[Stage, ...]] = {
     "small-llava": (
