@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -108,7 +109,7 @@ def test_steps_are_compiled_once_and_answer_as_before(kind: str) -> None:
 
 def test_bfloat16_steps_are_compiled_whole() -> None:
     """Products by a kernel of our own are for steps that run as they are."""
-    model, inputs = tiny.llava().to(torch.bfloat16), tiny.document()
+    model, inputs = deepcopy(tiny.llava()).to(torch.bfloat16), tiny.document()
     inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
     graphs = Graphs()
     with madakv.evict(model, budget=0.5):
