@@ -17,7 +17,7 @@ from madakv.native.plain import is_plain_call
 
 _STEP = 32
 _MOST_ROWS = 8
-"""Of more rows PyTorch's products are as fast: weights are multiplied more often than they are read."""
+"""Their sums fill the registers; for more rows the weights would be read twice."""
 _STOCK = (nn.Linear.forward, F.linear)
 """What the kernel stands in for; whoever has put something else there wants that."""
 
