@@ -37,13 +37,6 @@ def test_matches_the_reference(lengths: list[list[int]], R: int, D: int, tail: i
     assert_same(part.out.flatten(1, 2)[:, :, None], want)
 
 
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
-
-
 @built
 @pytest.mark.usefixtures("threads")
 @pytest.mark.parametrize("count", [1, 2, 5])

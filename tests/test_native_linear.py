@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -72,13 +70,6 @@ def test_what_is_not_a_number_stays_none_and_what_is_too_large_is_infinite(calls
     assert got[0, 0] == 32
     assert got[0, 1].isnan()
     assert got[0, 2] == float("inf")
-
-
-@pytest.fixture
-def threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
 
 
 @built

@@ -21,6 +21,7 @@ from madakv.bench.subject import Subject
 from madakv.bench.synthetic import synthetic_views
 from madakv.bench.timing import against_floor, speedup, take_turns
 from madakv.hf.cache import RaggedCache
+from madakv.native.linear import MOST_ROWS
 from madakv.run import Kept
 from madakv.scoring import LayerView
 
@@ -91,7 +92,7 @@ def check(
         error = attention_error(cache, subject.cost.query_heads)
         refused = refusal(error, tolerance, "the attention reference")
         if refused is None:
-            products = products_error(subject.model, min(output.shape[0], 8))
+            products = products_error(subject.model, min(output.shape[0], MOST_ROWS))
             error, refused = largest([error, products]), refusal(products, tolerance, "products in fp64")
         if refused is not None:
             return error, refused

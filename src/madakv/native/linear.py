@@ -16,7 +16,7 @@ from madakv.native.build import kernels
 from madakv.native.plain import is_plain_call
 
 _STEP = 32
-_MOST_ROWS = 8
+MOST_ROWS = 8
 """Their sums fill the registers; for more rows the weights would be read twice."""
 _STOCK = (nn.Linear.forward, F.linear)
 """What the kernel stands in for; whoever has put something else there wants that."""
@@ -78,7 +78,7 @@ def _linear(layer: nn.Linear, input: Tensor) -> Tensor:
         or input.dtype != torch.bfloat16
         or input.device.type != "cpu"
         or input.shape[-1] != weight.shape[1]
-        or not 0 < input.numel() <= _MOST_ROWS * weight.shape[1]
+        or not 0 < input.numel() <= MOST_ROWS * weight.shape[1]
         or not input.is_contiguous()
         or (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (input, weight, bias)))
         or torch.is_autocast_enabled("cpu")
