@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import platform
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+from madakv.native import build
 
 if not torch.cuda.is_available():
     # Read once, when triton is first imported; transformers does that.
@@ -33,3 +36,14 @@ def threads() -> Iterator[None]:
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=[(), ("-mno-avx512bf16",), ("-march=haswell",)], ids=["own", "no dot instructions", "AVX2"])
+def exact(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
+    """The CPU kernels as other processors build them; whether they are sure to hold all weights of values in fp32."""
+    if request.param and platform.machine() != "x86_64":
+        pytest.skip("builds for an x86-64 processor")
+    monkeypatch.setattr(build, "_FLAGS", (*build._FLAGS, *request.param))
+    build.kernels.cache_clear()
+    yield bool(request.param)
+    build.kernels.cache_clear()

@@ -16,6 +16,9 @@ from tests.tolerance import TOLERANCE, assert_same
 
 BF16 = torch.bfloat16
 
+ROUNDED = 3e-3
+"""What rounding the weights of values to bfloat16 allows: half a unit in the last of 8 places at most."""
+
 built = pytest.mark.skipif(build.kernels() is None, reason="needs a C++ compiler")
 
 
@@ -23,18 +26,26 @@ def make(lengths: list[list[int]], D: int, tail: int) -> tuple[RaggedEntries, Ta
     return make_entries(lengths, D, dtype=BF16), make_tail(2, 2, tail, D, dtype=BF16)
 
 
+def by_head(entries: RaggedEntries) -> tuple[torch.Tensor, ...]:
+    """The keys of every row and head."""
+    return entries.keys.split(list(entries.lengths))
+
+
 @built
 @pytest.mark.parametrize("lengths", [*LENGTHS.values(), [[2100, 17], [0, 1025]]], ids=[*LENGTHS, "many parts"])
 @pytest.mark.parametrize(
     ("R", "D", "tail"), [(1, 128, 1), (2, 64, 40), (3, 32, 3), (7, 128, 5), (8, 96, 2), (13, 512, 1)]
 )
-def test_matches_the_reference(lengths: list[list[int]], R: int, D: int, tail: int) -> None:
+def test_matches_the_reference(lengths: list[list[int]], R: int, D: int, tail: int, exact: bool) -> None:
     entries, new = make(lengths, D, tail)
     rows = torch.randn(2, 2, R, D).to(BF16)
     part = native_partial(rows, entries, new, 0.1)
     assert part is not None
     want = ragged_attention_reference(rows.flatten(1, 2)[:, :, None], entries, new, scaling=0.1)
-    assert_same(part.out.flatten(1, 2)[:, :, None], want)
+    assert_same(part.out.flatten(1, 2)[:, :, None], want, 1e-5 if exact or R <= 2 else ROUNDED)
+    keys = [torch.cat(own).double() for own in zip(by_head(entries), new.keys.flatten(0, 1), strict=True)]
+    logits = [0.1 * own.double() @ key.T for own, key in zip(rows.flatten(0, 1), keys, strict=True)]
+    assert_same(part.lse.flatten(0, 1), torch.stack([own.logsumexp(-1) for own in logits]), 1e-6)
 
 
 @built
@@ -48,7 +59,7 @@ def test_it_is_right_with_any_number_of_threads(count: int) -> None:
     for _ in range(5):
         part = native_partial(rows, entries, tail, 0.1)
         assert part is not None
-        assert_same(part.out.flatten(1, 2)[:, :, None], want)
+        assert_same(part.out.flatten(1, 2)[:, :, None], want, ROUNDED)
 
 
 @built

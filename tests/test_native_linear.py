@@ -42,6 +42,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @built
+@pytest.mark.usefixtures("exact")
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize(("K", "N"), [(32, 1), (96, 37), (4096, 64), (11008, 5)])
 @pytest.mark.parametrize("shape", [(1, 1), (2, 1), (3, 1), (1, 4), (5,), (6, 1), (7, 1), (2, 4)])

@@ -1,10 +1,11 @@
-// Sixteen numbers at a time: the arithmetic that both kernels are made of.
+// A vector of numbers at a time: the arithmetic that both kernels are made of.
 
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #ifdef __AVX512BF16__
 #include <immintrin.h>
@@ -12,7 +13,11 @@
 
 namespace {
 
+#ifdef __AVX512F__
 constexpr int LANES = 16;
+#else
+constexpr int LANES = 8;
+#endif
 constexpr int STEP = 2 * LANES;  // bfloat16 that are read at a time
 constexpr int MOST_ROWS = 8;     // query rows that share one reading: their sums fill the registers
 
@@ -20,31 +25,41 @@ typedef float Floats __attribute__((vector_size(4 * LANES), may_alias));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 
-// 32 bfloat16, widened: those of even index, then those of odd index.
+inline Words words(const uint16_t *at) {
+    Words pairs;
+    std::memcpy(&pairs, at, sizeof pairs);
+    return pairs;
+}
+
+// `STEP` bfloat16, widened: those of even index, then those of odd index.
 struct Widened {
     Floats halves[2];
 };
 
 inline Widened widened(const uint16_t *at) {
-    Words pairs;
-    std::memcpy(&pairs, at, sizeof pairs);
+    const Words pairs = words(at);
     return {(Floats)(pairs << 16), (Floats)(pairs & 0xffff0000u)};
 }
 
-inline int place(int d) { return d / 32 * 32 + d % 2 * LANES + d % 32 / 2; }
+inline int place(int d) { return d / STEP * STEP + d % 2 * LANES + d % STEP / 2; }
 
-// 32 numbers of a row or an entry. Products of bfloat16 are exact in fp32, and summed up in it; dot instructions take
-// numbers below 1e-38 for 0.
+inline Floats larger(Floats a, Floats b) { return b > a ? b : a; }
+
+// Lane i of what lane i + by was, all round.
+inline Floats turned(Floats x, int by) {
+    Ints from;
+    for (int i = 0; i < LANES; i++) from[i] = (i + by) % LANES;
+    return __builtin_shuffle(x, from);
+}
+
+// `STEP` numbers of a row or an entry. Products of bfloat16 are exact in fp32, and summed up in it; dot instructions
+// take numbers below 1e-38 for 0.
 #ifdef __AVX512BF16__
 struct Chunk {
     __m512bh x;
 };
 
-inline Chunk chunk(const uint16_t *at) {
-    Chunk c;
-    std::memcpy(&c, at, sizeof c);
-    return c;
-}
+inline Chunk chunk(const uint16_t *at) { return {(__m512bh)words(at)}; }
 
 inline Floats plus_product(Floats sum, const Chunk &query, const Chunk &key) {
     return (Floats)_mm512_dpbf16_ps((__m512)sum, query.x, key.x);
@@ -61,7 +76,9 @@ inline Floats plus_product(Floats sum, const Chunk &query, const Chunk &key) {
 }
 #endif
 
-// Sums over the lanes of 16 vectors, as one vector: each fold halves the vectors and adds their halves.
+// Sums over the lanes of as many vectors as one has lanes, as one vector: each fold halves the vectors and adds their
+// halves.
+#ifdef __AVX512F__
 inline Floats sums(const Floats *s) {
     Floats t[8];
 #pragma GCC unroll 8
@@ -85,16 +102,29 @@ inline Floats sums(const Floats *s) {
     return __builtin_shufflevector(t[0], t[1], 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30) +
            __builtin_shufflevector(t[0], t[1], 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
 }
+#else
+inline Floats sums(const Floats *s) {
+    const auto fold = [](Floats a, Floats b) {
+        return __builtin_shufflevector(a, b, 0, 2, 8, 10, 4, 6, 12, 14) +
+               __builtin_shufflevector(a, b, 1, 3, 9, 11, 5, 7, 13, 15);
+    };
+    const Floats a = fold(fold(s[0], s[1]), fold(s[2], s[3])), b = fold(fold(s[4], s[5]), fold(s[6], s[7]));
+    return __builtin_shufflevector(a, b, 0, 1, 2, 3, 8, 9, 10, 11) +
+           __builtin_shufflevector(a, b, 4, 5, 6, 7, 12, 13, 14, 15);
+}
+#endif
 
-// How many entries fill one vector with their products with R rows.
-constexpr int entries_at_once(int rows) { return rows > 4 ? 2 : rows > 2 ? 4 : rows > 1 ? 8 : 16; }
+// In how many lanes R rows lie beside each other, and how many entries fill one vector with their products with them.
+constexpr int lanes_of(int rows) { return rows > 4 ? 8 : rows > 2 ? 4 : rows; }
+constexpr int entries_at_once(int rows) { return LANES / lanes_of(rows); }
 
-// Products of R rows [R, D] with the next E of `left` entries [left, D]: entry e and row r in lane e * (16 / E) + r.
+// Products of R rows [R, D] with the next E of `left` entries [left, D]: entry e and row r in lane e * (LANES / E) + r.
 // What is `far` and `near` numbers ahead is fetched into the second and into the first cache.
 template <int R>
 inline Floats products(const Chunk *rows, const uint16_t *first, int64_t left, int64_t D, int64_t far, int64_t near) {
     constexpr int E = entries_at_once(R), ROWS = LANES / E;
-    constexpr int ABREAST = R > 2 ? 2 : 1;  // entries that share a reading of the rows; memory prefers one
+    // Entries that share a reading of the rows; memory prefers one.
+    constexpr int ABREAST = R > 2 && E > 1 ? 2 : 1;
     Floats s[LANES] = {};
 #pragma GCC unroll 16
     for (int e = 0; e < E; e += ABREAST) {
@@ -120,5 +150,67 @@ inline Floats products(const Chunk *rows, const uint16_t *first, int64_t left, i
     }
     return sums(s);
 }
+
+// Weights of entries, ROWS to an entry as `products` has them, and how values are multiplied with them: in fp32, entry
+// by entry.
+template <int ROWS>
+struct Singly {
+    static constexpr int ENTRIES = 1;
+    Floats *at;
+
+    // Replaces vector i; returns the weights as they are multiplied.
+    Floats put(int i, Floats weights) const { return at[i] = weights; }
+
+    float weight(int t, int r) const { return ((const float *)at)[t * ROWS + r]; }
+
+    static Widened values(const uint16_t *first, const uint16_t *) { return widened(first); }
+
+    static Floats plus(Floats sum, float weight, Floats values) { return sum + weight * values; }
+};
+
+// The same rounded to bfloat16, two entries at a time.
+#ifdef __AVX512BF16__
+template <int ROWS>
+struct InPairs {
+    static constexpr int ENTRIES = 2;
+    Floats *at;
+
+    struct Values {
+        __m512bh halves[2];
+    };
+
+    Floats put(int i, Floats weights) const {
+        typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+        const Halves x = (Halves)_mm512_cvtneps_pbh((__m512)weights);
+        Halves from;  // those of two entries for one row side by side
+        for (int j = 0; j < LANES; j++) from[j] = j / (2 * ROWS) * 2 * ROWS + j % 2 * ROWS + j % (2 * ROWS) / 2;
+        const Halves pairs = __builtin_shuffle(x, from);
+        std::memcpy((char *)at + i * sizeof pairs, &pairs, sizeof pairs);
+        return (Floats)((Words)_mm512_cvtepu16_epi32((__m256i)x) << 16);
+    }
+
+    __m512bh weight(int t, int r) const {
+        uint32_t pair;
+        std::memcpy(&pair, (const char *)at + (t / 2 * ROWS + r) * sizeof pair, sizeof pair);
+        return (__m512bh)((Words){} + pair);
+    }
+
+    static Values values(const uint16_t *first, const uint16_t *second) {
+        const Words a = words(first), b = words(second);
+        return {{(__m512bh)((a & 0xffffu) | (b << 16)), (__m512bh)((a >> 16) | (b & 0xffff0000u))}};
+    }
+
+    static Floats plus(Floats sum, __m512bh weights, __m512bh values) {
+        return (Floats)_mm512_dpbf16_ps((__m512)sum, weights, values);
+    }
+};
+
+// Few rows are multiplied faster than memory is read.
+template <int R>
+using Weights = std::conditional_t<(R > 2), InPairs<lanes_of(R)>, Singly<lanes_of(R)>>;
+#else
+template <int R>
+using Weights = Singly<lanes_of(R)>;
+#endif
 
 }  // namespace

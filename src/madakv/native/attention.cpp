@@ -15,8 +15,7 @@ namespace {
 constexpr int MOST_DIM = 512;
 constexpr int LEAST_CHUNK = 128, CHUNK = 1024;  // entries of a part, at most; its logits lie in the first cache
 constexpr int PARTS_PER_THREAD = 8;
-constexpr int BLOCK = 16;                        // entries whose values are read in one go for all of D
-constexpr int FAR = 32, NEAR = 6;                // entries ahead that are fetched
+constexpr int FAR = 32, NEAR = 12;  // entries ahead that are fetched
 
 struct Part {
     int owner, entries;
@@ -39,28 +38,30 @@ inline Floats exponential(Floats x) {
 template <int R, int DIM>
 void attend(const Chunk *query, const Part &part, int dim, float scaling, float *out, float *lse) {
     const int D = DIM ? DIM : dim;
-    constexpr int E = entries_at_once(R);
-    const int n = part.entries;
-    alignas(64) float logits[R][CHUNK + LANES];  // more than CHUNK: rows a power of two apart would share cache sets
-    for (int t = 0; t < n; t += E) {
-        const Floats logit = scaling * products<R>(query, part.keys + int64_t(t) * D, n - t, D, FAR * D, NEAR * D);
-#pragma GCC unroll 16
-        for (int e = 0; e < E; e++)
-#pragma GCC unroll 8
-            for (int r = 0; r < R; r++) logits[r][t + e] = logit[e * (LANES / E) + r];
+    constexpr int E = entries_at_once(R), ROWS = LANES / E;
+    constexpr int TOGETHER = Weights<R>::ENTRIES;
+    // Entries whose values are read for all of D: fewer lie more in order, more save moving the sums of many rows.
+    constexpr int BLOCK = R > 4 ? 16 : 4;
+    const int n = part.entries, vectors = (n + E - 1) / E;
+    Floats logits[CHUNK / E];
+    for (int i = 0; i < vectors; i++) {
+        const int64_t t = int64_t(i) * E;
+        logits[i] = scaling * products<R>(query, part.keys + t * D, n - t, D, FAR * D, NEAR * D);
     }
+    for (int i = n % E * ROWS; i % LANES; i++) logits[vectors - 1][i] = -INFINITY;
     for (int64_t i = 0; i < int64_t(std::min(n, FAR)) * D; i += 32) __builtin_prefetch(part.values + i, 0, 2);
-    for (int r = 0; r < R; r++) {
-        for (int i = n; i % LANES; i++) logits[r][i] = -INFINITY;
-        Floats *row = (Floats *)logits[r];
-        Floats most = row[0], all = {};
-        for (int i = 1; i * LANES < n; i++) most = row[i] > most ? row[i] : most;
-        float top = most[0], den = 0;
-        for (int i = 1; i < LANES; i++) top = std::max(top, most[i]);
-        for (int i = 0; i * LANES < n; i++) all += row[i] = exponential(row[i] - top);
-        for (int i = 0; i < LANES; i++) den += all[i];
-        lse[r] = top + std::log(den);
-        for (int i = 0; i * LANES < n; i++) row[i] *= 1 / den;
+    Floats top = logits[0], all = {}, used = {};
+    for (int i = 1; i < vectors; i++) top = larger(top, logits[i]);
+    for (int i = ROWS; i < LANES; i *= 2) top = larger(top, turned(top, i));
+    const Weights<R> weights{logits};
+    for (int i = 0; i < vectors; i++) {
+        const Floats exact = exponential(logits[i] - top);
+        all += exact;
+        used += weights.put(i, exact);
+    }
+    for (int i = ROWS; i < LANES; i *= 2) {
+        all += turned(all, i);
+        used += turned(used, i);
     }
     for (int begin = 0; begin < n; begin += BLOCK) {
         const int end = std::min(n, begin + BLOCK);
@@ -68,20 +69,30 @@ void attend(const Chunk *query, const Part &part, int dim, float scaling, float 
             Floats s[R][2];
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) std::memcpy(s[r], out + r * D + d, sizeof s[r]);
-            for (int t = begin; t < end; t++) {
+            for (int t = begin; t < end; t += TOGETHER) {
                 const uint16_t *at = part.values + int64_t(t) * D + d;
-                const Widened x = widened(at);
-                __builtin_prefetch(at + FAR * D, 0, 2);
-                __builtin_prefetch(at + NEAR * D, 0, 3);
+                // Beside an odd last entry stands itself, with a weight of 1e-38.
+                const auto x = weights.values(at, t + 1 < n ? at + D : at);
+#pragma GCC unroll 2
+                for (int i = 0; i < TOGETHER; i++) {
+                    __builtin_prefetch(at + (FAR + i) * D, 0, 2);
+                    __builtin_prefetch(at + (NEAR + i) * D, 0, 3);
+                }
 #pragma GCC unroll 8
                 for (int r = 0; r < R; r++) {
-                    s[r][0] += logits[r][t] * x.halves[0];
-                    s[r][1] += logits[r][t] * x.halves[1];
+                    const auto w = weights.weight(t, r);
+                    s[r][0] = weights.plus(s[r][0], w, x.halves[0]);
+                    s[r][1] = weights.plus(s[r][1], w, x.halves[1]);
                 }
             }
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++) std::memcpy(out + r * D + d, s[r], sizeof s[r]);
         }
+    }
+    for (int r = 0; r < R; r++) {
+        lse[r] = top[r] + std::log(all[r]);
+        const float share = 1 / used[r];
+        for (int d = 0; d < D; d++) out[r * D + d] *= share;
     }
 }
 
