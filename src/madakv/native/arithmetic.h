@@ -19,6 +19,7 @@ constexpr int LANES = 16;
 constexpr int LANES = 8;
 #endif
 constexpr int STEP = 2 * LANES;  // bfloat16 that are read at a time
+constexpr int LINE = 32;         // bfloat16 that are fetched at a time
 constexpr int MOST_ROWS = 8;     // query rows that share one reading: their sums fill the registers
 
 typedef float Floats __attribute__((vector_size(4 * LANES), may_alias));
@@ -53,7 +54,7 @@ inline Floats turned(Floats x, int by) {
 }
 
 // `STEP` numbers of a row or an entry. Products of bfloat16 are exact in fp32, and summed up in it; dot instructions
-// take numbers below 1e-38 for 0.
+// take numbers below 1e-38 for 0. Without them there is a second sum, so that one addition need not wait for the other.
 #ifdef __AVX512BF16__
 struct Chunk {
     __m512bh x;
@@ -61,18 +62,17 @@ struct Chunk {
 
 inline Chunk chunk(const uint16_t *at) { return {(__m512bh)words(at)}; }
 
-inline Floats plus_product(Floats sum, const Chunk &query, const Chunk &key) {
-    return (Floats)_mm512_dpbf16_ps((__m512)sum, query.x, key.x);
+inline void add_product(Floats &sum, Floats &, const Chunk &query, const Chunk &key) {
+    sum = (Floats)_mm512_dpbf16_ps((__m512)sum, query.x, key.x);
 }
 #else
 typedef Widened Chunk;
 
 inline Chunk chunk(const uint16_t *at) { return widened(at); }
 
-inline Floats plus_product(Floats sum, const Chunk &query, const Chunk &key) {
+inline void add_product(Floats &sum, Floats &second, const Chunk &query, const Chunk &key) {
     sum += query.halves[0] * key.halves[0];
-    sum += query.halves[1] * key.halves[1];
-    return sum;
+    second += query.halves[1] * key.halves[1];
 }
 #endif
 
@@ -125,9 +125,11 @@ inline Floats products(const Chunk *rows, const uint16_t *first, int64_t left, i
     constexpr int E = entries_at_once(R), ROWS = LANES / E;
     // Entries that share a reading of the rows; memory prefers one.
     constexpr int ABREAST = R > 2 && E > 1 ? 2 : 1;
+    constexpr bool APART = R <= 2;  // registers are left for second sums
     Floats s[LANES] = {};
 #pragma GCC unroll 16
     for (int e = 0; e < E; e += ABREAST) {
+        Floats second[ROWS] = {};
         const uint16_t *at[ABREAST];
         for (int i = 0; i < ABREAST; i++) at[i] = first + std::min<int64_t>(e + i, left - 1) * D;
         for (int64_t d = 0; d < D; d += STEP) {
@@ -138,15 +140,21 @@ inline Floats products(const Chunk *rows, const uint16_t *first, int64_t left, i
 #pragma GCC unroll 2
             for (int i = 0; i < ABREAST; i++) {
                 x[i] = chunk(at[i] + d);
-                __builtin_prefetch(at[i] + d + f, 0, 2);
-                __builtin_prefetch(at[i] + d + n, 0, 3);
+                if (STEP == LINE || d % LINE == 0) {
+                    __builtin_prefetch(at[i] + d + f, 0, 2);
+                    __builtin_prefetch(at[i] + d + n, 0, 3);
+                }
             }
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++)
 #pragma GCC unroll 2
-                for (int i = 0; i < ABREAST; i++)
-                    s[(e + i) * ROWS + r] = plus_product(s[(e + i) * ROWS + r], rows[(r * D + d) / STEP], x[i]);
+                for (int i = 0; i < ABREAST; i++) {
+                    Floats &sum = s[(e + i) * ROWS + r];
+                    add_product(sum, APART ? second[r] : sum, rows[(r * D + d) / STEP], x[i]);
+                }
         }
+        if (APART)
+            for (int r = 0; r < R; r++) s[e * ROWS + r] += second[r];
     }
     return sums(s);
 }

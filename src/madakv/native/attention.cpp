@@ -73,11 +73,12 @@ void attend(const Chunk *query, const Part &part, int dim, float scaling, float 
                 const uint16_t *at = part.values + int64_t(t) * D + d;
                 // Beside an odd last entry stands itself, with a weight of 1e-38.
                 const auto x = weights.values(at, t + 1 < n ? at + D : at);
+                if (STEP == LINE || d % LINE == 0)
 #pragma GCC unroll 2
-                for (int i = 0; i < TOGETHER; i++) {
-                    __builtin_prefetch(at + (FAR + i) * D, 0, 2);
-                    __builtin_prefetch(at + (NEAR + i) * D, 0, 3);
-                }
+                    for (int i = 0; i < TOGETHER; i++) {
+                        __builtin_prefetch(at + (FAR + i) * D, 0, 2);
+                        __builtin_prefetch(at + (NEAR + i) * D, 0, 3);
+                    }
 #pragma GCC unroll 8
                 for (int r = 0; r < R; r++) {
                     const auto w = weights.weight(t, r);
