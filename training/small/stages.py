@@ -85,6 +85,23 @@ SHAPES: Mapping[str, Shape] = {
         scenery=70,
         prose=300,
     ),
+    "albums-1000": Shape(
+        codes=2, owners=4, painted=2, twins=4, albums=9, changes=1, pairs=1, steps=5, named=6, unnamed=2, prose=60
+    ),
+    "albums-4000": Shape(
+        codes=4,
+        owners=8,
+        painted=4,
+        twins=12,
+        albums=22,
+        changes=3,
+        pairs=2,
+        steps=5,
+        named=12,
+        unnamed=8,
+        scenery=70,
+        prose=300,
+    ),
 }
 """Documents that are shorter than any of the suite, or that hold more of what can be asked."""
 
@@ -367,6 +384,38 @@ STAGES: Mapping[str, tuple[Stage, ...]] = {
             lr=5e-4,
             warmup=20,
             decay=180,
+            hints=True,
+        ),
+        Stage(
+            "albums once more",
+            420,
+            {
+                "albums-4000": 0.32,
+                "albums-1000": 0.26,
+                "hunt-4000": 0.1,
+                "hunt-1000": 0.1,
+                "dense-1000": 0.04,
+                "500": 0.08,
+                "caption": 0.1,
+            },
+            lr=5e-4,
+            warmup=20,
+            decay=330,
+            hints=True,
+        ),
+        Stage(
+            "albums and pictures",
+            220,
+            {
+                "caption": 0.3,
+                "albums-1000": 0.32,
+                "albums-4000": 0.14,
+                "hunt-1000": 0.12,
+                "500": 0.12,
+            },
+            lr=4e-4,
+            warmup=15,
+            decay=190,
             hints=True,
         ),
     ),

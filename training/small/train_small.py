@@ -95,7 +95,7 @@ def training_batch(task: str, rng: np.random.Generator, architecture: Architectu
 
 def asked_of(task: str) -> dict[str, int]:
     """Questions per kind of a training document: more of them where there is more to ask about."""
-    if task.startswith(("dense", "match", "lists", "search", "hunt")):
+    if task.startswith(("dense", "match", "lists", "search", "hunt", "albums")):
         return dict.fromkeys(MANY, 99)
     return {**MANY, "show": 24 if task in ("2000", "4000") else MANY["show"]}
 

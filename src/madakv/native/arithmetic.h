@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #ifdef __AVX512BF16__
 #include <immintrin.h>
@@ -44,13 +45,22 @@ inline Widened widened(const uint16_t *at) {
 
 inline int place(int d) { return d / STEP * STEP + d % 2 * LANES + d % STEP / 2; }
 
+inline Floats sum(Floats a, Floats b) { return a + b; }
 inline Floats larger(Floats a, Floats b) { return b > a ? b : a; }
 
-// Lane i of what lane i + by was, all round.
-inline Floats turned(Floats x, int by) {
-    Ints from;
-    for (int i = 0; i < LANES; i++) from[i] = (i + by) % LANES;
-    return __builtin_shuffle(x, from);
+// Lane i of what lane i + BY was, all round.
+template <int BY, int... LANE>
+inline Floats turned(Floats x, std::integer_sequence<int, LANE...>) {
+    return __builtin_shufflevector(x, x, (LANE + BY) % LANES...);
+}
+
+// Every lane becomes `of` all lanes that are multiples of BY away.
+template <int BY, typename Of>
+inline Floats across(Floats x, Of of) {
+    if constexpr (BY < LANES)
+        return across<2 * BY>(of(x, turned<BY>(x, std::make_integer_sequence<int, LANES>())), of);
+    else
+        return x;
 }
 
 // `STEP` numbers of a row or an entry. Products of bfloat16 are exact in fp32, and summed up in it; dot instructions
@@ -176,23 +186,28 @@ struct Singly {
     static Floats plus(Floats sum, float weight, Floats values) { return sum + weight * values; }
 };
 
-// The same rounded to bfloat16, two entries at a time.
+// The same rounded to bfloat16, two entries at a time; products below 1e-38 are lost.
 #ifdef __AVX512BF16__
 template <int ROWS>
 struct InPairs {
     static constexpr int ENTRIES = 2;
     Floats *at;
 
+    typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
+
     struct Values {
         __m512bh halves[2];
     };
 
+    // Weights of two entries for the same row, one behind the other.
+    template <int... I>
+    static Halves side_by_side(Halves x, std::integer_sequence<int, I...>) {
+        return __builtin_shufflevector(x, x, (I / (2 * ROWS) * 2 * ROWS + I % 2 * ROWS + I % (2 * ROWS) / 2)...);
+    }
+
     Floats put(int i, Floats weights) const {
-        typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
         const Halves x = (Halves)_mm512_cvtneps_pbh((__m512)weights);
-        Halves from;  // those of two entries for one row side by side
-        for (int j = 0; j < LANES; j++) from[j] = j / (2 * ROWS) * 2 * ROWS + j % 2 * ROWS + j % (2 * ROWS) / 2;
-        const Halves pairs = __builtin_shuffle(x, from);
+        const Halves pairs = side_by_side(x, std::make_integer_sequence<int, LANES>());
         std::memcpy((char *)at + i * sizeof pairs, &pairs, sizeof pairs);
         return (Floats)((Words)_mm512_cvtepu16_epi32((__m256i)x) << 16);
     }

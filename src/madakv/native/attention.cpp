@@ -13,7 +13,7 @@
 namespace {
 
 constexpr int MOST_DIM = 512;
-constexpr int LEAST_CHUNK = 128, CHUNK = 1024;  // entries of a part, at most; its logits lie in the first cache
+constexpr int LEAST_CHUNK = 128, CHUNK = 1024;  // entries of a part, at most; its logits lie in the first caches
 constexpr int PARTS_PER_THREAD = 8;
 constexpr int FAR = 32, NEAR = 12;  // entries ahead that are fetched
 
@@ -22,9 +22,10 @@ struct Part {
     const uint16_t *keys, *values;
 };
 
-// e^x of x at most 0, to about 1e-7 relative; NaN stays NaN.
+// e^x of x at most 0, to about 1e-6 relative; NaN stays NaN. Never less than e^-80, 2e-35: shares of that are normal
+// numbers, which some processors multiply a hundred times faster than smaller ones.
 inline Floats exponential(Floats x) {
-    x = x < -87.0f ? (Floats){} - 87.0f : x;
+    x = x < -80.0f ? (Floats){} - 80.0f : x;
     Floats y = x * 1.44269504f;
     Ints whole = __builtin_convertvector(y - 0.5f, Ints);
     Floats f = (y - __builtin_convertvector(whole, Floats)) * 0.69314718f;
@@ -52,17 +53,14 @@ void attend(const Chunk *query, const Part &part, int dim, float scaling, float 
     for (int64_t i = 0; i < int64_t(std::min(n, FAR)) * D; i += 32) __builtin_prefetch(part.values + i, 0, 2);
     Floats top = logits[0], all = {}, used = {};
     for (int i = 1; i < vectors; i++) top = larger(top, logits[i]);
-    for (int i = ROWS; i < LANES; i *= 2) top = larger(top, turned(top, i));
+    top = across<ROWS>(top, larger);
+    for (int i = 0; i < vectors; i++) all += logits[i] = exponential(logits[i] - top);
+    all = across<ROWS>(all, sum);
     const Weights<R> weights{logits};
-    for (int i = 0; i < vectors; i++) {
-        const Floats exact = exponential(logits[i] - top);
-        all += exact;
-        used += weights.put(i, exact);
-    }
-    for (int i = ROWS; i < LANES; i *= 2) {
-        all += turned(all, i);
-        used += turned(used, i);
-    }
+    // Weights of a part sum to 1, so that no sum of finite values overflows, and what rounding adds is taken out again.
+    const Floats share = 1 / all;
+    for (int i = 0; i < vectors; i++) used += weights.put(i, share * logits[i]);
+    used = across<ROWS>(used, sum);
     for (int begin = 0; begin < n; begin += BLOCK) {
         const int end = std::min(n, begin + BLOCK);
         for (int d = 0; d < D; d += STEP) {
@@ -71,7 +69,7 @@ void attend(const Chunk *query, const Part &part, int dim, float scaling, float 
             for (int r = 0; r < R; r++) std::memcpy(s[r], out + r * D + d, sizeof s[r]);
             for (int t = begin; t < end; t += TOGETHER) {
                 const uint16_t *at = part.values + int64_t(t) * D + d;
-                // Beside an odd last entry stands itself, with a weight of 1e-38.
+                // Beside an odd last entry stands itself, with a weight of next to nothing.
                 const auto x = weights.values(at, t + 1 < n ? at + D : at);
                 if (STEP == LINE || d % LINE == 0)
 #pragma GCC unroll 2
@@ -92,8 +90,7 @@ void attend(const Chunk *query, const Part &part, int dim, float scaling, float 
     }
     for (int r = 0; r < R; r++) {
         lse[r] = top[r] + std::log(all[r]);
-        const float share = 1 / used[r];
-        for (int d = 0; d < D; d++) out[r * D + d] *= share;
+        for (int d = 0; d < D; d++) out[r * D + d] *= 1 / used[r];
     }
 }
 
@@ -154,14 +151,14 @@ extern "C" void madakv_decode(const uint16_t *query, const uint16_t *keys, const
             const int o = i / R, r = i % R;
             float top = -INFINITY, den = 0;
             for (int p = first[o]; p < first[o + 1]; p++) top = std::max(top, sizes[p * R + r]);
+            for (int p = first[o]; p < first[o + 1]; p++) den += std::exp(sizes[p * R + r] - top);
             float mean[MOST_DIM] = {};
             for (int p = first[o]; p < first[o + 1]; p++) {
-                const float share = std::exp(sizes[p * R + r] - top);
+                const float share = std::exp(sizes[p * R + r] - top) / den;
                 const float *own = &means[(int64_t(p) * R + r) * D];
-                den += share;
                 for (int d = 0; d < D; d++) mean[d] += share * own[d];
             }
-            for (int d = 0; d < D; d++) out[int64_t(i) * D + d] = den == 0 ? 0 : mean[place(d)] / den;
+            for (int d = 0; d < D; d++) out[int64_t(i) * D + d] = mean[place(d)];
             lse[i] = top + std::log(den);
         }
     }

@@ -21,7 +21,7 @@ import torch
 
 _HERE = Path(__file__).parent
 _SOURCES = ("attention.cpp", "linear.cpp")
-_COMPILERS = ("c++", "g++")
+_COMPILERS = ("g++", "c++")
 _FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fopenmp")
 _SECONDS = 120
 
