@@ -21,7 +21,7 @@ constexpr int LANES = 8;
 #endif
 constexpr int STEP = 2 * LANES;  // bfloat16 that are read at a time
 constexpr int LINE = 32;         // bfloat16 that are fetched at a time
-constexpr int MOST_ROWS = 8;     // query rows that share one reading: their sums fill the registers
+constexpr int MOST_ROWS = 8;     // query rows that share one reading: their sums fill 32 registers
 
 typedef float Floats __attribute__((vector_size(4 * LANES), may_alias));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
