@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import madakv
 from madakv import bundled
@@ -147,3 +149,19 @@ def test_qwen_loads_without_torchvision(tmp_path: Path, monkeypatch: pytest.Monk
         assert model.generate(**inputs, max_new_tokens=6).shape == plain.shape
     assert run.last is not None
     assert run.last.kv_bytes < 0.11 * run.last.kv_bytes_full
+
+
+def test_models_are_averaged(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    shutil.copytree(bundled.named()["small-llava"], first)
+    weights = load_file(first / "model.safetensors")
+    shutil.copytree(first, second)
+    others = {name: weight + 2 for name, weight in weights.items()}
+    save_file(others, second / "model.safetensors", {"format": "pt"})
+    command = [sys.executable, str(TRAINING / "average.py"), str(first), str(second), "--out", str(tmp_path / "mean")]
+    subprocess.run(command, check=True)
+    mean = load_file(tmp_path / "mean" / "model.safetensors")
+    assert mean.keys() == weights.keys()
+    for name, weight in weights.items():
+        assert torch.equal(mean[name], ((weight.double() + others[name].double()) / 2).to(weight.dtype))
+    load(str(tmp_path / "mean"), device="cpu")
