@@ -8,7 +8,7 @@
 
 namespace {
 
-constexpr int FAR = 2048, NEAR = 512;  // weights ahead that are fetched
+constexpr int FAR = 4096, NEAR = 2048;  // weights ahead that are fetched
 
 // To the nearest, of two the even one; NaN stays NaN.
 inline uint16_t rounded(float x) {
