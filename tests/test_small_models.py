@@ -165,3 +165,11 @@ def test_models_are_averaged(tmp_path: Path) -> None:
     for name, weight in weights.items():
         assert torch.equal(mean[name], ((weight.double() + others[name].double()) / 2).to(weight.dtype))
     load(str(tmp_path / "mean"), device="cpu")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_committed_logs_are_drawn(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "curves.png"
+    command = [sys.executable, str(TRAINING / "curves.py"), str(TRAINING / f"log-{name}.jsonl"), "--out", str(out)]
+    subprocess.run(command, check=True)
+    assert out.read_bytes().startswith(b"\x89PNG")
