@@ -1,4 +1,4 @@
-"""Average the weights of models of one training run: each misreads other pictures, their mean fewer than any.
+"""Average the weights of models of one training run: each misses other answers, their mean may miss fewer.
 
     python training/small/average.py FOLDER FOLDER --out DIR
 

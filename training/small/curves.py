@@ -60,7 +60,10 @@ def draw(entries: Sequence[dict[str, Any]], title: str, path: Path) -> None:
 
 def _draw_loss(axes: Axes, trained: Sequence[dict[str, Any]]) -> None:
     steps, losses = [entry["step"] for entry in trained], [entry["loss"] for entry in trained]
-    smooth = [float(np.exp(np.mean(np.log(losses[max(0, i - 7) : i + 1])))) for i in range(len(losses))]
+    smooth = []
+    for i, step in enumerate(steps):
+        near = [loss for at, loss in zip(steps[: i + 1][-8:], losses[: i + 1][-8:], strict=True) if step - at < GAP]
+        smooth.append(float(np.exp(np.mean(np.log(near)))))
     axes.plot(*_broken(steps, losses), color="0.75", linewidth=0.8)
     axes.plot(*_broken(steps, smooth), color="C3", linewidth=1.8)
     axes.set_yscale("log")
