@@ -234,6 +234,27 @@ def test_decode(fill: str, tmp_path: Path) -> None:
     assert "holds results already" in again.stderr
 
 
+@pytest.mark.parametrize("command", ["decode", "kernel"])
+def test_the_floor_is_that_of_reads_which_took_their_turn(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads = iter([3e-6, 1e-6, 2e-6] * 9)
+    monkeypatch.setattr(f"madakv.bench.{command}.reading", lambda _: lambda: next(reads))
+    rows = rows_of(
+        *(command, "--shape", "tiny", "--context", "40", "--budgets", "1.0", "--dtype", "fp32", "--repeats", "3"),
+        *(() if command == "kernel" else ("--no-rivals", "--tokens", "1")),
+    )
+    cost = SHAPES["tiny"].cost(3, with_head=True, itemsize=4)
+    for row in rows:
+        figures = row["figures"]
+        assert figures["bandwidth"] == pytest.approx(5e5)
+        if command == "kernel":
+            assert figures["floor_ms"] == pytest.approx(figures["bytes_per_s"] * figures["ms"] / 5e5)
+            assert figures["bandwidth_share"] == pytest.approx(figures["bytes_per_s"] / 5e5)
+        else:
+            entries = cost.entries(40) + cost.entries(2)
+            weights = (cost.body + cost.head) * 4
+            assert figures["floor_ms"] == pytest.approx((weights + entries * cost.entry_bytes) / 5e2, rel=0.02)
+
+
 def test_decode_of_a_real_model() -> None:
     rows = rows_of(
         *(

@@ -13,6 +13,7 @@ from torch import Tensor
 from madakv.bench.check import TOLERANCE, attention_error, largest, products_error, refusal, relative_rms
 from madakv.bench.contenders import BASELINE, Contender, Read, contenders, live_bytes
 from madakv.bench.decoding import Decoding
+from madakv.bench.machine import in_turn, reading
 from madakv.bench.prompt import Prompt
 from madakv.bench.results import Row
 from madakv.bench.roofline import Rates
@@ -62,14 +63,16 @@ def measure_decode(subject: Subject, settings: Settings, rates: Rates, case: dic
             runs[contender.label] = run
     del views
     blocks = [_block(run, settings.tokens) for run in runs.values()]
-    times = dict(zip(runs, take_turns(blocks, settings.repeats), strict=True))
+    *turns, reads = take_turns([*blocks, reading(subject.device)], settings.repeats)
+    rates = in_turn(rates, reads)
+    times = dict(zip(runs, turns, strict=True))
     for contender in chosen:
         if contender.label in runs:
             run = runs[contender.label]
             work = subject.cost.decode(_bytes_read(subject, prompt, contender, run), settings.batch)
             timed = _figures(times[contender.label], times[BASELINE], work.floor(rates), settings.batch)
             row = rows[contender.label]
-            figures = {**row.figures, **timed, **_memory(subject, prompt, run.read)}
+            figures = {**row.figures, **timed, "bandwidth": rates.bandwidth, **_memory(subject, prompt, run.read)}
             rows[contender.label] = replace(row, figures=figures)
     return list(rows.values())
 

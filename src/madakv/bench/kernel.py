@@ -13,6 +13,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from madakv.attention import ragged_attention, ragged_attention_reference
 from madakv.bench.check import TOLERANCE, refusal, relative_rms
+from madakv.bench.machine import in_turn, reading
 from madakv.bench.results import Row
 from madakv.bench.roofline import Cost, Rates, Work, attention_flops
 from madakv.bench.timing import against_floor, seconds, speedup, take_turns
@@ -122,7 +123,9 @@ def measure_kernel(
         if rows[name].refused is None:
             rounds[name] = _round(op, scaling, layers, device)
             rounds[name]()
-    times = dict(zip(rounds, take_turns(list(rounds.values()), repeats), strict=True))
+    *turns, reads = take_turns([*rounds.values(), reading(device)], repeats)
+    rates = in_turn(rates, reads)
+    times = dict(zip(rounds, turns, strict=True))
     floor = Work(live, attention_flops(cost, live / cost.entry_bytes)).floor(rates)
     for name, own in times.items():
         middle = median(own)
@@ -130,6 +133,7 @@ def measure_kernel(
             **rows[name].figures,
             **against_floor(own, floor),
             "bytes_per_s": live / middle,
+            "bandwidth": rates.bandwidth,
             "bandwidth_share": live / middle / rates.bandwidth,
         }
         if EVEN in times:

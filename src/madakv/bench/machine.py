@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from statistics import median
+
 import torch
 
 from madakv.bench.roofline import Rates
@@ -16,6 +20,24 @@ MATRIX_SIDES = {"cpu": (4096, 1024, 1024), "cuda": (8192, 8192, 8192)}
 _REPEATS = 7
 
 
+def reading(device: torch.device) -> Callable[[], float]:
+    """One large read with all of torch's threads: each call returns its seconds per byte."""
+    large = torch.ones(READ_BYTES[device.type] // 4, dtype=torch.float32, device=device)
+    return lambda: seconds(large.sum, device) / (4 * large.numel())
+
+
+def in_turn(rates: Rates, reads: Sequence[float]) -> Rates:
+    """The rates with the bandwidth of reads that took turns with what is compared with them.
+
+    Some machines read half as fast again once they have been busy for seconds.
+
+    Args:
+        rates: measured before.
+        reads: seconds per byte.
+    """
+    return replace(rates, bandwidth=1 / median(reads))
+
+
 def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
     """Read bandwidth and matrix rate; of several tries the fastest, since a floor may only be too low.
 
@@ -23,13 +45,12 @@ def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
         device: cpu or cuda; on a CPU all of torch's threads take part.
         dtype: of the matrix product.
     """
-    elements = READ_BYTES[device.type] // 4
-    large = torch.ones(elements, dtype=torch.float32, device=device)
-    read = min(seconds(large.sum, device) for _ in range(_REPEATS))
-    del large
+    read_once = reading(device)
+    read = min(read_once() for _ in range(_REPEATS))
+    del read_once
     m, k, n = MATRIX_SIDES[device.type]
     a, b = torch.randn(m, k, device=device).to(dtype), torch.randn(k, n, device=device).to(dtype)
     # Into memory that is there: on a CPU the first touch of fresh pages can take as long as the product.
     out = torch.empty(m, n, dtype=dtype, device=device)
     product = min(seconds(lambda: torch.mm(a, b, out=out), device) for _ in range(_REPEATS))
-    return Rates(bandwidth=4 * elements / read, matrix=2.0 * m * k * n / product)
+    return Rates(bandwidth=1 / read, matrix=2.0 * m * k * n / product)
