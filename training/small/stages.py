@@ -219,7 +219,10 @@ HUNT = Stage(
     decay=850,
     hints=True,
 )
-"""The last long stage of `small-llava`; of the other, albums follow. Positions that turn more slowly (`ROPE` in architecture.py), and a new optimizer."""
+"""The last long stage of `small-llava`; of the other, albums follow.
+
+Positions turn more slowly (`ROPE` in architecture.py), and the optimizer is a new one.
+"""
 
 STAGES: Mapping[str, tuple[Stage, ...]] = {
     "small-llava": (
