@@ -93,6 +93,8 @@ speed: venv
 	$(BENCH) kernel --shape llava-1.5-7b,qwen2.5-vl-7b --context 20000,40000 --budgets 0.2 --out results/speed/kernel
 	$(BENCH) prefill --shape llava-1.5-7b --layers 1 --context 2048,8192 --methods madakv,madakv:echo=0 --budgets 1.0,0.2 \
 		--repeats 3 --fill prefill --out results/speed/prefill
+	$(BENCH) prefill --shape llava-1.5-7b --layers 1 --context 32768 --methods madakv:echo=0 --budgets 0.2 --repeats 3 \
+		--fill prefill --out results/speed/prefill-32k
 	$(BENCH) prefill --shape llava-1.5-7b,qwen2.5-vl-7b --layers 8 --context 8192,16384,32768 --budgets 0.2 \
 		--fill synthetic --out results/speed/evict
 	$(BENCH) memory --shape llava-1.5-7b --layers 2 --context 512 --batch 1,8 --budgets 0.2,0.05 --no-rivals \
