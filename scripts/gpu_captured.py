@@ -32,7 +32,7 @@ from madakv.bench.check import relative_rms
 from madakv.evaluation.records import provenance, write_whole
 from madakv.evaluation.suites import suite
 from madakv.hf.cache import RaggedCache
-from madakv.hf.compiled import with_step_mask
+from madakv.hf.capture import with_step_mask
 from madakv.loading import load
 from madakv.prompts import model_inputs
 

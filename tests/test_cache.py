@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import weakref
+from typing import Any
+
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from madakv.cache import RaggedEntries, Tail
 from madakv.plan import KeepPlan
@@ -79,9 +83,19 @@ def test_narrowing_takes_one_part_after_the_other() -> None:
     wide = KeepPlan.from_mask(torch.rand(2, 2, 9) < 0.7)
     few = wide.subset(torch.rand(len(wide.positions)) < 0.5)
     whole = RaggedEntries.gather(keys, values, wide)
-    parts = [whole.values, whole.keys]
-    got, want = RaggedEntries.narrowed(parts, wide, few), RaggedEntries.gather(keys, values, few)
-    assert parts == [], "what was copied is let go of"
-    assert torch.equal(got.keys, want.keys)
-    assert torch.equal(got.values, want.values)
-    assert got.lengths == want.lengths
+    old_keys, old_values = weakref.ref(whole.keys), weakref.ref(whole.values)
+    alive: list[bool] = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is torch.ops.aten.index.Tensor and args[0] is old_values():
+                alive.append(old_keys() is not None)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        whole.narrow(wide, few)
+    assert alive == [False], "the old keys are let go of before the values are copied"
+    want = RaggedEntries.gather(keys, values, few)
+    assert torch.equal(whole.keys, want.keys)
+    assert torch.equal(whole.values, want.values)
+    assert whole.lengths == want.lengths

@@ -132,7 +132,7 @@ def test_nothing_moves() -> None:
     places = []
 
     def look(*_: Any, **__: Any) -> Tensor:
-        tails = [layer.tail for layer in cache.ragged_layers]
+        tails = [layer.memory.tail for layer in cache.ragged_layers]
         states = [x for tail in tails if isinstance(tail, FixedTail) for x in (*tail.buffers, tail.count)]
         places.append([x.data_ptr() for x in states])
         return torch.tensor([False])
@@ -144,7 +144,7 @@ def test_nothing_moves() -> None:
     assert len(places) == STEPS
     assert len(places[0]) == 3 * 3
     assert all(place == places[0] for place in places)
-    assert [layer.tail.written()[0].shape[2] for layer in cache.ragged_layers] == [STEPS - 1] * 3
+    assert [layer.memory.tail.written()[0].shape[2] for layer in cache.ragged_layers] == [STEPS - 1] * 3
 
 
 class NoWaiting(TorchDispatchMode):
@@ -171,7 +171,7 @@ def test_a_step_never_waits() -> None:
             assert inputs["input_ids"].shape == (2, 1)
             assert inputs["attention_mask"].shape == (2, 1, 1, 3)
         with pytest.raises(AssertionError, match="in a decode step"), NoWaiting():
-            cache.ragged_layers[0].tail.written()
+            cache.ragged_layers[0].memory.tail.written()
 
 
 def test_the_kernel_runs_in_a_captured_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,7 +218,7 @@ def test_the_next_turn_goes_on_with_either_kind() -> None:
                 cache = begun.past_key_values
                 whole = torch.cat([begun.sequences, turn], 1)
                 found.append(answer(model, {"input_ids": whole}, past_key_values=cache, **options[1]))
-            assert all(isinstance(layer.tail, FixedTail) == bool(options[1]) for layer in cache.ragged_layers)
+            assert all(isinstance(layer.memory.tail, FixedTail) == bool(options[1]) for layer in cache.ragged_layers)
         assert_same_answer(*reversed(found))
 
 
@@ -263,7 +263,7 @@ def test_room_is_what_generate_may_write() -> None:
         for options in ({**STATIC, "max_new_tokens": 7}, {**STATIC, "max_length": 27}, {"generation_config": config}):
             out = model.generate(ids, return_dict_in_generate=True, **options)
             assert out.sequences.shape[1] == 27
-            assert [layer.tail.length for layer in out.past_key_values.ragged_layers] == [6] * 3
+            assert [layer.memory.tail.length for layer in out.past_key_values.ragged_layers] == [6] * 3
         assert config.cache_implementation == "static"
         out = model.generate(ids, max_new_tokens=1, return_dict_in_generate=True, **STATIC)
         assert out.sequences.shape[1] == 21

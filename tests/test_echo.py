@@ -153,7 +153,9 @@ def test_text_goes_on_behind_the_farthest_axis(with_count: bool) -> None:
     """The axes of a picture that ends the prompt end apart; a plain count before them goes on by itself."""
     axes = torch.tensor([[[0, 1, 2, 2]], [[0, 1, 2, 3]], [[0, 1, 2, 2]]])
     positions = torch.cat([torch.arange(7, 11).view(1, 1, 4), axes]) if with_count else axes
-    cache = SimpleNamespace(prompt_ahead=torch.tensor([[0, 0, 1, 1]]), expect_echo=lambda _: None)
+    method = resolve("madakv", echo=2)
+    cache = RaggedCache(tiny.llava().config, method)
+    cache.begin(torch.tensor([[0, 0, 1, 1]]))
     kwargs = {"past_key_values": cache, "inputs_embeds": torch.zeros(1, 4, 2), "position_ids": positions}
     config = SimpleNamespace(get_text_config=lambda **_: SimpleNamespace())
     found = Echo(2, config).before(torch.nn.Identity(), (), kwargs)
@@ -209,7 +211,7 @@ def test_what_is_said_of_every_token_is_refused() -> None:
         with pytest.raises(UnsupportedOptionError, match="takes weights for every token"):
             model(**inputs, weights=torch.zeros(1, 12, 4))
         cache = RaggedCache(model.config, resolve("madakv", echo=8))
-        cache.begin_prompt(torch.zeros(1, 12, dtype=torch.int64))
+        cache.begin(torch.zeros(1, 12, dtype=torch.int64))
         with pytest.raises(UnsupportedOptionError, match="return_dict"):
             model.get_decoder()(**inputs, return_dict=False, past_key_values=cache)
 

@@ -14,7 +14,9 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import madakv
-from madakv.hf.cache import RaggedCache, RaggedLayer
+from madakv.attention import attend
+from madakv.hf.cache import RaggedCache
+from madakv.hf.layer import RaggedLayer
 from madakv.scoring import LayerView
 from tests import tiny
 from tests.tolerance import assert_same
@@ -91,14 +93,14 @@ def test_the_cache_executes_the_plans_of_allocate(options: dict[str, Any]) -> No
     assert len(plans) == len(cache.layers) == 3
     for layer, plan in enumerate(plans):
         stored: RaggedLayer = cache.layers[layer]
-        assert stored.entries is not None
+        assert stored.memory.entries is not None
         for h in range(2):
             kept = plan.indices[0][h]
             assert torch.equal(run.last.plans[layer].indices[0][h], kept)
-            start = int(stored.entries.starts[0, h])
+            start = int(stored.memory.entries.starts[0, h])
             rows = slice(start, start + len(kept))
-            assert_same(stored.entries.keys[rows], full.layers[layer].keys[0, h, kept])
-            assert_same(stored.entries.values[rows], full.layers[layer].values[0, h, kept])
+            assert_same(stored.memory.entries.keys[rows], full.layers[layer].keys[0, h, kept])
+            assert_same(stored.memory.entries.values[rows], full.layers[layer].values[0, h, kept])
 
 
 def test_psi_is_the_attention_the_model_really_pays() -> None:
@@ -157,7 +159,7 @@ def test_memory_is_freed_without_the_garbage_collector() -> None:
     try:
         with madakv.evict(model, budget=0.5):
             cache = model(tokens).past_key_values
-            storage = weakref.ref(cache.layers[0].entries.keys)
+            storage = weakref.ref(cache.layers[0].memory.entries.keys)
             assert storage() is not None
             del cache
             assert storage() is None
@@ -171,8 +173,8 @@ def test_no_autograd_graph_keeps_evicted_entries_alive() -> None:
         cache = model(tokens).past_key_values
         model(tokens[:, :1], past_key_values=cache)
     for layer in cache.layers:
-        assert not layer.entries.keys.requires_grad
-        assert not layer.tail.values.requires_grad
+        assert not layer.memory.entries.keys.requires_grad
+        assert not layer.memory.tail.values.requires_grad
 
 
 def test_kv_bytes_full_is_what_a_dynamic_cache_stores() -> None:
@@ -382,7 +384,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
     finally:
         model.to(torch.float32)
     assert got.dtype == dtype
-    assert cache.layers[0].entries.keys.dtype == dtype
+    assert cache.layers[0].memory.entries.keys.dtype == dtype
     assert run.last is not None
     assert run.last.kv_bytes == 3 * 2 * 52 * 8 * 2 * 2
     assert_same(got, want, 2e-2)
@@ -419,13 +421,17 @@ def test_the_printed_record_names_its_rows() -> None:
         assert "15.0 of 30 text per head)" in str(run.last)
 
 
-def test_overflowing_attention_is_not_decided_on() -> None:
+@pytest.mark.parametrize(
+    ("factor", "says"),
+    [(1e38, "layer 1 .* not finite.*float32"), (float("nan"), "layer 1 .* NaN .*another dtype would not help")],
+)
+def test_attention_that_is_not_finite_is_not_decided_on(factor: float, says: str) -> None:
     model, (tokens, _) = tiny.llama(), tiny.ids(20)
     weight = model.model.layers[1].self_attn.q_proj.weight
     before = weight.clone()
-    weight.fill_(float("nan"))
+    weight.mul_(factor)
     try:
-        with madakv.evict(model), pytest.raises(madakv.InputError, match="layer 1 .* not finite.*float32"):
+        with madakv.evict(model), pytest.raises(madakv.InputError, match=says):
             model(tokens)
     finally:
         weight.copy_(before)
@@ -468,12 +474,12 @@ def test_a_decode_step_neither_copies_the_cache_nor_asks_the_device() -> None:
             model(step, attention_mask=whole[:, :-1], past_key_values=cache)
             layer = cache.layers[1]
             query, sinks = torch.randn(2, 8, 1, 8), torch.randn(8)
-            layer.attend(query, scaling=1.0, sinks=sinks)
+            attend(query, layer.memory, scaling=1.0, sinks=sinks)
             calls.clear()
             made = 0
             with Watch():
-                layer.attend(query, scaling=1.0, mask=torch.ones(2, 1, 1, 1, dtype=torch.bool), sinks=sinks)
-        kept = layer.entries.keys.untyped_storage().nbytes()
+                attend(query, layer.memory, scaling=1.0, mask=torch.ones(2, 1, 1, 1, dtype=torch.bool), sinks=sinks)
+        kept = layer.memory.entries.keys.untyped_storage().nbytes()
         assert made < 0.6 * kept, f"a step made a tensor of {made} bytes beside keys of {kept}"
         assert not [call for call in calls if "_local_scalar_dense" in call or "nonzero" in call]
         assert len(calls) < 100
@@ -488,7 +494,7 @@ def test_rows_can_be_repeated() -> None:
         cache = model(tokens, attention_mask=mask).past_key_values
         cache.batch_repeat_interleave(3)
         got = model(step.repeat_interleave(3, 0), attention_mask=whole.repeat_interleave(3, 0), past_key_values=cache)
-        assert cache.modality.shape == (6, 40)
+        assert cache.prompt.modality.shape == (6, 40)
     assert_same(got.logits, want.logits.repeat_interleave(3, 0), 1e-4)
 
 
@@ -514,8 +520,9 @@ def test_the_cache_holds_on_to_nothing_but_entries() -> None:
         assert plan.positions.untyped_storage().nbytes() == plan.positions.nbytes
     assert not cache.reads_prompt, "plans and allocator are handed over"
     gc.collect()
-    held = [x for x in gc.get_referents(cache._slot) if isinstance(x, Tensor)]
-    assert held == [cache.modality] or not held
+    assert cache.reading is None
+    held = {id(x) for x in gc.get_referents(cache) if isinstance(x, Tensor | madakv.KeepPlan)}
+    assert not held, "nothing of a pass outlives it"
 
 
 def test_autocast() -> None:
@@ -561,14 +568,15 @@ def test_a_layer_moves_between_devices() -> None:
         cache = model(tokens).past_key_values
         model(tokens[:, :1], past_key_values=cache)
     layer = cache.layers[1]
-    want = layer.attend(torch.ones(1, 8, 1, 8), scaling=1.0)
+    want = attend(torch.ones(1, 8, 1, 8), layer.memory, scaling=1.0)
     layer.offload()
     layer.prefetch()
-    assert torch.equal(layer.attend(torch.ones(1, 8, 1, 8), scaling=1.0), want)
+    assert torch.equal(attend(torch.ones(1, 8, 1, 8), layer.memory, scaling=1.0), want)
     assert layer.device.type == "cpu"
     layer.device = torch.device("meta")
     layer.prefetch()
-    held = [layer.entries.keys, layer.entries.values, layer.entries.counts, layer.tail.keys, layer.tail.values]
+    entries, tail = layer.memory.entries, layer.memory.tail
+    held = [entries.keys, entries.values, entries.counts, tail.keys, tail.values]
     assert {tensor.device.type for tensor in held} == {"meta"}
-    assert layer.entries.tiles.mask.device.type == "meta"
-    assert cache.layers[0].entries.keys.device.type == "cpu"
+    assert layer.memory.entries.tiles.mask.device.type == "meta"
+    assert cache.layers[0].memory.entries.keys.device.type == "cpu"

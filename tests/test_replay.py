@@ -16,7 +16,7 @@ from madakv.evaluation.records import Row
 from madakv.evaluation.runner import run_samples
 from madakv.evaluation.samples import Sample
 from madakv.evaluation.suites import suite
-from madakv.hf.attach import finish
+from madakv.hf.record import finish
 from madakv.hf.replay import ReadPrompt, continue_greedily, read_more
 from madakv.methods import Method, from_text
 from madakv.prompts import model_inputs

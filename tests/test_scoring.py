@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from madakv.eviction import PromptEviction
 from madakv.methods import from_text
+from madakv.reading import Scores
 from madakv.scoring import (
     LayerView,
     OutputProjection,
@@ -141,9 +141,9 @@ def test_keys_are_read_once_whatever_is_asked(chunk: int | None, monkeypatch: py
                         cast[name] += args[0].numel()
             return func(*args, **(kwargs or {}))
 
-    eviction = PromptEviction(from_text("madakv:context=5"), MODALITY, 1)
+    scores = Scores(from_text("madakv:context=5"), MODALITY.device)
     with Watch():
-        eviction.score(view)
+        scores.add_layer(view)
     assert cast["key"] == view.key.numel()
     assert cast["value"] <= view.value.numel()
 
@@ -206,14 +206,15 @@ def test_all_that_is_heard_adds_up_in_units_of_attention() -> None:
     view = make_view()
     later, most = (torch.rand(2, 2, 3, 13) * (MODALITY >= 0)[:, None, None] for _ in range(2))
     options = "context=4:context_weight=0.5:window=question:kernel=1:answer_weight=3.0:echo=8:echo_weight=0.25"
-    eviction = PromptEviction(from_text(f"snapkv:{options}"), MODALITY, 1)
-    eviction.score(view)
+    method = from_text(f"snapkv:{options}")
+    scores = Scores(method, MODALITY.device)
+    scores.add_layer(view)
     want = proxy_attention(view, proxy_mask(MODALITY)) + 0.5 * context_attention_reference(view, 4)
-    assert_same(eviction._final(0), want)
+    assert_same(scores.final(0), want)
     for _ in range(2):
-        eviction.add_later(0, later)
-    eviction.add_echo(0, most)
-    assert_same(eviction._final(0), want + 3 * 2 * later.mean(2) + 0.25 * most.mean(2))
+        scores.add(0, method.later_score(later))
+    scores.add(0, method.echo_score(most))
+    assert_same(scores.final(0), want + 3 * 2 * later.mean(2) + 0.25 * most.mean(2))
 
 
 @pytest.mark.parametrize("kind", ["linear", "wrapped"])

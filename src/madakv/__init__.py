@@ -11,10 +11,10 @@ from madakv.errors import (
     UnsupportedModelError,
     UnsupportedOptionError,
 )
-from madakv.eviction import allocate
 from madakv.methods import Full, MadaKV, Method, list_methods
 from madakv.modality import Modality, known_families, register_family
 from madakv.plan import KeepPlan
+from madakv.reading import allocate
 from madakv.run import Kept, Run
 
 __version__ = "0.1.0"

@@ -6,14 +6,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from madakv.hf.attach import attached
+from madakv.cache import Entries, RaggedEntries
+from madakv.hf.patch import patched
 from madakv.methods import Method, resolve
+from madakv.reading import Trigger
 from madakv.run import Run
 
 
 @contextmanager
 def evict(
-    model: Any, method: str | Method = "madakv", *, budget: float | int | None = None, **options: Any
+    model: Any,
+    method: str | Method = "madakv",
+    *,
+    budget: float | int | None = None,
+    trigger: Trigger | None = None,
+    store: type[Entries] = RaggedEntries,
+    **options: Any,
 ) -> Iterator[Run]:
     """Evict the KV cache of every prompt that `model` reads inside the block.
 
@@ -33,6 +41,9 @@ def evict(
         budget: share of the prompt's KV entries that stays, a float in (0, 1]; or an int, entries per head and
             layer on average. None: the method's own. It is kept to the letter: 0.01 of a prompt of 20 tokens is
             none at all.
+        trigger: when to evict, a `madakv.reading.Trigger`. None: as the method has it, which is while the prompt is
+            read, or after its `lookahead`.
+        store: how kept entries are held, a class derived from `madakv.cache.Entries`.
         options: further fields of the method.
 
     Yields:
@@ -45,6 +56,6 @@ def evict(
             with eviction.
         NestedEvictionError: the model is already inside such a block.
     """
-    run = Run(resolve(method, budget=budget, **options))
-    with attached(model, run):
+    run = Run(resolve(method, budget=budget, **options), trigger=trigger, store=store)
+    with patched(model, run):
         yield run

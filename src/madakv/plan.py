@@ -33,7 +33,12 @@ class KeepPlan:
     @classmethod
     def everything(cls, modality: Tensor, heads: int) -> KeepPlan:
         """The plan that drops padding alone, from [B, N] `Modality` values."""
-        return cls.from_mask((modality != Modality.PADDING)[:, None].expand(-1, heads, -1))
+        return cls.of_tokens(modality != Modality.PADDING, heads)
+
+    @classmethod
+    def of_tokens(cls, tokens: Tensor, heads: int) -> KeepPlan:
+        """The plan by which every head keeps the same tokens, those that are true in [B, N] bool."""
+        return cls.from_mask(tokens[:, None].expand(-1, heads, -1))
 
     def owners(self) -> Tensor:
         """[sum(counts)] int64: the flat (row, head) index that each kept entry belongs to."""
@@ -49,6 +54,28 @@ class KeepPlan:
         """The plan that keeps those of its entries that are true in a [sum(counts)] bool tensor."""
         left = torch.bincount(self.owners()[stays], minlength=self.counts.numel())
         return KeepPlan(positions=self.positions[stays], counts=left.view_as(self.counts))
+
+    def followed_by(self, later: KeepPlan, span: int) -> tuple[KeepPlan, Tensor]:
+        """This plan and one of tokens that came later, as one.
+
+        Args:
+            later: as many rows and heads.
+            span: where the later plan's token 0 stands among all.
+
+        Returns:
+            The plan; and [sum(counts)] int64, where each of its entries stands if this plan's lie before the other's.
+        """
+        order = torch.cat([self.owners(), later.owners()]).argsort(stable=True)
+        positions = torch.cat([self.positions, later.positions + span])
+        return KeepPlan(positions=positions[order], counts=self.counts + later.counts), order
+
+    def within(self, candidates: KeepPlan) -> KeepPlan:
+        """Those of its entries that another plan keeps as well."""
+        if not len(candidates.positions):
+            return candidates
+        width = max(int(one.positions.max()) + 1 for one in (self, candidates) if len(one.positions))
+        mine, other = (one.owners() * width + one.positions for one in (self, candidates))
+        return self.subset(torch.isin(mine, other, assume_unique=True))
 
     def find(self, plan: KeepPlan) -> Tensor:
         """Where the entries of another plan, all of which this one keeps, stand among its own: int64."""

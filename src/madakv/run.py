@@ -8,9 +8,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from madakv.cache import Entries, RaggedEntries
 from madakv.methods import Method
 from madakv.modality import KINDS, Modality
 from madakv.plan import KeepPlan
+from madakv.reading import Trigger
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +29,8 @@ class Kept:
             transformers stores it.
         other_bytes: bytes of the layers that are left as they are (sliding windows, linear attention), in either
             case.
+        later_tokens: tokens behind the prompt that were read several in one pass, such as a next turn, and are kept
+            whole.
     """
 
     method: str
@@ -36,6 +40,7 @@ class Kept:
     kv_bytes: int
     kv_bytes_full: int
     other_bytes: int
+    later_tokens: int = 0
 
     @cached_property
     def counts(self) -> Tensor:
@@ -70,6 +75,7 @@ class Kept:
         return (
             f"{self.method}: kept {self.kept_share:.1%} ({parts} {over}), "
             f"{self.kv_bytes:,} of {self.kv_bytes_full:,} bytes"
+            + (f"; {self.later_tokens:,} later tokens kept whole" if self.later_tokens else "")
         )
 
 
@@ -78,9 +84,15 @@ class Run:
 
     Attributes:
         method: the method in use.
-        last: what the most recent prefill kept; None before the first.
+        trigger: when it evicts; None: as the method has it.
+        store: how kept entries are held.
+        last: what the most recent prefill kept, whichever thread it ran in; None before the first.
     """
 
-    def __init__(self, method: Method) -> None:
+    def __init__(
+        self, method: Method, *, trigger: Trigger | None = None, store: type[Entries] = RaggedEntries
+    ) -> None:
         self.method = method
+        self.trigger = trigger
+        self.store = store
         self.last: Kept | None = None

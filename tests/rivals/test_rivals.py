@@ -17,11 +17,11 @@ import madakv
 from madakv import ConfigurationError, InputError, KeepPlan, Method, UnsupportedOptionError
 from madakv.attention.ragged import ragged_partial, weights_on_prompt
 from madakv.cache import RaggedEntries, Tail
-from madakv.eviction import PromptEviction
 from madakv.hf.cache import RaggedCache
 from madakv.merge import merge_evicted, merge_into_nearest
 from madakv.merge.nearest import merge_into_nearest_reference
 from madakv.methods import resolve
+from madakv.reading import Decisions, Scores
 from madakv.scoring import LayerView
 from madakv.scoring.entropy import cross_modal_entropy
 from tests import tiny
@@ -70,14 +70,17 @@ def layers_of(modality: Tensor, *, L: int = 3, H: int = 2, G: int = 2, D: int = 
 
 def decided(method: Method, views: list[LayerView]) -> list[KeepPlan]:
     """As the cache asks for them: layer by layer, or all layers first if the method waits."""
-    eviction = PromptEviction(method, views[0].modality, len(views))
-    for view in views:
-        eviction.score(view)
+    modality = views[0].modality
+    scores = Scores(method, modality.device)
+    decisions = Decisions(method, modality, heads=views[0].key.shape[1], layers=len(views))
+    for number, view in enumerate(views):
+        scores.add_layer(view)
+        decisions.observe(view)
         if not method.waits:
-            eviction.decide()
-    while len(eviction.plans) < len(views):
-        eviction.decide()
-    return eviction.plans
+            decisions.decide(scores.final(number))
+    if method.waits:
+        decisions.decide_all([scores.final(number) for number in range(len(views))])
+    return decisions.plans
 
 
 def as_lists(plans: list[KeepPlan], b: int) -> Keeps:
@@ -535,13 +538,13 @@ DECIDED_BY_SCORES = sorted(set(madakv.list_methods()) - {"full", "meda", "random
 def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """psi of every layer, as methods score it from now on."""
     scores: list[Tensor] = []
-    plain = PromptEviction.score
+    plain = Scores.add_layer
 
-    def score(self: PromptEviction, view: LayerView) -> None:
-        scores.append(self.method.score(view))
+    def add_layer(self: Scores, view: LayerView) -> None:
+        scores.append(self._method.score(view))
         plain(self, view)
 
-    monkeypatch.setattr(PromptEviction, "score", score)
+    monkeypatch.setattr(Scores, "add_layer", add_layer)
     return scores
 
 

@@ -1,7 +1,23 @@
 """Attention over what was kept: uneven heads, packed without padding, beside a tail of new tokens."""
 
+from madakv.attention.attend import attend
 from madakv.attention.prompt import prompt_attention
-from madakv.attention.ragged import ragged_attention
+from madakv.attention.ragged import (
+    ragged_attention,
+    ragged_partial,
+    weights_on_entries,
+    weights_on_prompt,
+    weights_on_tail,
+)
 from madakv.attention.reference import ragged_attention_reference
 
-__all__ = ["prompt_attention", "ragged_attention", "ragged_attention_reference"]
+__all__ = [
+    "attend",
+    "prompt_attention",
+    "ragged_attention",
+    "ragged_attention_reference",
+    "ragged_partial",
+    "weights_on_entries",
+    "weights_on_prompt",
+    "weights_on_tail",
+]

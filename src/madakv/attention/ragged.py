@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from madakv.attention.partial import Partial, merge, merge_scattered, partial_attention
-from madakv.cache import RaggedEntries, Tail
+from madakv.cache import Entries, RaggedEntries, Tail
 from madakv.native import native_partial
 
 
@@ -100,6 +100,61 @@ def weights_on_prompt(
             logits = torch.tanh(logits / softcap) * softcap
         weights.append(torch.exp(logits - lse[b][..., None]).view(H, Hq // H, Q, -1))
     return weights
+
+
+def weights_on_entries(
+    query: Tensor, entries: Entries, lse: Tensor, *, scaling: float, softcap: float | None = None
+) -> Tensor:
+    """What new tokens attend to among entries of uneven heads.
+
+    Args:
+        query: [B, Hq, Q, Dk].
+        entries: all visible.
+        lse: [B, H, G * Q] fp32, from `ragged_partial` with the same query.
+        scaling, softcap: as there.
+
+    Returns:
+        [T, G, Q] fp32, in the order of the entries.
+    """
+    B, Hq, Q, D = query.shape
+    H = entries.counts.shape[1]
+    rows = query.reshape(B * H, -1, D).float()
+    owner = torch.arange(B * H, device=query.device).repeat_interleave(entries.counts.flatten())
+    weights = []
+    # A few at a time: each entry meets a copy of its head's queries.
+    step = max(1, (1 << 20) // rows[0].numel())
+    for head, keys in zip(owner.split(step), entries.keys.split(step), strict=True):
+        logits = (rows[head] @ keys.float()[..., None])[..., 0] * scaling
+        if softcap is not None:
+            logits = torch.tanh(logits / softcap) * softcap
+        weights.append(torch.exp(logits - lse.flatten(0, 1)[head]))
+    return torch.cat(weights).view(len(owner), Hq // H, Q)
+
+
+def weights_on_tail(
+    query: Tensor, tail: Tail, lse: Tensor, *, scaling: float, mask: Tensor | None, softcap: float | None = None
+) -> Tensor:
+    """What new tokens attend to among those that came after the prompt.
+
+    Args:
+        query: [B, Hq, Q, Dk].
+        tail: of n tokens, the new ones included.
+        lse, scaling, mask, softcap: as of `ragged_partial`.
+
+    Returns:
+        [B, H, G, Q, n] fp32.
+    """
+    B, Hq, Q, D = query.shape
+    H = tail.keys.shape[1]
+    logits = query.reshape(B, H, -1, D).float() @ tail.keys.float().transpose(-1, -2) * scaling
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    weights = torch.exp(logits - lse[..., None]).view(B, H, Hq // H, Q, -1)
+    if mask is None:
+        return weights
+    mask = mask.expand(B, -1, Q, -1)
+    mask = mask.unflatten(1, (H, Hq // H)) if mask.shape[1] == Hq else mask[:, :, None]
+    return weights * (mask if mask.dtype == torch.bool else mask.float().exp())
 
 
 def _tail_part(

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from madakv.attention.backend import decode_attention
 from madakv.attention.ragged import ragged_attention
-from madakv.cache import FixedTail, RaggedEntries, Tail
+from madakv.cache import Entries, FixedTail, Tail
 
 # Beginning at 2: torch.compile takes sizes of 0 and 1 for constants.
 _numbers = count(2)
-_published: WeakValueDictionary[int, RaggedEntries] = WeakValueDictionary()
+_published: WeakValueDictionary[int, Entries] = WeakValueDictionary()
 
 
-def publish(entries: RaggedEntries) -> Tensor:
+def publish(entries: Entries) -> Tensor:
     """Make entries known to `captured_step` for as long as they live.
 
     Returns:
@@ -38,7 +38,7 @@ def publish(entries: RaggedEntries) -> Tensor:
 
 def step_attention(
     query: Tensor,
-    entries: RaggedEntries,
+    entries: Entries,
     tail: Tail,
     *,
     scaling: float,

@@ -74,8 +74,6 @@ class VarlenSchedule:
             keys=keys[:0].clone(),
             values=entries.values[:0].clone(),
             counts=torch.zeros_like(entries.counts),
-            lengths=(0,) * len(count),
-            tile=1,
         )
         return cls(
             starts=torch.cat([starts, torch.tensor([total])]).to(keys.device, torch.int32),

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from madakv.attention import ragged_attention_reference
+from madakv.attention import attend, ragged_attention_reference
 from madakv.cache import Tail
-from madakv.hf.cache import RaggedCache, RaggedLayer
+from madakv.hf.cache import RaggedCache
+from madakv.hf.layer import RaggedLayer
 from madakv.native import native_linears
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -47,15 +48,15 @@ def attention_error(cache: RaggedCache, query_heads: int) -> float:
 
 
 def _layer_error(layer: RaggedLayer, query_heads: int) -> float:
-    entries = layer.entries
+    entries = layer.memory.kept
     if entries is None:
         raise RuntimeError("the layer has not read a prompt")
     B, D = entries.counts.shape[0], entries.keys.shape[-1]
     query = torch.randn(B, query_heads, 1, D, device=entries.keys.device).to(entries.keys.dtype)
-    got = layer.attend(query, scaling=D**-0.5)
+    got = attend(query, layer.memory, scaling=D**-0.5)
     rows = torch.tensor(sorted({0, B - 1}))
     tail = Tail()
-    keys, values = layer.tail.written()
+    keys, values = layer.memory.tail.written()
     tail.append(keys.cpu()[rows], values.cpu()[rows], 0)
     want = ragged_attention_reference(query.cpu()[rows], entries.to("cpu").select_rows(rows), tail, scaling=D**-0.5)
     return relative_rms(got.cpu()[rows], want)

@@ -12,7 +12,7 @@ from madakv.bench.contenders import Contender, Read
 from madakv.bench.prompt import Prompt
 from madakv.bench.subject import Subject
 from madakv.bench.timing import seconds
-from madakv.hf.compiled import with_step_mask
+from madakv.hf.capture import with_step_mask
 
 
 class Decoding:

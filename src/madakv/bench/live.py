@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from transformers import Cache
 
-from madakv.hf.cache import RaggedLayer
+from madakv.reading import Reading
 
 
 class Tally:
@@ -128,7 +128,7 @@ def peak_memory(device: torch.device, before: Sequence[Tensor]) -> Iterator[Peak
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
         start = torch.cuda.memory_allocated(device)
-    with live, _told(live, Cache, "update"), _told(live, RaggedLayer, "read_prompt"):
+    with live, _told(live, Cache, "update"), _told(live, Reading, "layer"):
         yield found
     found.bytes, found.cache_bytes = live.all.peak, live.cache.peak
     if device.type == "cuda":

@@ -56,6 +56,14 @@ class Tail:
         before = torch.full((1,), last, dtype=torch.int32, device=self.keys.device)
         return self.keys[:, :, last:], self.values[:, :, last:], before
 
+    def width_with(self, new: int) -> int:
+        """Entries of each row and head that attention reads once so many more are appended."""
+        return self.length + new
+
+    def seen(self, span: int) -> int | Tensor:
+        """How many tokens were read, of which `span` came before the tail."""
+        return span + self.length
+
     @property
     def nbytes(self) -> int:
         """Bytes of the storages, unused capacity included."""
@@ -99,18 +107,23 @@ class FixedTail(Tail):
         keys: [B, H, capacity, Dk], contiguous.
         values: [B, H, capacity, Dv], contiguous.
         count: [] int64, entries of each row and head that are written.
+        before: [] int64, how many tokens were read before the tail; None where nobody asks.
 
     Attributes:
         count: as given.
+        handle: under which captured steps find the entries before it; None until there was a step.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor, count: Tensor) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, count: Tensor, before: Tensor | None = None) -> None:
         super().__init__()
-        self.length, self.count = keys.shape[2], count
+        self.handle: Tensor | None = None
+        self.length, self.count, self._before = keys.shape[2], count, before
         self._keys, self._values = keys, values
 
     @classmethod
-    def following(cls, old: Tail, *, like: tuple[Tensor, Tensor], owners: tuple[int, int], room: int) -> FixedTail:
+    def following(
+        cls, old: Tail, *, like: tuple[Tensor, Tensor], owners: tuple[int, int], room: int, span: int
+    ) -> FixedTail:
         """A tail with the same entries and room for more.
 
         Args:
@@ -118,15 +131,25 @@ class FixedTail(Tail):
             like: keys [.., Dk] and values [.., Dv] of the prompt, for sizes, dtype and device.
             owners: B and H.
             room: tokens to come.
+            span: how many tokens were read before the tail.
         """
         length = 0 if old.empty else old.written()[0].shape[2]
         # Zeros: what is hidden still meets a weight of 0, and 0 times anything that is not a number is not 0.
         keys, values = (x.new_zeros(*owners, max(1, length + room), x.shape[-1]) for x in like)
         if length:
             keys[:, :, :length], values[:, :, :length] = old.written()
-        tail = cls(keys, values, torch.tensor(length, device=keys.device))
+        count, before = (torch.tensor(tokens, device=keys.device) for tokens in (length, span))
+        tail = cls(keys, values, count, before)
         tail._mark()
         return tail
+
+    def width_with(self, new: int) -> int:  # noqa: ARG002
+        """All of it, always."""
+        return self.length
+
+    def seen(self, span: int) -> int | Tensor:
+        """How many tokens were read: an integer tensor on the device, so that nothing waits."""
+        return self.count + (span if self._before is None else self._before)
 
     def written(self) -> tuple[Tensor, Tensor]:
         """Keys and values that were appended, [B, H, n, D]; asking waits for the device."""
@@ -167,11 +190,13 @@ class FixedTail(Tail):
         """Move to another device in place."""
         super().to(device)
         self.count = self.count.to(device)
+        self._before = None if self._before is None else self._before.to(device)
         self._mark()
 
     def _mark(self) -> None:
         """Tell torch.compile that these stay where they are; else it would copy them before each replay."""
-        for tensor in (*self.buffers, self.count):
+        self.handle = None
+        for tensor in (*self.buffers, self.count, *([] if self._before is None else [self._before])):
             torch._dynamo.mark_static_address(tensor, guard=False)
 
 

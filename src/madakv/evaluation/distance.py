@@ -19,12 +19,12 @@ from madakv.attention import ragged_attention
 from madakv.attention.ragged import ragged_partial, weights_on_prompt
 from madakv.budget.mpa import top_of_each_modality
 from madakv.cache import RaggedEntries, Tail
-from madakv.eviction import PromptEviction
 from madakv.hf.replay import ReadPrompt
 from madakv.merge import merge_evicted
 from madakv.methods import Method
 from madakv.modality import KINDS, Modality
 from madakv.plan import KeepPlan
+from madakv.reading import Decisions, Scores
 from madakv.scoring import LayerView, most_attention
 
 ORACLES = ("scores", "modalities", "heads", "layers")
@@ -124,16 +124,17 @@ def plans_of(layers: Sequence[Later], method: Method, echo: Sequence[Tensor] = (
         echo: from `read_with_echo`, if the method has one.
     """
     heard = max(method.lookahead, method.draft)
-    eviction = PromptEviction(method, layers[0].view.modality, len(layers))
+    modality = layers[0].view.modality
+    scores = Scores(method, modality.device)
+    decisions = Decisions(method, modality, heads=layers[0].key.shape[1], layers=len(layers))
     for number, layer in enumerate(layers):
-        eviction.score(layer.view)
+        scores.add_layer(layer.view)
+        decisions.observe(layer.view)
         for paid in layer.paid[:heard]:
-            eviction.add_later(number, paid[None])
+            scores.add(number, method.later_score(paid[None]))
         if echo:
-            eviction.add_echo(number, echo[number])
-    for _ in layers:
-        eviction.decide()
-    return eviction.plans
+            scores.add(number, method.echo_score(echo[number]))
+    return decisions.decide_all([scores.final(number) for number in range(len(layers))])
 
 
 def errors(layers: Sequence[Later], plans: Sequence[KeepPlan], method: Method | None = None) -> list[float]:

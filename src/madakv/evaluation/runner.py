@@ -19,7 +19,7 @@ from madakv.errors import (
 from madakv.evaluation.records import Row, latest, open_results
 from madakv.evaluation.samples import Sample, Verdict
 from madakv.evaluation.workers import WHOLE, Shard
-from madakv.hf.attach import finish
+from madakv.hf.record import finish
 from madakv.hf.replay import ReadPrompt, continue_greedily, end_ids, prefill, read_more
 from madakv.methods import Method
 from madakv.prompts import model_inputs

@@ -11,9 +11,11 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from madakv.attention import prompt_attention
+from madakv.attention import attend, prompt_attention
 from madakv.errors import InputError, UnsupportedModelError, UnsupportedOptionError
-from madakv.hf.cache import IMPLEMENTATION, RaggedLayer, layer_behind
+from madakv.hf.cache import reading_behind
+from madakv.hf.layer import IMPLEMENTATION, RaggedLayer, layer_behind
+from madakv.reading import Reading
 from madakv.scoring import LayerView, OutputProjection
 from madakv.scoring.proxies import newest
 
@@ -54,8 +56,13 @@ def attention(
     layer = layer_behind(key)
     if layer is not None:
         _check_call(module, layer, key, value, attention_mask, kwargs)
-    if layer is not None and not layer.awaits_prompt:
-        out = layer.attend(query, scaling=scaling, mask=attention_mask, softcap=softcap, sinks=s_aux)
+    if layer is not None and layer.memory.entries is not None:
+        if (hears := reading_behind(key)) is None:
+            out = attend(query, layer.memory, scaling=scaling, mask=attention_mask, softcap=softcap, sinks=s_aux)
+        else:
+            out = hears.attend(
+                layer.number, query, scaling=scaling, mask=attention_mask, softcap=softcap, sinks=s_aux
+            )
         return out.transpose(1, 2).contiguous(), None
     given = kwargs.get("is_causal")
     causal = bool(getattr(module, "is_causal", True) if given is None else given)
@@ -68,6 +75,7 @@ def attention(
             query, key, value, scaling=scaling, mask=attention_mask, softcap=softcap, sinks=s_aux, causal=causal
         ).transpose(1, 2)
     if layer is not None:
+        reading = _reading(key)
         if attention_mask is None and not causal:
             N = key.shape[2]
             attention_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=key.device).expand(1, 1, N, N)
@@ -76,15 +84,15 @@ def attention(
             query=query,
             key=key,
             value=value,
-            modality=layer.modality_read(key.device),
+            modality=reading.modality.to(key.device),
             scaling=scaling,
             mask=attention_mask,
             softcap=softcap,
             sinks=s_aux,
             projection=projection,
-            divisor=_divisor(projection, out, layer),
+            divisor=_divisor(projection, out, reading),
         )
-        layer.read_prompt(view)
+        reading.layer(view)
     return out, None
 
 
@@ -95,11 +103,19 @@ def _projection(module: torch.nn.Module, norms: Mapping[int, torch.nn.Module]) -
     return next((OutputProjection(part, norm) for part in found if isinstance(part, torch.nn.Module)), None)
 
 
-def _divisor(projection: OutputProjection | None, out: Tensor, layer: RaggedLayer) -> Tensor | None:
+def _reading(key: Tensor) -> Reading:
+    """Who reads the prompt that these keys are of."""
+    reading = reading_behind(key)
+    if not isinstance(reading, Reading):
+        raise RuntimeError("the prompt was not announced: call RaggedCache.begin before the prefill")
+    return reading
+
+
+def _divisor(projection: OutputProjection | None, out: Tensor, reading: Reading) -> Tensor | None:
     """[B]: what a norm behind the projection divides by, as the prompt's newest tokens have it; None without one."""
     if projection is None or not projection.is_normed:
         return None
-    told = newest(layer.modality_evicted(out.device) >= 0, _TYPICAL)
+    told = newest(reading.prompt.valid.to(out.device), _TYPICAL)
     return projection.typical(out[:, : told.shape[1]], told)
 
 
@@ -129,17 +145,18 @@ def _check_call(
         raise UnsupportedOptionError(f"{name} adds a position_bias, which eviction does not support")
     if layer_behind(value) is not layer:
         raise UnsupportedModelError(f"{name} changes the values between cache and attention; it cannot be evicted")
-    if layer.awaits_prompt:
-        known = layer.modality_read(key.device).shape[1]
+    tail = layer.memory.tail.length
+    if layer.memory.entries is None:
+        known = _reading(key).tokens
         if known != key.shape[2]:
             raise InputError(
                 f"the prompt has {known} tokens, but {name} reads {key.shape[2]}: placeholders are expanded inside "
                 "the model; use a processor that writes one placeholder per embedding"
             )
-    elif attention_mask is not None and attention_mask.shape[-1] != layer.tail.length:
+    elif attention_mask is not None and attention_mask.shape[-1] != tail:
         raise UnsupportedModelError(
-            f"{name} makes a mask of its own ({attention_mask.shape[-1]} wide where {layer.tail.length} tokens came "
-            "after the prompt); it cannot be evicted"
+            f"{name} makes a mask of its own ({attention_mask.shape[-1]} wide where {tail} tokens came after the "
+            "prompt); it cannot be evicted"
         )
 
 

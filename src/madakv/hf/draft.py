@@ -14,6 +14,7 @@ from madakv.errors import UnsupportedOptionError
 from madakv.hf.cache import RaggedCache
 from madakv.hf.options import check_taken_back, effective, most_new_tokens
 from madakv.modality import family_of
+from madakv.reading import probes
 
 _CALL_OPTIONS = (
     *("attention_mask", "generation_config", "logits_processor", "stopping_criteria", "streamer", "tokenizer"),
@@ -152,7 +153,7 @@ class _Call:
         options["attention_mask"] = torch.cat([self._mask(ids), (~unsaid).to(later.dtype)], dim=1)
         if (kinds := options.get("mm_token_type_ids")) is not None:
             options["mm_token_type_ids"] = torch.cat([kinds, torch.zeros_like(later)], dim=1)
-        kept.expect_draft(~unsaid)
+        kept.expect(probes.draft(kept.method, ~unsaid))
         self._generate(torch.cat([ids, later.masked_fill(unsaid, filling)], 1), **options, past_key_values=kept)
 
     def go_on(self, ids: Tensor, drafted: Tensor, stops: Tensor, kept: RaggedCache, most: int) -> Any:

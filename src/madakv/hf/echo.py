@@ -19,6 +19,7 @@ from madakv.hf.cache import RaggedCache
 from madakv.hf.options import check_taken_back
 from madakv.methods import Method
 from madakv.modality import Modality
+from madakv.reading import probes
 
 logger = logging.getLogger(__name__)
 
@@ -88,14 +89,14 @@ class Echo:
         most: tokens that are read again.
         config: of the model.
         optional: whether prompts that cannot be followed by them do without.
+
+    Nothing of a pass is kept here: it is on the cache that the pass is on.
     """
 
     def __init__(self, most: int, config: Any, *, optional: bool = False) -> None:
         self._most = most
         self._config = config
         self._optional = optional
-        self._tokens: int | None = None
-        """Of the pass in progress, where it is a prompt's."""
 
     def before(
         self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -105,10 +106,10 @@ class Echo:
         Raises:
             UnsupportedOptionError: the decoder takes masks or features that cannot be told for further tokens.
         """
-        self._tokens = None
         cache: RaggedCache = kwargs["past_key_values"]
-        modality = cache.prompt_ahead
-        if modality is None:
+        cache.cut_at(None)
+        reading = cache.prompt_ahead
+        if reading is None:
             return None
         kwargs = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
         embeds = kwargs.get("inputs_embeds")
@@ -122,11 +123,11 @@ class Echo:
                 raise
             logger.info("no echo: %s", reason)
             return None
-        places, valid = echo_places(modality, min(self._most, echo_room(self._config, N)))
+        places, valid = echo_places(reading.prompt.modality, min(self._most, echo_room(self._config, N)))
         places, valid = places.to(embeds.device), valid.to(embeds.device)
         E = places.shape[1]
-        self._tokens = N
-        cache.expect_echo(valid)
+        cache.cut_at(N)
+        reading.add_probe(probes.echo(reading.method, valid))
         repeated = embeds.gather(1, places[..., None].expand(-1, -1, embeds.shape[-1]))
         changed = {"inputs_embeds": torch.cat([embeds, repeated], 1), "input_ids": None}
         if (mask := kwargs.get("attention_mask")) is not None:
@@ -144,11 +145,12 @@ class Echo:
                 changed[name] = pad(told, (0, E))
         return (), kwargs | changed
 
-    def after(self, _module: torch.nn.Module, _args: Any, _kwargs: dict[str, Any], output: Any) -> Any:
+    def after(self, _module: torch.nn.Module, _args: Any, kwargs: dict[str, Any], output: Any) -> Any:
         """After it."""
-        if self._tokens is None:
+        cache: RaggedCache = kwargs["past_key_values"]
+        N = cache.cut_at(None)
+        if N is None:
             return output
-        N, self._tokens = self._tokens, None
         output.last_hidden_state = output.last_hidden_state[:, :N]
         if output.hidden_states is not None:
             output.hidden_states = tuple(states[:, :N] for states in output.hidden_states)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -148,7 +146,7 @@ def check_later_pass(cache: RaggedCache, options: dict[str, Any]) -> None:
         raise UnsupportedOptionError(
             f"attention_mask of shape {tuple(mask.shape)}: after the prompt, only [B, seen + new] is supported"
         )
-    if new.shape[1] == 1 or cache.modality is None:
+    if new.shape[1] == 1 or cache.prompt is None:
         # Comparing what a mask hides would make the host wait for the device at every step.
         return
     seen, width = cache.get_seq_length(), mask.shape[1]
@@ -156,8 +154,8 @@ def check_later_pass(cache: RaggedCache, options: dict[str, Any]) -> None:
         raise UnsupportedOptionError(
             f"attention_mask covers {width} tokens, but {seen} were seen and {new.shape[1]} are new"
         )
-    prompt = cache.modality.shape[1]
-    if bool(((mask[:, :prompt] != 0) != (cache.modality >= 0).to(mask.device)).any()):
+    prompt = cache.prompt.length
+    if bool(((mask[:, :prompt] != 0) != cache.prompt.valid.to(mask.device)).any()):
         raise UnsupportedOptionError("attention_mask hides other prompt tokens than it did when the prompt was read")
 
 
@@ -173,23 +171,6 @@ def check_cache(cache: Any) -> None:
             f"past_key_values={type(cache).__name__} cannot be evicted; pass none and madakv makes the cache, or "
             "pass the cache of an earlier call inside `madakv.evict`"
         )
-
-
-@contextmanager
-def own_cache_implementation(config: Any) -> Iterator[None]:
-    """Silence the cache that a generation config names, a call's or a model's default; ours takes its place.
-
-    transformers merges the default into whatever config a call brings, so it can only be silenced at the source.
-    """
-    named = getattr(config, "cache_implementation", None)
-    if named is None:
-        yield
-        return
-    config.cache_implementation = None
-    try:
-        yield
-    finally:
-        config.cache_implementation = named
 
 
 def check_taken_back(option: str, cache: RaggedCache, config: Any, *, instead: str = "") -> None:

@@ -9,6 +9,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 from transformers import (
+    Cache,
+    DynamicCache,
     LogitsProcessorList,
     NoRepeatNGramLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
@@ -16,18 +18,20 @@ from transformers import (
 )
 
 from madakv.errors import UnsupportedModelError, UnsupportedOptionError
-from madakv.eviction import PromptEviction
-from madakv.hf.attach import attached, record
 from madakv.hf.cache import RaggedCache
 from madakv.hf.echo import check_echo, echo_of, echo_places, echo_room
+from madakv.hf.full import record_full
+from madakv.hf.patch import patched
+from madakv.hf.record import record
 from madakv.methods import Full, Method
+from madakv.reading import AfterTokens, Scores
 from madakv.run import Run
 from madakv.scoring import LayerView
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Recorder(Full):
-    """Keeps what every layer's prefill looked like."""
+    """Evicts nothing, and keeps what every layer's prefill looked like."""
 
     name: ClassVar[str] = "recorder"
     views: list[LayerView] = field(default_factory=list, repr=False)
@@ -54,7 +58,7 @@ class ReadPrompt:
     logits: Tensor
     ids: list[int]
     echo_refused: UnsupportedOptionError | None = None
-    _scored: dict[tuple[str, bool, int, tuple[int, ...]], PromptEviction] = field(default_factory=dict, repr=False)
+    _scored: dict[tuple[str, bool, int, tuple[int, ...]], Scores] = field(default_factory=dict, repr=False)
 
     @classmethod
     @torch.no_grad()
@@ -79,18 +83,18 @@ class ReadPrompt:
 
         watch = model.get_decoder().register_forward_pre_hook(could_echo, with_kwargs=True)
         try:
-            with attached(model, Run(recorder)):
+            with patched(model, Run(recorder)):
                 out = model(**inputs, use_cache=True, logits_to_keep=1)
         finally:
             watch.remove()
         cache: RaggedCache = out.past_key_values
-        if len(cache.evicted_layers) != len(cache.layers) or cache.modality is None:
+        if len(cache.evicted_layers) != len(cache.layers) or cache.prompt is None:
             raise UnsupportedModelError("a prompt can be replayed only if all layers have full attention")
         ids: list[int] = inputs["input_ids"][0].tolist()
-        return cls(tuple(recorder.views), cache.modality, out.logits[:, -1], ids, next(iter(refused), None))
+        return cls(tuple(recorder.views), cache.prompt.modality, out.logits[:, -1], ids, next(iter(refused), None))
 
     @torch.no_grad()
-    def evicted(self, model: Any, run: Run, *, max_new_tokens: int | None = None) -> RaggedCache:
+    def evicted(self, model: Any, run: Run, *, max_new_tokens: int | None = None) -> Cache:
         """A fresh cache that has read this prompt under a method, as if the model had just done so.
 
         Args:
@@ -98,35 +102,39 @@ class ReadPrompt:
             run: the block's handle.
             max_new_tokens: of the answer; a draft is no longer than that.
         """
-        cache = self._read_by(model, run.method)
+        if type(run.method) is Full:
+            return self._full(model, run)
+        cache = self._read_by(model, run)
         if not run.method.lookahead:
-            self._record(cache, run)
+            record(cache, run)
         if run.method.draft:
             most = run.method.draft if max_new_tokens is None else min(run.method.draft, max_new_tokens)
             drafted = continue_greedily(
                 model, cache, self.logits, seen=self.ids, end=end_ids(model), max_new_tokens=most
             )
-            cache = self._read_by(model, run.method, drafted)
-            self._record(cache, run)
+            cache = self._read_by(model, run, drafted)
+            record(cache, run)
         return cache
 
-    def _record(self, cache: RaggedCache, run: Run) -> None:
-        record(cache, run)
-        if run.last is not None:
-            # The cache waited for what came after the prompt, which the method does not.
-            run.last = replace(run.last, method=repr(run.method))
+    def _full(self, model: Any, run: Run) -> DynamicCache:
+        cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+        for number, view in enumerate(self.views):
+            cache.update(view.key, view.value, number)
+        record_full(cache, self.modality, run, range(len(self.views)))
+        return cache
 
-    def _read_by(self, model: Any, method: Method, drafted: Sequence[int] = ()) -> RaggedCache:
+    def _read_by(self, model: Any, run: Run, drafted: Sequence[int] = ()) -> RaggedCache:
         """A cache that has read the prompt; not evicted yet if the method waits for more."""
-        method = replace(method, draft=0)
-        cache = RaggedCache(model.config, method)
-        cache.take_prompt(self._heard_by(model, method, drafted).again(method, self.views), self.views)
+        cache = RaggedCache(model.config, run.method, trigger=run.trigger, store=run.store)
+        reading = cache.begin(self.modality, scores=self._heard_by(model, run.method, drafted).copy())
+        for view in self.views:
+            reading.settle(view)
         return cache
 
-    def _heard_by(self, model: Any, method: Method, drafted: Sequence[int]) -> PromptEviction:
+    def _heard_by(self, model: Any, method: Method, drafted: Sequence[int]) -> Scores:
         """All that scores the prompt, apart from the answer itself; heard once for all budgets."""
         # What comes after the prompt is heard as long as the prompt is whole.
-        waiting = RaggedCache(model.config, replace(method, lookahead=len(drafted) + 1))
+        waiting = RaggedCache(model.config, method, trigger=AfterTokens(len(drafted) + 1))
         echo = self.echo(echo_of(method, waiting, model.config), model.config)
         if echo and self.echo_refused is not None:
             if not method.echo_is_optional:
@@ -135,19 +143,19 @@ class ReadPrompt:
         scored_alike = replace(method, budget=1.0, lookahead=0)
         key = (repr(scored_alike), method.keeps_everything, len(echo), tuple(drafted))
         if key not in self._scored:
-            waiting.begin_prompt(self.modality)
+            reading = waiting.begin(self.modality)
             if drafted or echo:
-                for layer, view in zip(waiting.ragged_layers, self.views, strict=True):
-                    layer.read_prompt(view)
+                for view in self.views:
+                    reading.layer(view)
                 for token in drafted:
                     read_more(model, waiting, [token])
             else:
                 for view in self.views:
-                    waiting.eviction.score(view)
+                    reading.scores.add_layer(view)
             if echo:
-                with waiting.hearing_echo():
+                with reading.hearing_echo():
                     read_more(model, waiting, echo)
-            self._scored[key] = waiting.eviction
+            self._scored[key] = reading.scores
         return self._scored[key]
 
     def echo(self, most: int, config: Any) -> list[int]:
@@ -158,7 +166,7 @@ class ReadPrompt:
 
 
 @torch.no_grad()
-def prefill(model: Any, inputs: Any) -> tuple[RaggedCache, Tensor]:
+def prefill(model: Any, inputs: Any) -> tuple[Cache, Tensor]:
     """Read a prompt inside `madakv.evict`; returns its cache and the logits [B, V] at the last position."""
     out = model(**inputs, use_cache=True, logits_to_keep=1)
     return out.past_key_values, out.logits[:, -1]
@@ -166,7 +174,7 @@ def prefill(model: Any, inputs: Any) -> tuple[RaggedCache, Tensor]:
 
 @torch.no_grad()
 def continue_greedily(
-    model: Any, cache: RaggedCache, logits: Tensor, *, seen: Sequence[int], end: set[int], max_new_tokens: int
+    model: Any, cache: Cache, logits: Tensor, *, seen: Sequence[int], end: set[int], max_new_tokens: int
 ) -> list[int]:
     """Generate greedily for one row, from the logits of its last token, with the penalties of the model's settings.
 
@@ -206,9 +214,9 @@ def _penalties(model: Any) -> LogitsProcessorList:
 
 
 @torch.no_grad()
-def read_more(model: Any, cache: RaggedCache, ids: list[int]) -> Tensor:
+def read_more(model: Any, cache: Cache, ids: list[int]) -> Tensor:
     """Read more tokens of one row into a cache; returns the logits [1, V] of the last."""
-    device = cache.ragged_layers[0].device
+    device = model.get_input_embeddings().weight.device
     # No mask: nothing is padded, and some models take positions from its width.
     out = model(input_ids=torch.tensor([ids], device=device), past_key_values=cache, logits_to_keep=1)
     logits: Tensor = out.logits[:, -1]

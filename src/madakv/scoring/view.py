@@ -48,3 +48,8 @@ class LayerView:
             modality=self.modality[:, cut],
             mask=None if self.mask is None else self.mask[:, :, cut, cut],
         )
+
+    def without_tokens(self) -> LayerView:
+        """The view of no token at all, which holds on to none: what remains is how the layer attends."""
+        none = {name: getattr(self, name)[:, :, :0].clone() for name in ("query", "key", "value")}
+        return replace(self, **none, modality=self.modality[:, :0].clone(), mask=None)

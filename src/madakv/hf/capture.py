@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -38,7 +37,6 @@ def compiled_steps(
     model: Any,
     compiled_call: Callable[[Any], Callable[..., Any]],
     check: Callable[..., Any],
-    checked: Callable[[], AbstractContextManager[None]],
 ) -> Callable[[Any], Callable[..., Any]]:
     """`get_compiled_call` whose result compiles single steps on a cache of fixed addresses.
 
@@ -49,7 +47,6 @@ def compiled_steps(
         model: inside `madakv.evict`.
         compiled_call: its own.
         check: the forward pre-hook.
-        checked: a block in which it does nothing.
     """
 
     @functools.wraps(compiled_call)
@@ -61,7 +58,7 @@ def compiled_steps(
             if not isinstance(cache, RaggedCache) or not cache.can_be_captured or new is None or new.shape[1] != 1:
                 return model(*args, **kwargs)
             _, kwargs = check(model, args, kwargs)
-            with checked():
+            with cache.seen_to():
                 return run(**with_step_mask(model, kwargs))
 
         return step

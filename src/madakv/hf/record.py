@@ -1,0 +1,75 @@
+"""After each pass: decide what is due, and note what was kept."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+import torch
+from transformers import Cache
+
+from madakv.errors import UnsupportedModelError
+from madakv.hf.cache import RaggedCache
+from madakv.run import Kept, Run
+
+logger = logging.getLogger(__name__)
+
+
+def record(cache: RaggedCache, run: Run) -> None:
+    """Decide what is open on a cache, and note what was kept."""
+    plans = cache.decide()
+    if cache.prompt is None:
+        raise RuntimeError("a prompt was read that nobody announced")
+    run.last = Kept(
+        method=repr(cache.method),
+        layers=cache.evicted_layers,
+        plans=tuple(plan.to("cpu") for plan in plans),
+        modality=cache.prompt.modality.to("cpu"),
+        kv_bytes=cache.prompt_nbytes,
+        kv_bytes_full=cache.full_nbytes,
+        other_bytes=cache.other_nbytes,
+    )
+
+
+def finish(cache: Cache, run: Run) -> None:
+    """Evict what still waits for more tokens: the answer was shorter than the lookahead."""
+    if isinstance(cache, RaggedCache) and cache.reads_prompt:
+        record(cache, run)
+
+
+def note_kept_whole(run: Run, tokens: int) -> None:
+    """Note that a pass of several tokens behind the prompt is kept whole: a next turn, or a chunk made by hand."""
+    if run.last is None:
+        return
+    if not run.last.later_tokens:
+        logger.warning(
+            "%d tokens are read in one pass behind the prompt, and kept whole: what the first pass on a cache reads "
+            "is evicted. A prompt that is read in chunks has to be read in one pass instead",
+            tokens,
+        )
+    run.last = replace(run.last, later_tokens=run.last.later_tokens + tokens)
+
+
+class RecordPass:
+    """The hook behind the model: makes sure that every layer was read, and decides what is due."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def __call__(self, module: torch.nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
+        """After a pass.
+
+        Raises:
+            UnsupportedModelError: layers that should have been evicted were not read.
+        """
+        cache: RaggedCache = kwargs["past_key_values"]
+        if cache.reading is None:
+            return
+        if cache.unread_layers:
+            raise UnsupportedModelError(
+                f"{type(module).__name__} ran layers {cache.unread_layers} without madakv's attention: "
+                "they do not go through transformers' AttentionInterface, or change the keys on the way there"
+            )
+        if cache.reading.is_due:
+            record(cache, self._run)

@@ -1,0 +1,94 @@
+"""Who is heard besides the prompt: tokens whose attention says what will be needed, and who are not kept for it.
+
+There is one way to be heard. Tokens attend to the prompt; what they pay to its entries is reduced over the tokens,
+weighted by the method, and added to the scores. A draft, an echo and a lookahead differ in where their tokens stand
+and in how they are reduced, and in nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from madakv.methods import Method
+from madakv.modality import Modality
+from madakv.scoring import LayerView, attention_paid, most_attention
+
+Reduction = Literal["each", "most"]
+"""`"each"`: every token counts; `"most"`: the most that any of them pays."""
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """Tokens that are heard.
+
+    Attributes:
+        heard: [B, n] bool, which of a span of n tokens, read in one pass with the prompt and behind it, are heard;
+            the others are padding there. None: whatever is read after the prompt's pass.
+        reduce: over tokens.
+        weight: what the attention of a token, or the most of several, [B, H, G, N] fp32, adds to psi [B, H, N].
+    """
+
+    heard: Tensor | None
+    reduce: Reduction
+    weight: Callable[[Tensor], Tensor]
+
+    @property
+    def span(self) -> int:
+        """How many tokens are read with the prompt."""
+        return 0 if self.heard is None else self.heard.shape[1]
+
+    def modality(self, like: Tensor) -> Tensor:
+        """[B, n] of `Modality` values: text where it is heard, else padding."""
+        if self.heard is None:
+            return like[:, :0]
+        text = torch.where(self.heard.to(like.device), int(Modality.TEXT), int(Modality.PADDING))
+        return text.to(like.dtype)
+
+    def listen(self, view: LayerView, start: int, prompt: int) -> Iterator[Tensor]:
+        """What the tokens of the span add to psi, [B, H, N], one after another.
+
+        Args:
+            view: of the whole pass.
+            start: where the span begins.
+            prompt: N.
+        """
+        if self.heard is None:
+            return
+        behind = view.key.shape[2] - start - self.span
+        heard = self.heard.to(view.key.device)
+        if self.reduce == "most":
+            yield self.weight(most_attention(view, pad(heard, (start, behind)))[..., :prompt])
+            return
+        # One after another, as those are that are read later: a maximum over groups is not linear.
+        apart = torch.eye(self.span, dtype=torch.bool, device=heard.device)[:, None] & heard
+        for paid in attention_paid(view, pad(apart, (start, behind))):
+            yield self.weight(paid[..., :prompt])
+
+    def told(self, paid: Tensor) -> Tensor:
+        """What tokens of a later pass add to psi, [B, H, N].
+
+        Args:
+            paid: [B, H, G, Q, N] fp32, what each of them pays.
+        """
+        return self.weight(paid.amax(3) if self.reduce == "most" else paid.sum(3))
+
+
+def draft(method: Method, heard: Tensor) -> Probe:
+    """A draft of the answer behind the prompt; `heard`: [B, n] bool."""
+    return Probe(heard, "each", method.later_score)
+
+
+def echo(method: Method, heard: Tensor | None = None) -> Probe:
+    """Text of the prompt that is read again: with it ([B, n] bool), or in a later pass."""
+    return Probe(heard, "most", method.echo_score)
+
+
+def lookahead(method: Method) -> Probe:
+    """The answer itself, as it is generated."""
+    return Probe(None, "each", method.later_score)

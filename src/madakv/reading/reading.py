@@ -1,0 +1,242 @@
+"""One prompt being read: from views of its layers to kept entries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from madakv.attention import ragged_partial, weights_on_prompt
+from madakv.cache import LayerMemory
+from madakv.merge import merge_evicted
+from madakv.methods import Method
+from madakv.plan import KeepPlan
+from madakv.reading.allocate import Decisions
+from madakv.reading.candidates import Candidates
+from madakv.reading.probes import Probe, echo, lookahead
+from madakv.reading.prompt import Prompt
+from madakv.reading.revision import Revision
+from madakv.reading.scores import Scores
+from madakv.reading.triggers import Trigger, trigger_of
+from madakv.scoring import LayerView
+
+
+class Phase(Enum):
+    """Where a reading stands."""
+
+    OPEN = "the prompt is read, or about to be"
+    HOLDING = "the prompt was read and is kept whole, until it is decided"
+    DONE = "it is decided what stays"
+
+
+class Reading:
+    """Scores the layers of a prompt, decides when its trigger says so, and fills their memories.
+
+    It belongs to one pass on one cache. Memories know nothing of it.
+
+    Args:
+        method: how to score and decide.
+        prompt: what is read.
+        memories: of the layers that are evicted, in order.
+        probes: who is read behind the prompt in the same pass, in the order of their tokens.
+        trigger: when to decide; None: as the method has it.
+        scores: of all layers, where they are known already.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        prompt: Prompt,
+        memories: Sequence[LayerMemory],
+        *,
+        probes: Sequence[Probe] = (),
+        trigger: Trigger | None = None,
+        scores: Scores | None = None,
+    ) -> None:
+        self.method = method
+        self.prompt = prompt
+        self.phase = Phase.OPEN
+        self._memories = tuple(memories)
+        self._probes = list(probes)
+        self._trigger = trigger_of(method) if trigger is None else trigger
+        self.scores = Scores(method, prompt.modality.device) if scores is None else scores
+        self._decisions: Decisions | None = None
+        self._held: list[KeepPlan] = []
+        # A view of no tokens of each layer, for those that decide again.
+        self._frames: list[LayerView] = []
+        if self._trigger.repeats:
+            Revision.check(method)
+        self._listener = lookahead(method)
+
+    # -- the prompt's pass
+
+    def add_probe(self, probe: Probe) -> None:
+        """Announce tokens that are read behind all others in the prompt's pass."""
+        self._probes.append(probe)
+
+    @property
+    def modality(self) -> Tensor:
+        """[B, T] of `Modality` values: of all tokens of the prompt's pass, those of probes included."""
+        own = self.prompt.modality
+        return torch.cat([own, *(probe.modality(own) for probe in self._probes)], 1)
+
+    @property
+    def tokens(self) -> int:
+        """T, how many that are."""
+        return self.prompt.length + sum(probe.span for probe in self._probes)
+
+    @property
+    def layers_read(self) -> int:
+        """How many layers have been kept of."""
+        return len(self._held)
+
+    @torch.no_grad()
+    def layer(self, view: LayerView) -> None:
+        """Take in the next layer: score it, and keep what is decided, or all of it as long as nothing is.
+
+        Without gradients: an autograd graph behind the kept entries would keep the evicted ones alive.
+
+        Args:
+            view: of all tokens of the prompt's pass.
+        """
+        N = self.prompt.length
+        own = view.prefix(N)
+        number = len(self.scores)
+        self.scores.add_layer(own)
+        start = N
+        for probe in self._probes:
+            for psi in probe.listen(view, start, N):
+                self.scores.add(number, psi)
+            start += probe.span
+        self.settle(own)
+
+    @torch.no_grad()
+    def settle(self, view: LayerView) -> None:
+        """Keep what is decided of the next layer, which has been scored; or all of it, as long as nothing is.
+
+        Args:
+            view: of the prompt alone.
+        """
+        number, heads = self.layers_read, view.key.shape[1]
+        if self._decisions is None:
+            layers = len(self._memories)
+            self._decisions = Decisions(self.method, self.prompt.modality, heads=heads, layers=layers)
+        self._decisions.observe(view)
+        memory, device = self._memories[number], view.key.device
+        if self._at_once:
+            plan = self._decisions.decide(self.scores.final(number))
+            if not self._trigger.repeats:
+                self.scores.forget(number)
+            # What others lose has to be gone before this layer takes memory.
+            self._narrow(self._decisions.plans[:-1])
+            memory.keep(view.key, view.value, plan.to(device))
+            self._merge(memory, view.key, view.value, plan.to(device))
+        else:
+            plan = KeepPlan.everything(view.modality, heads)
+            memory.keep(view.key, view.value, plan.to(device))
+        self._held.append(plan)
+        if self._trigger.repeats:
+            self._frames.append(view.without_tokens())
+        if self.layers_read == len(self._memories) and not self._at_once:
+            self.phase = Phase.HOLDING
+
+    # -- later passes
+
+    @contextmanager
+    def hearing_echo(self) -> Iterator[None]:
+        """What is read inside the block is the prompt's own text once more; nothing is decided meanwhile."""
+        before, self._listener = self._listener, echo(self.method)
+        try:
+            yield
+        finally:
+            self._listener = before
+
+    @torch.no_grad()
+    def hear(self, number: int, query: Tensor, lse: Tensor, *, scaling: float, softcap: float | None) -> None:
+        """Listen to what later tokens pay to the prompt, which is still whole.
+
+        Args:
+            number: of the layer.
+            query: [B, Hq, Q, Dk].
+            lse: [B, H, G * Q] fp32, log-sum-exp of their logits over all that they see.
+            scaling, softcap: of the logits.
+        """
+        weights = weights_on_prompt(query, self._memories[number].kept, lse, scaling=scaling, softcap=softcap)
+        valid = self.prompt.valid.to(query.device)
+        paid = weights[0].new_zeros(len(valid), *weights[0].shape[:3], self.prompt.length)
+        for row, own, told in zip(paid, valid, weights, strict=True):
+            row[..., own] = told
+        self.scores.add(number, self._listener.told(paid))
+
+    def attend(self, number: int, query: Tensor, **options: Any) -> Tensor:
+        """Attention of later tokens over a layer's memory, which are heard on the way; see `ragged_attention`."""
+        memory = self._memories[number]
+        part = ragged_partial(query, memory.kept, memory.tail, **options)
+        self.hear(number, query, part.lse, scaling=options["scaling"], softcap=options.get("softcap"))
+        B, Hq, Q, _ = query.shape
+        return part.out.to(query.dtype).view(B, Hq, Q, -1)
+
+    # -- the decision
+
+    @property
+    def is_due(self) -> bool:
+        """Whether to decide, now that a pass is over."""
+        if self._at_once:
+            return True
+        return self._listener.reduce != "most" and self._trigger.after_pass(self._memories[0].tail.length)
+
+    def is_due_before(self, tokens: int) -> bool:
+        """Whether to decide before a pass of so many tokens behind the prompt's."""
+        return (
+            tokens > 1
+            and self._listener.reduce != "most"
+            and self._trigger.before_turn(self._memories[0].tail.length)
+        )
+
+    @torch.no_grad()
+    def decide(self) -> list[KeepPlan]:
+        """Decide what is still open, and evict it; returns the plans of all layers."""
+        if self._decisions is None or self.layers_read < len(self._memories):
+            raise RuntimeError("decided before all layers were read")
+        if self.phase is Phase.HOLDING:
+            plans = self._decisions.decide_all([self.scores.final(number) for number in range(len(self.scores))])
+            for number, (memory, plan) in enumerate(zip(self._memories, plans, strict=True)):
+                device = memory.kept.counts.device
+                whole = memory.kept.rectangle(self.prompt.valid.to(device)) if self.method.merge else None
+                self._keep_less(number, plan)
+                if whole is not None:
+                    self._merge(memory, *whole, plan.to(device))
+        self.phase = Phase.DONE
+        return self._decisions.plans
+
+    def revision(self) -> Revision | None:
+        """Who decides again, once this reading is done; None if nobody does."""
+        if not self._trigger.repeats:
+            return None
+        kept = [Candidates.chosen(plan, *self.scores.parts(number)) for number, plan in enumerate(self._held)]
+        return Revision(self.method, self.prompt, self._memories, kept, self._frames, self._trigger)
+
+    @property
+    def _at_once(self) -> bool:
+        return self._trigger.at_once and not self.method.sees_all_layers
+
+    def _narrow(self, plans: Sequence[KeepPlan]) -> None:
+        for number, plan in enumerate(plans):
+            self._keep_less(number, plan)
+
+    def _keep_less(self, number: int, plan: KeepPlan) -> None:
+        held, memory = self._held[number], self._memories[number]
+        if plan is not held:
+            device = memory.kept.counts.device
+            memory.narrow(held.to(device), plan.to(device))
+            self._held[number] = plan
+
+    def _merge(self, memory: LayerMemory, keys: Tensor, values: Tensor, plan: KeepPlan) -> None:
+        """Leave a trace of evicted entries in those that stay, if the method does so."""
+        if self.method.merge is not None:
+            modality = self.prompt.modality.to(keys.device)
+            memory.replace(*merge_evicted(keys, values, plan, modality, self.method.merge))
