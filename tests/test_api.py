@@ -37,7 +37,9 @@ def test_exported_names() -> None:
 
 
 def test_signatures() -> None:
-    assert list(inspect.signature(madakv.evict).parameters) == ["model", "method", "budget", "options"]
+    assert list(inspect.signature(madakv.evict).parameters) == [
+        *("model", "method", "budget", "trigger", "store", "options"),
+    ]
     assert list(inspect.signature(madakv.allocate).parameters) == ["psi", "modality", "method", "budget", "options"]
 
 

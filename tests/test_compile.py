@@ -302,7 +302,7 @@ def test_a_fixed_tail_holds_what_a_growing_one_does() -> None:
     first, second = rectangle(5), rectangle(1)
     old = Tail()
     old.append(first, -first, 0)
-    tail = FixedTail.following(old, like=(first, first), owners=(2, 3), room=4)
+    tail = FixedTail.following(old, like=(first, first), owners=(2, 3), room=4, span=0)
     assert tail.length == 9
     place = tail.keys.data_ptr()
     for growing in (old, tail):

@@ -76,6 +76,7 @@ def attention(
         ).transpose(1, 2)
     if layer is not None:
         reading = _reading(key)
+        _check_order(module, layer, reading)
         if attention_mask is None and not causal:
             N = key.shape[2]
             attention_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=key.device).expand(1, 1, N, N)
@@ -109,6 +110,16 @@ def _reading(key: Tensor) -> Reading:
     if not isinstance(reading, Reading):
         raise RuntimeError("the prompt was not announced: call RaggedCache.begin before the prefill")
     return reading
+
+
+def _check_order(module: torch.nn.Module, layer: RaggedLayer, reading: Reading) -> None:
+    """Refuse models that read a layer while those before it were not."""
+    if layer.number != reading.layers_read:
+        raise UnsupportedModelError(
+            f"{type(module).__name__}: layers {list(range(reading.layers_read, layer.number))} of those to evict ran "
+            "without madakv's attention: they do not go through transformers' AttentionInterface, or change the keys "
+            "on the way there"
+        )
 
 
 def _divisor(projection: OutputProjection | None, out: Tensor, reading: Reading) -> Tensor | None:

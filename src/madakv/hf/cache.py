@@ -46,7 +46,7 @@ class RaggedCache(Cache):
         prompt: what was decided over, or is being read; None before it is announced. Follows the cache's rows.
         reading: who reads the prompt, or hears what comes after it; None once all is decided for good.
         checked: whether the pass in progress has been seen to, and is not to be looked at again.
-        trusted: whether later masks come from transformers itself, which hides nothing that it did not hide before.
+        generating: whether `generate` makes the passes: it hides in no step what it did not hide in the one before.
 
     Raises:
         UnsupportedModelError: no layer could be evicted, or layers share each other's entries.
@@ -86,7 +86,8 @@ class RaggedCache(Cache):
         self.prompt: Prompt | None = None
         self.reading: Reading | Revision | None = None
         self.checked = False
-        self.trusted = False
+        self.generating = False
+        self._mask_seen = False
         self._trigger = trigger
         self._expected: list[Probe] = []
         self._cut: int | None = None
@@ -160,6 +161,14 @@ class RaggedCache(Cache):
         """Note how many of the tokens of the decoder's pass its caller asked for, or None; returns what was noted."""
         before, self._cut = self._cut, tokens
         return before
+
+    def trusts_masks(self) -> bool:
+        """Whether a step's mask hides what the one before it hid; where it may not, it has to be looked at.
+
+        Looking makes the host wait for the device, so that `generate`'s are looked at once.
+        """
+        before, self._mask_seen = self._mask_seen, self.generating
+        return before and self.generating
 
     # -- where it stands
 

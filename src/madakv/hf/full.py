@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import Cache
 
 from madakv.hf.cache import state_nbytes
-from madakv.hf.options import new_tokens
+from madakv.hf.options import hidden_by, new_tokens
 from madakv.modality import prompt_modality
 from madakv.plan import KeepPlan
 from madakv.run import Kept, Run
@@ -40,14 +40,26 @@ class RecordFull:
         cache = getattr(output, "past_key_values", None) if given is None else given
         if not isinstance(cache, Cache) or new is None or int(cache.get_seq_length()) != new.shape[1]:
             return
+        mask = kwargs.get("attention_mask")
         modality = prompt_modality(
             module.config,
             kwargs.get("input_ids"),
-            attention_mask=kwargs.get("attention_mask"),
+            attention_mask=_padding(mask, new.shape[1]),
             mm_token_type_ids=kwargs.get("mm_token_type_ids"),
             inputs_embeds=kwargs.get("inputs_embeds"),
         )
         record_full(cache, modality, self._run, self._layers)
+
+
+def _padding(mask: Any, tokens: int) -> Tensor | None:
+    """[B, N], 0 at padding, from any mask that transformers hands to a prompt's pass."""
+    if isinstance(mask, dict):
+        # Prepared for a static cache, one for each kind of layer.
+        mask = next((own for own in mask.values() if isinstance(own, Tensor)), None)
+    if not isinstance(mask, Tensor) or mask.dim() == 2:
+        return mask
+    hidden = hidden_by(mask[..., :tokens])
+    return None if hidden is None else (~hidden).to(torch.int64)
 
 
 def record_full(cache: Cache, modality: Tensor, run: Run, layers: Sequence[int]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -33,18 +34,30 @@ def guarded(model: PreTrainedModel, run: Run) -> Callable[..., Any]:
         kwargs.pop("cache_implementation", None)
         room = room_for(inputs, cache, kwargs, generation_config, default) if fixed else None
         kwargs["generation_config"] = _without_cache(generation_config)
-        if cache is None and run.method.draft:
-            ids = kwargs.pop("input_ids", None) if inputs is None else inputs
-            return generate_with_draft(
-                model, generate, ids, lambda: run_cache(model, run, room=room), run.method.draft, **kwargs
-            )
-        cache = run_cache(model, run) if cache is None else cache
-        cache.reserve(room)
-        out = generate(inputs, past_key_values=cache, **kwargs)
-        finish(cache, run)
+        with ExitStack() as stack:
+
+            def fresh() -> RaggedCache:
+                return stack.enter_context(_generating(run_cache(model, run, room=room)))
+
+            if cache is None and run.method.draft:
+                ids = kwargs.pop("input_ids", None) if inputs is None else inputs
+                return generate_with_draft(model, generate, ids, fresh, run.method.draft, **kwargs)
+            cache = fresh() if cache is None else stack.enter_context(_generating(cache))
+            cache.reserve(room)
+            out = generate(inputs, past_key_values=cache, **kwargs)
+            finish(cache, run)
         return out
 
     return call
+
+
+@contextmanager
+def _generating(cache: RaggedCache) -> Iterator[RaggedCache]:
+    cache.generating = True
+    try:
+        yield cache
+    finally:
+        cache.generating = False
 
 
 def run_cache(model: Any, run: Run, *, room: int | None = None) -> RaggedCache:

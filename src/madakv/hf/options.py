@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from madakv.errors import UnsupportedOptionError
@@ -146,17 +147,46 @@ def check_later_pass(cache: RaggedCache, options: dict[str, Any]) -> None:
         raise UnsupportedOptionError(
             f"attention_mask of shape {tuple(mask.shape)}: after the prompt, only [B, seen + new] is supported"
         )
-    if new.shape[1] == 1 or cache.prompt is None:
-        # Comparing what a mask hides would make the host wait for the device at every step.
+    if cache.prompt is None or (new.shape[1] == 1 and cache.trusts_masks()):
         return
-    seen, width = cache.get_seq_length(), mask.shape[1]
-    if width != seen + new.shape[1]:
+    if not cache.is_fixed and mask.shape[1] != (seen := cache.get_seq_length()) + new.shape[1]:
         raise UnsupportedOptionError(
-            f"attention_mask covers {width} tokens, but {seen} were seen and {new.shape[1]} are new"
+            f"attention_mask covers {mask.shape[1]} tokens, but {seen} were seen and {new.shape[1]} are new"
         )
     prompt = cache.prompt.length
     if bool(((mask[:, :prompt] != 0) != cache.prompt.valid.to(mask.device)).any()):
         raise UnsupportedOptionError("attention_mask hides other prompt tokens than it did when the prompt was read")
+
+
+def hidden_by(mask: Any) -> Tensor | None:
+    """The tokens of a prompt that a mask of every query and key hides from all others.
+
+    Args:
+        mask: the `attention_mask` of a pass.
+
+    Returns:
+        [B or 1, N] bool; None if it is no such mask.
+
+    Raises:
+        UnsupportedOptionError: it hides other tokens from some heads than from others.
+    """
+    if not isinstance(mask, Tensor) or mask.dim() != 4:
+        return None
+    visible = mask >= 0 if mask.is_floating_point() else mask != 0
+    if visible.shape[-2] != visible.shape[-1]:
+        raise UnsupportedOptionError(
+            f"attention_mask of shape {tuple(mask.shape)}: a prompt's own is [B, N] or [B, 1, N, N]"
+        )
+    N = visible.shape[-1]
+    itself = torch.eye(N, dtype=torch.bool, device=mask.device)
+    seen = (visible & ~itself).any(-2)
+    # Nobody comes after the last token.
+    seen[..., -1] |= visible[..., -1, -1]
+    if bool((seen != seen[:, :1]).any()):
+        raise UnsupportedOptionError(
+            "attention_mask hides tokens from some heads alone: evicted entries are hidden from all heads or from none"
+        )
+    return ~seen[:, 0]
 
 
 def new_tokens(options: dict[str, Any]) -> Tensor | None:

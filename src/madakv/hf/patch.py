@@ -18,10 +18,10 @@ from madakv.hf.echo import Echo, echo_of
 from madakv.hf.full import RecordFull
 from madakv.hf.generate import guarded, run_cache
 from madakv.hf.layer import IMPLEMENTATION
-from madakv.hf.options import check_forward_options, check_later_pass, new_tokens
+from madakv.hf.options import check_forward_options, check_later_pass, hidden_by, new_tokens
 from madakv.hf.record import RecordPass, note_kept_whole, record
 from madakv.methods import Full
-from madakv.modality import family_of, prompt_modality
+from madakv.modality import Modality, family_of, prompt_modality
 from madakv.reading import Revision
 from madakv.run import Run
 
@@ -145,13 +145,16 @@ class PreparePass:
         return (), kwargs
 
     def _modality(self, kwargs: dict[str, Any]) -> torch.Tensor:
-        return prompt_modality(
+        mask = kwargs.get("attention_mask")
+        modality = prompt_modality(
             self._model_config,
             kwargs.get("input_ids"),
-            attention_mask=kwargs.get("attention_mask"),
+            attention_mask=mask,
             mm_token_type_ids=kwargs.get("mm_token_type_ids"),
             inputs_embeds=kwargs.get("inputs_embeds"),
         )
+        hidden = hidden_by(mask)
+        return modality if hidden is None else modality.masked_fill(hidden.to(modality.device), Modality.PADDING)
 
     def _prepare_later(self, cache: RaggedCache, kwargs: dict[str, Any]) -> None:
         """See to a pass behind the prompt's."""

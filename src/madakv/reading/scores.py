@@ -70,8 +70,8 @@ def _not_finite(view: LayerView, number: int) -> str:
     where, half = f"layer {number} of the evicted ones", view.key.dtype == torch.float16
     if not half and any(bool(torch.isnan(x).any()) for x in (view.query, view.key, view.value)):
         return (
-            f"{where} computes NaN from this prompt before it attends to anything: a weight, a picture or an embedding "
-            "is not a number. Check the model's files and the prompt; another dtype would not help"
+            f"{where} computes NaN from this prompt before it attends to anything: a weight, a picture or an "
+            "embedding is not a number. Check the model's files and the prompt; another dtype would not help"
         )
     return (
         f"{where} has attention that is not finite: the model overflows in {view.key.dtype}; "
