@@ -12,7 +12,7 @@ import torch
 from transformers import DynamicCache
 from typer.testing import CliRunner
 
-from madakv import MadaKV, Modality
+from madakv import MadaKV, Modality, linears
 from madakv.attention.backend import in_use
 from madakv.attention.partial import Partial
 from madakv.attention.ragged import ragged_attention, ragged_partial
@@ -30,7 +30,7 @@ from madakv.bench.timing import speedup, take_turns
 from madakv.cli.app import app
 from madakv.errors import ConfigurationError
 from madakv.methods import from_text
-from madakv.native import build, linear
+from madakv.native import build
 from tests import tolerance
 
 CPU = torch.device("cpu")
@@ -466,7 +466,7 @@ def test_wrong_products_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     options = ["--context", "40", "--repeats", "1", "--tokens", "1", "--budgets", "0.5", "--no-rivals", "--json"]
     refused = []
     for products in (kernels.linear, short, one_row):
-        monkeypatch.setattr(linear, "kernels", lambda p=products: kernels._replace(linear=p))
+        monkeypatch.setattr(linears, "kernels", lambda p=products: kernels._replace(linear=p))
         result = run("decode", "--shape", "tiny", "--dtype", "bf16", "--batch", "2", *options)
         refused.append(json.loads(result.stdout)["rows"][1]["refused"])
     assert refused[0] is None

@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 import madakv
+from madakv.attention.tiles import tiles_of
 from madakv.hf.cache import RaggedCache, RaggedLayer
 from madakv.scoring import LayerView
 from tests import tiny
@@ -570,5 +571,5 @@ def test_a_layer_moves_between_devices() -> None:
     layer.prefetch()
     held = [layer.entries.keys, layer.entries.values, layer.entries.counts, layer.tail.keys, layer.tail.values]
     assert {tensor.device.type for tensor in held} == {"meta"}
-    assert layer.entries.tiles.mask.device.type == "meta"
+    assert layer.entries.once(tiles_of).mask.device.type == "meta"
     assert cache.layers[0].entries.keys.device.type == "cpu"

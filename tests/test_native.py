@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from madakv import ConfigurationError
-from madakv.attention import backend, ragged_attention, ragged_attention_reference
+from madakv.attention import backend, ragged, ragged_attention, ragged_attention_reference
+from madakv.attention.cpu import native_partial
 from madakv.cache import RaggedEntries, Tail
-from madakv.native import build, native_partial
+from madakv.native import build
 from tests.test_attention import LENGTHS, causal, make_entries, make_tail
 from tests.tolerance import TOLERANCE, assert_same
 
@@ -171,7 +172,7 @@ def test_masks_hide_the_tail_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     query = torch.randn(2, 4, 3, 64).to(BF16)
     options = {"scaling": 0.2, "mask": causal(3, 6), "sinks": torch.randn(4)}
     want = ragged_attention_reference(query, entries, tail, **options)
-    monkeypatch.setattr(RaggedEntries, "tiles", None)
+    monkeypatch.setattr(ragged, "tiles_of", None)
     assert_same(ragged_attention(query, entries, tail, **options), want, TOLERANCE[BF16])
 
 

@@ -12,8 +12,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaForCausalLM
 
 import madakv
+from madakv import linears
 from madakv.attention import backend
-from madakv.native import build, linear, native_linears
+from madakv.linears import native_linears
+from madakv.native import build
 from tests import tiny
 from tests.tolerance import TOLERANCE, assert_same
 
@@ -37,7 +39,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         seen.append(arguments[3])
         kernels.linear(*arguments)
 
-    monkeypatch.setattr(linear, "kernels", lambda: kernels._replace(linear=counted))
+    monkeypatch.setattr(linears, "kernels", lambda: kernels._replace(linear=counted))
     return seen
 
 
@@ -245,7 +247,7 @@ def test_the_backend_decides(name: str, serves: bool, monkeypatch: pytest.Monkey
 
 
 def test_without_a_compiler_pytorch_serves(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(linear, "kernels", lambda: None)
+    monkeypatch.setattr(linears, "kernels", lambda: None)
     module = layer(32, 4)
     with native_linears(module):
         assert "forward" not in module.__dict__

@@ -72,7 +72,7 @@ def decode_attention(
         return varlen_decode(
             query, entries, tail, KERNELS[backend], scaling=scaling, mask=mask, softcap=softcap, sinks=sinks
         )
-    from madakv.attention.triton import ragged_decode
+    from madakv.attention.triton import decode_schedule, ragged_decode
 
     # The tail holds them already; the kernel writes the same bytes to the same place.
     key, value, before = tail.newest()
@@ -83,7 +83,7 @@ def decode_attention(
         entries,
         *tail.buffers,
         before,
-        entries.decode_schedule,
+        entries.once(decode_schedule),
         scaling=scaling,
         mask=mask,
         softcap=softcap,

@@ -1,9 +1,9 @@
 """Attention of new tokens over a layer's kept prompt entries and its tail, without a loop over heads.
 
-On a CPU a kernel of its own does it where it can (`madakv.native`). Elsewhere PyTorch's operations read uneven heads,
-which lie one behind another, as equal tiles, whoever they belong to: a tile is attended by the head in its middle,
-what other heads have in it is read through windows of half a tile, and the parts are merged per head. Nothing is
-padded, and the split of long heads comes for free.
+On a CPU a kernel of its own does it where it can (`madakv.attention.cpu`). Elsewhere PyTorch's operations read uneven
+heads, which lie one behind another, as equal tiles, whoever they belong to: a tile is attended by the head in its
+middle, what other heads have in it is read through windows of half a tile, and the parts are merged per head. Nothing
+is padded, and the split of long heads comes for free.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from madakv.attention.cpu import native_partial
 from madakv.attention.partial import Partial, merge, merge_scattered, partial_attention
+from madakv.attention.tiles import tiles_of
 from madakv.cache import RaggedEntries, Tail
-from madakv.native import native_partial
 
 
 def ragged_attention(
@@ -124,7 +125,7 @@ def _prompt_part(rows: Tensor, entries: RaggedEntries, scaling: float, softcap: 
         key = entries.keys.view(B, H, -1, D)
         value = entries.values.view(B, H, key.shape[2], -1)
         return partial_attention(rows, key, value, scaling=scaling, softcap=softcap)
-    schedule = entries.tiles
+    schedule = entries.once(tiles_of)
     query = rows.reshape(B * H, R, D).index_select(0, schedule.owner)[:, None]
     tiles, _, _, size = schedule.mask.shape
     used = tiles * size

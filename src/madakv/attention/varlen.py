@@ -70,13 +70,7 @@ class VarlenSchedule:
         owner = torch.arange(len(count)).repeat_interleave(pieces)
         rank = torch.arange(len(owner)) - (pieces.cumsum(0) - pieces)[owner]
         starts = (count.cumsum(0) - count)[owner] + rank * chunk
-        nothing = RaggedEntries(
-            keys=keys[:0].clone(),
-            values=entries.values[:0].clone(),
-            counts=torch.zeros_like(entries.counts),
-            lengths=(0,) * len(count),
-            tile=1,
-        )
+        nothing = RaggedEntries.pack(keys[:0].clone(), entries.values[:0].clone(), torch.zeros_like(entries.counts))
         return cls(
             starts=torch.cat([starts, torch.tensor([total])]).to(keys.device, torch.int32),
             owner=owner.to(keys.device),
@@ -110,7 +104,7 @@ def varlen_decode(
     Raises:
         ConfigurationError: from the kernel, where it has no softcap.
     """
-    schedule = entries.varlen_schedule if schedule is None else schedule
+    schedule = entries.once(VarlenSchedule.of) if schedule is None else schedule
     B, Hq, _, D = query.shape
     H = entries.counts.shape[1]
     G = Hq // H

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from madakv.attention import ragged_attention_reference
 from madakv.cache import Tail
 from madakv.hf.cache import RaggedCache, RaggedLayer
-from madakv.native import native_linears
+from madakv.linears import native_linears
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Relative RMS error that each dtype's rounding allows, as in the tests."""

@@ -22,7 +22,7 @@ from madakv.bench.subject import Subject
 from madakv.bench.synthetic import synthetic_views
 from madakv.bench.timing import against_floor, speedup, take_turns
 from madakv.hf.cache import RaggedCache
-from madakv.native.linear import MOST_ROWS
+from madakv.linears import MOST_ROWS
 from madakv.run import Kept
 from madakv.scoring import LayerView
 

@@ -33,8 +33,8 @@ from madakv.hf.options import (
     own_cache_implementation,
     room_for,
 )
+from madakv.linears import native_linears
 from madakv.modality import family_of, prompt_modality
-from madakv.native import native_linears
 from madakv.run import Kept, Run
 
 

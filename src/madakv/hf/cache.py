@@ -211,9 +211,7 @@ class RaggedLayer(CacheLayerMixin):
             return
         device = self.entries.keys.device
         own, self._plan = self._plan, plan
-        parts = [self.entries.values, self.entries.keys]
-        self.entries = None
-        self.entries = RaggedEntries.narrowed(parts, own.to(device), plan.to(device))
+        self.entries.narrow(own.to(device), plan.to(device))
         self._mean_entries = sum(self.entries.lengths) // len(self.entries.lengths)
 
     @torch.no_grad()
@@ -222,11 +220,13 @@ class RaggedLayer(CacheLayerMixin):
         whole = self.entries
         if whole is None:
             raise RuntimeError("there is no prompt to evict")
+        if self._slot.reading().method.merge is None:
+            self.narrow(plan)
+            return
+        device = whole.keys.device
+        full = whole.rectangle(self.modality(device) != Modality.PADDING)
         self.narrow(plan)
-        if self._slot.reading().method.merge is not None:
-            device = whole.keys.device
-            valid = self.modality(device) != Modality.PADDING
-            self._merge(*whole.rectangle(valid), plan.to(device), self.modality(device))
+        self._merge(*full, plan.to(device), self.modality(device))
 
     def forget_plan(self) -> None:
         """The prompt is decided: nobody will ask again which entries these are."""
