@@ -12,6 +12,7 @@ from madakv.errors import (
     UnsupportedOptionError,
 )
 from madakv.eviction import allocate
+from madakv.linears import fast_linears
 from madakv.methods import Full, MadaKV, Method, list_methods
 from madakv.modality import Modality, known_families, register_family
 from madakv.plan import KeepPlan
@@ -38,6 +39,7 @@ __all__ = [
     "__version__",
     "allocate",
     "evict",
+    "fast_linears",
     "known_families",
     "list_methods",
     "register_family",

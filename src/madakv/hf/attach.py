@@ -33,7 +33,6 @@ from madakv.hf.options import (
     own_cache_implementation,
     room_for,
 )
-from madakv.linears import native_linears
 from madakv.modality import family_of, prompt_modality
 from madakv.run import Kept, Run
 
@@ -71,8 +70,7 @@ def attached(model: Any, run: Run) -> Iterator[None]:
             hooks.append(model.get_decoder().register_forward_pre_hook(echo.before, with_kwargs=True))
             hooks.append(model.get_decoder().register_forward_hook(echo.after, with_kwargs=True))
         model.__dict__.update(overrides)
-        with native_linears(model):
-            yield
+        yield
     finally:
         for hook in hooks:
             hook.remove()
