@@ -495,7 +495,6 @@ def test_ratios_are_to_caches_that_differ_in_nothing_else(monkeypatch: pytest.Mo
     result = run("decode", "--shape", "tiny", "--dtype", "bf16", *options)
     rows = {row["contender"]: row["figures"] for row in json.loads(result.stdout)["rows"]}
     plain = ["DynamicCache", "StaticCache", "madakv 20%"]
-    assert list(rows) == [*plain, *(f"{label}, fast linears" for label in plain)]
     for end in ("", ", fast linears"):
         full, static, own = (rows[label + end] for label in plain)
         assert full["speedup"] == full["floor_speedup"] == static["speedup_static"] == 1.0
