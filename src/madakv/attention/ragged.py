@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from madakv.attention.cpu import native_partial
+from madakv.attention.cpu import cpu_attention, cpu_partial
 from madakv.attention.partial import Partial, merge, merge_scattered, partial_attention
 from madakv.attention.tiles import tiles_of
 from madakv.cache import RaggedEntries, Tail
@@ -41,6 +41,10 @@ def ragged_attention(
     Returns:
         [B, Hq, Q, Dv] in the dtype of the query.
     """
+    if softcap is None and sinks is None:
+        out = cpu_attention(query, entries, tail, scaling, mask)
+        if out is not None:
+            return out
     part = ragged_partial(query, entries, tail, scaling=scaling, mask=mask, softcap=softcap, sinks=sinks)
     B, Hq, Q, _ = query.shape
     return part.out.to(query.dtype).view(B, Hq, Q, -1)
@@ -64,9 +68,9 @@ def ragged_partial(
     B, Hq, Q, _ = query.shape
     H = entries.counts.shape[1]
     G = Hq // H
-    rows = query.reshape(B, H, G * Q, -1)
-    part = native_partial(rows, entries, tail, scaling) if mask is None and softcap is None else None
+    part = cpu_partial(query, entries, tail, scaling, mask) if softcap is None else None
     if part is None:
+        rows = query.reshape(B, H, G * Q, -1)
         part = _tail_part(rows, tail, mask, G, Q, scaling, softcap)
         if any(entries.lengths):
             part = merge(part, _prompt_part(rows, entries, scaling, softcap))
@@ -117,9 +121,6 @@ def _tail_part(
 
 
 def _prompt_part(rows: Tensor, entries: RaggedEntries, scaling: float, softcap: float | None) -> Partial:
-    native = native_partial(rows, entries, None, scaling) if softcap is None else None
-    if native is not None:
-        return native
     B, H, R, D = rows.shape
     if entries.even:
         key = entries.keys.view(B, H, -1, D)
