@@ -194,7 +194,7 @@ void attend_layer(const Layer &layer, const T *keys, const T *values, const T *q
     rows.reserve(owners * R * query_width);
     for (int i = 0; i < owners * R; i++) append_chunks(rows, query + int64_t(i) * Dk, Dk);
 
-#pragma omp parallel num_threads(threads)
+#pragma omp parallel num_threads(threads) if (threads > 1)
     {
 #pragma omp for schedule(dynamic)
         for (size_t p = 0; p < parts.size(); p++) {
