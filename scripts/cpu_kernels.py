@@ -28,6 +28,7 @@ from torch import Tensor
 
 from madakv.attention import backend, ragged_attention
 from madakv.attention.partial import Partial, additive, merge, merge_scattered, partial_attention
+from madakv.attention.tiles import tiles_of
 from madakv.bench.kernel import OPS, Layer, sdpa
 from madakv.bench.session import Options, run_bench
 
@@ -116,7 +117,7 @@ def tile_parts(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling:
 
 def compiled_tiles(layer: Layer, scaling: float) -> Tensor:
     """Tiles and windows by `tile_parts`, the tail by PyTorch's operations."""
-    entries, tiles = layer.entries, layer.entries.tiles
+    entries, tiles = layer.entries, layer.entries.once(tiles_of)
     rows = grouped(layer).flatten(0, 1)
     D, query = rows.shape[-1], rows[tiles.owner]
     T, size = len(tiles.mask), tiles.mask.shape[-1]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from madakv.attention import prompt_attention, ragged_attention, ragged_attention_reference
 from madakv.attention.partial import Partial, merge, merge_scattered, partial_attention
+from madakv.attention.tiles import TileSchedule
 from madakv.cache import RaggedEntries, Tail
-from madakv.cache.tiles import TileSchedule
 from madakv.plan import KeepPlan
 from tests.tolerance import TOLERANCE, assert_same
 

@@ -12,7 +12,7 @@ import torch
 from transformers import DynamicCache
 from typer.testing import CliRunner
 
-from madakv import MadaKV, Modality
+from madakv import MadaKV, Modality, linears
 from madakv.attention.backend import in_use
 from madakv.attention.partial import Partial
 from madakv.attention.ragged import ragged_attention, ragged_partial
@@ -30,7 +30,7 @@ from madakv.bench.timing import speedup, take_turns
 from madakv.cli.app import app
 from madakv.errors import ConfigurationError
 from madakv.methods import from_text
-from madakv.native import build, linear
+from madakv.native import build
 from tests import tolerance
 
 CPU = torch.device("cpu")
@@ -463,15 +463,44 @@ def test_wrong_products_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     def one_row(x: int, weight: int, bias: int | None, _R: int, *rest: int) -> None:
         kernels.linear(x, weight, bias, 1, *rest)
 
-    options = ["--context", "40", "--repeats", "1", "--tokens", "1", "--budgets", "0.5", "--no-rivals", "--json"]
+    options = [
+        "--context",
+        "40",
+        "--repeats",
+        "1",
+        "--tokens",
+        "1",
+        "--budgets",
+        "0.5",
+        "--no-rivals",
+        "--fast-linears",
+        "--json",
+    ]
     refused = []
     for products in (kernels.linear, short, one_row):
-        monkeypatch.setattr(linear, "kernels", lambda p=products: kernels._replace(linear=p))
+        monkeypatch.setattr(linears, "kernels", lambda p=products: kernels._replace(linear=p))
         result = run("decode", "--shape", "tiny", "--dtype", "bf16", "--batch", "2", *options)
-        refused.append(json.loads(result.stdout)["rows"][1]["refused"])
+        plain, fast = (json.loads(result.stdout)["rows"][row]["refused"] for row in (1, 3))
+        assert plain is None
+        refused.append(fast)
     assert refused[0] is None
     assert "products in fp64" in refused[1]
     assert refused[2] is not None
+
+
+def test_ratios_are_to_caches_that_differ_in_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    if build.kernels() is None:
+        pytest.skip("needs a C++ compiler")
+    options = ["--context", "200", "--repeats", "3", "--tokens", "2", "--budgets", "0.2", "--fast-linears", "--json"]
+    result = run("decode", "--shape", "tiny", "--dtype", "bf16", *options)
+    rows = {row["contender"]: row["figures"] for row in json.loads(result.stdout)["rows"]}
+    plain = ["DynamicCache", "StaticCache", "madakv 20%"]
+    for end in ("", ", fast linears"):
+        full, static, own = (rows[label + end] for label in plain)
+        assert full["speedup"] == full["floor_speedup"] == static["speedup_static"] == 1.0
+        assert own["floor_speedup"] == full["floor_ms"] / own["floor_ms"] > 1.0
+        for name, base in (("speedup", full), ("speedup_static", static)):
+            assert base["ms_least"] / own["ms_most"] <= own[name] <= base["ms_most"] / own["ms_least"]
 
 
 def test_a_result_that_is_not_a_number_is_the_largest_error() -> None:

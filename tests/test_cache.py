@@ -6,6 +6,7 @@ import weakref
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from madakv.cache import RaggedEntries, Tail
@@ -77,25 +78,52 @@ def test_tail_takes_many_tokens_at_once_and_follows_rows() -> None:
     assert torch.equal(tail.values[2, :, :32], torch.cat([first, second], 2)[0])
 
 
-def test_narrowing_takes_one_part_after_the_other() -> None:
-    torch.manual_seed(0)
-    keys, values = torch.randn(2, 2, 9, 4), torch.randn(2, 2, 9, 4)
+class CopiesOfEntries(TorchDispatchMode):
+    """Notes at each copy of chosen entries whether the old keys are still in memory."""
+
+    def __init__(self, old_keys: Tensor) -> None:
+        super().__init__()
+        self.old_keys = weakref.ref(old_keys)
+        self.alive: list[bool] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.index.Tensor and args[0].dim() == 2:
+            self.alive.append(self.old_keys() is not None)
+        return func(*args, **(kwargs or {}))
+
+
+def wide_and_few() -> tuple[KeepPlan, KeepPlan]:
     wide = KeepPlan.from_mask(torch.rand(2, 2, 9) < 0.7)
-    few = wide.subset(torch.rand(len(wide.positions)) < 0.5)
-    whole = RaggedEntries.gather(keys, values, wide)
-    old_keys, old_values = weakref.ref(whole.keys), weakref.ref(whole.values)
-    alive: list[bool] = []
+    return wide, wide.subset(torch.rand(len(wide.positions)) < 0.5)
 
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if func is torch.ops.aten.index.Tensor and args[0] is old_values():
-                alive.append(old_keys() is not None)
-            return func(*args, **(kwargs or {}))
 
-    with Watch():
-        whole.narrow(wide, few)
-    assert alive == [False], "the old keys are let go of before the values are copied"
-    want = RaggedEntries.gather(keys, values, few)
-    assert torch.equal(whole.keys, want.keys)
-    assert torch.equal(whole.values, want.values)
-    assert whole.lengths == want.lengths
+def test_narrowing_frees_the_old_keys_before_values_are_copied() -> None:
+    keys, values = torch.randn(2, 2, 9, 4), torch.randn(2, 2, 9, 4)
+    wide, few = wide_and_few()
+    got, want = RaggedEntries.gather(keys, values, wide), RaggedEntries.gather(keys, values, few)
+    with CopiesOfEntries(got.keys) as seen:
+        got.narrow(wide, few)
+    assert seen.alive == [True, False]
+    assert torch.equal(got.keys, want.keys)
+    assert torch.equal(got.values, want.values)
+    assert torch.equal(got.counts, want.counts)
+    assert got.lengths == want.lengths
+
+
+def test_what_is_made_of_entries_is_made_once_and_anew_after_they_change() -> None:
+    calls = []
+
+    def total(entries: RaggedEntries) -> int:
+        calls.append(entries)
+        return sum(entries.lengths)
+
+    wide, few = wide_and_few()
+    entries = RaggedEntries.gather(torch.randn(2, 2, 9, 4), torch.randn(2, 2, 9, 4), wide)
+    assert entries.once(total) == entries.once(total) == len(wide.positions)
+    assert len(calls) == 1
+    assert entries.once(lambda own: own.even) is False
+    moved = entries.select_rows(torch.tensor([0]))
+    assert moved.once(total) == int(wide.counts[0].sum())
+    entries.narrow(wide, few)
+    assert entries.once(total) == len(few.positions)
+    assert len(calls) == 3

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 import madakv
 from madakv.attention import attend
+from madakv.attention.tiles import tiles_of
 from madakv.hf.cache import RaggedCache
 from madakv.hf.layer import RaggedLayer
 from madakv.scoring import LayerView
@@ -578,5 +579,5 @@ def test_a_layer_moves_between_devices() -> None:
     entries, tail = layer.memory.entries, layer.memory.tail
     held = [entries.keys, entries.values, entries.counts, tail.keys, tail.values]
     assert {tensor.device.type for tensor in held} == {"meta"}
-    assert layer.memory.entries.tiles.mask.device.type == "meta"
+    assert layer.memory.entries.once(tiles_of).mask.device.type == "meta"
     assert cache.layers[0].memory.entries.keys.device.type == "cpu"

@@ -289,14 +289,14 @@ def test_entries_beyond_what_int32_can_address() -> None:
     keys, values = (torch.empty(T, D, dtype=torch.float16, device=DEVICE) for _ in range(2))
     keys[-last:], values[-last:] = torch.randn(2, last, D).half().to(DEVICE)
     keys[:1] = values[:1] = 0.0
-    whole = RaggedEntries(keys, values, torch.tensor([[T - last, last]]), (T - last, last), tile=64)
+    whole = RaggedEntries(keys, values, torch.tensor([[T - last, last]]))
     schedule = DecodeSchedule(
         chunks=torch.tensor([[1, T - last, last, 1], [0, 0, 1, 0]], dtype=torch.int32, device=DEVICE),
         first=torch.tensor([0, 1, 2], dtype=torch.int32, device=DEVICE),
         chunk=64,
         programs=2,
     )
-    few = RaggedEntries(keys[-last:].cpu(), values[-last:].cpu(), torch.tensor([[last]]), (last,), tile=20)
+    few = RaggedEntries(keys[-last:].cpu(), values[-last:].cpu(), torch.tensor([[last]]))
     query, key, value = (torch.randn(1, 2, 1, D).half() for _ in range(3))
     memory = [torch.empty(1, 2, 3, D, dtype=torch.float16, device=DEVICE) for _ in range(2)]
     length = torch.zeros(1, dtype=torch.int64, device=DEVICE)

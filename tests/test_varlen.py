@@ -130,8 +130,8 @@ def test_chunks_cover_every_entry_once_and_none_is_empty() -> None:
 
 def test_a_schedule_is_made_once_and_goes_with_its_entries() -> None:
     _, entries, _ = made(LENGTHS["uneven"], 1)
-    schedule = weakref.ref(entries.varlen_schedule)
-    assert entries.varlen_schedule is schedule()
+    schedule = weakref.ref(entries.once(VarlenSchedule.of))
+    assert entries.once(VarlenSchedule.of) is schedule()
     del entries
     gc.collect()
     assert schedule() is None

@@ -11,6 +11,7 @@ from madakv.errors import (
     UnsupportedModelError,
     UnsupportedOptionError,
 )
+from madakv.linears import fast_linears
 from madakv.methods import Full, MadaKV, Method, list_methods
 from madakv.modality import Modality, known_families, register_family
 from madakv.plan import KeepPlan
@@ -38,6 +39,7 @@ __all__ = [
     "__version__",
     "allocate",
     "evict",
+    "fast_linears",
     "known_families",
     "list_methods",
     "register_family",

@@ -24,7 +24,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from madakv.cache import RaggedEntries, Tail
+from madakv.cache import Entries, Tail
 from madakv.errors import ConfigurationError
 
 VARIABLE = "MADAKV_BACKEND"
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 def decode_attention(
     query: Tensor,
-    entries: RaggedEntries,
+    entries: Entries,
     tail: Tail,
     *,
     scaling: float,
@@ -72,7 +72,7 @@ def decode_attention(
         return varlen_decode(
             query, entries, tail, KERNELS[backend], scaling=scaling, mask=mask, softcap=softcap, sinks=sinks
         )
-    from madakv.attention.triton import ragged_decode
+    from madakv.attention.triton import decode_schedule, ragged_decode
 
     # The tail holds them already; the kernel writes the same bytes to the same place.
     key, value, before = tail.newest()
@@ -83,7 +83,7 @@ def decode_attention(
         entries,
         *tail.buffers,
         before,
-        entries.decode_schedule,
+        entries.once(decode_schedule),
         scaling=scaling,
         mask=mask,
         softcap=softcap,

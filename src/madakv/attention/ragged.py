@@ -1,9 +1,9 @@
 """Attention of new tokens over a layer's kept prompt entries and its tail, without a loop over heads.
 
-On a CPU a kernel of its own does it where it can (`madakv.native`). Elsewhere PyTorch's operations read uneven heads,
-which lie one behind another, as equal tiles, whoever they belong to: a tile is attended by the head in its middle,
-what other heads have in it is read through windows of half a tile, and the parts are merged per head. Nothing is
-padded, and the split of long heads comes for free.
+On a CPU a kernel of its own does it where it can (`madakv.attention.cpu`). Elsewhere PyTorch's operations read uneven
+heads, which lie one behind another, as equal tiles, whoever they belong to: a tile is attended by the head in its
+middle, what other heads have in it is read through windows of half a tile, and the parts are merged per head. Nothing
+is padded, and the split of long heads comes for free.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from madakv.attention.cpu import cpu_attention, cpu_partial
 from madakv.attention.partial import Partial, merge, merge_scattered, partial_attention
-from madakv.cache import Entries, RaggedEntries, Tail
-from madakv.native import native_partial
+from madakv.attention.tiles import tiles_of
+from madakv.cache import Entries, Tail
 
 
 def ragged_attention(
     query: Tensor,
-    entries: RaggedEntries,
+    entries: Entries,
     tail: Tail,
     *,
     scaling: float,
@@ -40,6 +41,10 @@ def ragged_attention(
     Returns:
         [B, Hq, Q, Dv] in the dtype of the query.
     """
+    if softcap is None and sinks is None:
+        out = cpu_attention(query, entries, tail, scaling, mask)
+        if out is not None:
+            return out
     part = ragged_partial(query, entries, tail, scaling=scaling, mask=mask, softcap=softcap, sinks=sinks)
     B, Hq, Q, _ = query.shape
     return part.out.to(query.dtype).view(B, Hq, Q, -1)
@@ -47,7 +52,7 @@ def ragged_attention(
 
 def ragged_partial(
     query: Tensor,
-    entries: RaggedEntries,
+    entries: Entries,
     tail: Tail,
     *,
     scaling: float,
@@ -63,9 +68,9 @@ def ragged_partial(
     B, Hq, Q, _ = query.shape
     H = entries.counts.shape[1]
     G = Hq // H
-    rows = query.reshape(B, H, G * Q, -1)
-    part = native_partial(rows, entries, tail, scaling) if mask is None and softcap is None else None
+    part = cpu_partial(query, entries, tail, scaling, mask) if softcap is None else None
     if part is None:
+        rows = query.reshape(B, H, G * Q, -1)
         part = _tail_part(rows, tail, mask, G, Q, scaling, softcap)
         if any(entries.lengths):
             part = merge(part, _prompt_part(rows, entries, scaling, softcap))
@@ -76,7 +81,7 @@ def ragged_partial(
 
 
 def weights_on_prompt(
-    query: Tensor, entries: RaggedEntries, lse: Tensor, *, scaling: float, softcap: float | None = None
+    query: Tensor, entries: Entries, lse: Tensor, *, scaling: float, softcap: float | None = None
 ) -> list[Tensor]:
     """What new tokens attend to among prompt entries of which all heads of a row hold equally many.
 
@@ -170,16 +175,13 @@ def _tail_part(
     return part.blind(hidden.all(-1))
 
 
-def _prompt_part(rows: Tensor, entries: RaggedEntries, scaling: float, softcap: float | None) -> Partial:
-    native = native_partial(rows, entries, None, scaling) if softcap is None else None
-    if native is not None:
-        return native
+def _prompt_part(rows: Tensor, entries: Entries, scaling: float, softcap: float | None) -> Partial:
     B, H, R, D = rows.shape
     if entries.even:
         key = entries.keys.view(B, H, -1, D)
         value = entries.values.view(B, H, key.shape[2], -1)
         return partial_attention(rows, key, value, scaling=scaling, softcap=softcap)
-    schedule = entries.tiles
+    schedule = entries.once(tiles_of)
     query = rows.reshape(B * H, R, D).index_select(0, schedule.owner)[:, None]
     tiles, _, _, size = schedule.mask.shape
     used = tiles * size

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from madakv.cache import RaggedEntries, Tail
+from madakv.cache import Entries, Tail
 
 
 def ragged_attention_reference(
     query: Tensor,
-    entries: RaggedEntries,
+    entries: Entries,
     tail: Tail,
     *,
     scaling: float,
@@ -24,15 +24,16 @@ def ragged_attention_reference(
     """
     B, Hq, Q, _ = query.shape
     H = entries.counts.shape[1]
+    keys_of, values_of = (x.split(list(entries.lengths)) for x in (entries.keys, entries.values))
     out = torch.zeros(B, Hq, Q, entries.values.shape[-1], dtype=torch.float64)
     if mask is not None:
         mask = mask.expand(B, Hq, Q, tail.length)
     for b in range(B):
         for hq in range(Hq):
             h = hq // (Hq // H)
-            start, count = int(entries.starts[b, h]), int(entries.counts[b, h])
-            keys = torch.cat([entries.keys[start : start + count], tail.keys[b, h]]).double()
-            values = torch.cat([entries.values[start : start + count], tail.values[b, h]]).double()
+            count = entries.lengths[b * H + h]
+            keys = torch.cat([keys_of[b * H + h], tail.keys[b, h]]).double()
+            values = torch.cat([values_of[b * H + h], tail.values[b, h]]).double()
             for q in range(Q):
                 logits = keys @ query[b, hq, q].double() * scaling
                 if softcap is not None:

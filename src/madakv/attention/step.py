@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from madakv.attention.backend import decode_attention
+from madakv.attention.cpu import cpu_attention
 from madakv.attention.ragged import ragged_attention
 from madakv.cache import Entries, FixedTail, Tail
 
@@ -47,9 +48,14 @@ def step_attention(
     sinks: Tensor | None = None,
 ) -> Tensor:
     """Attention of the newest tokens; see `ragged_attention`."""
+    if softcap is None and sinks is None:
+        # First, since where a CPU attends to a small model, looking what else might serve takes as long.
+        out = cpu_attention(query, entries, tail, scaling, mask)
+        if out is not None:
+            return out
     options = {"scaling": scaling, "mask": mask, "softcap": softcap, "sinks": sinks}
-    out = decode_attention(query, entries, tail, **options)  # type: ignore[arg-type]
-    return ragged_attention(query, entries, tail, **options) if out is None else out  # type: ignore[arg-type]
+    other = decode_attention(query, entries, tail, **options)  # type: ignore[arg-type]
+    return ragged_attention(query, entries, tail, **options) if other is None else other  # type: ignore[arg-type]
 
 
 def captured_step(

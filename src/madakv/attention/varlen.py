@@ -22,7 +22,7 @@ from torch.nn.attention.varlen import AuxRequest, varlen_attn
 from madakv.attention.partial import Partial, merge, merge_scattered
 from madakv.attention.programs import programs_of
 from madakv.attention.ragged import ragged_partial
-from madakv.cache import RaggedEntries, Tail
+from madakv.cache import Entries, RaggedEntries, Tail
 from madakv.errors import ConfigurationError
 
 DTYPES = (torch.bfloat16, torch.float16)
@@ -55,7 +55,7 @@ class VarlenSchedule:
     nothing: RaggedEntries
 
     @classmethod
-    def of(cls, entries: RaggedEntries, *, chunk: int | None = None) -> VarlenSchedule:
+    def of(cls, entries: Entries, *, chunk: int | None = None) -> VarlenSchedule:
         """Cut the heads; the tables are copied to the device once.
 
         Args:
@@ -70,11 +70,7 @@ class VarlenSchedule:
         owner = torch.arange(len(count)).repeat_interleave(pieces)
         rank = torch.arange(len(owner)) - (pieces.cumsum(0) - pieces)[owner]
         starts = (count.cumsum(0) - count)[owner] + rank * chunk
-        nothing = RaggedEntries(
-            keys=keys[:0].clone(),
-            values=entries.values[:0].clone(),
-            counts=torch.zeros_like(entries.counts),
-        )
+        nothing = RaggedEntries.pack(keys[:0].clone(), entries.values[:0].clone(), torch.zeros_like(entries.counts))
         return cls(
             starts=torch.cat([starts, torch.tensor([total])]).to(keys.device, torch.int32),
             owner=owner.to(keys.device),
@@ -86,7 +82,7 @@ class VarlenSchedule:
 
 def varlen_decode(
     query: Tensor,
-    entries: RaggedEntries,
+    entries: Entries,
     tail: Tail,
     kernel: Kernel,
     *,
@@ -108,7 +104,7 @@ def varlen_decode(
     Raises:
         ConfigurationError: from the kernel, where it has no softcap.
     """
-    schedule = entries.varlen_schedule if schedule is None else schedule
+    schedule = entries.once(VarlenSchedule.of) if schedule is None else schedule
     B, Hq, _, D = query.shape
     H = entries.counts.shape[1]
     G = Hq // H
@@ -207,7 +203,7 @@ def torch_varlen(
 KERNELS: dict[str, Kernel] = {"flash": flash_attn, "varlen": torch_varlen}
 
 
-def check_model(query: Tensor, entries: RaggedEntries) -> None:
+def check_model(query: Tensor, entries: Entries) -> None:
     """Refuse what neither kernel can do for any call of a model.
 
     Raises:

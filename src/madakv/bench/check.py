@@ -12,7 +12,7 @@ from madakv.attention import attend, ragged_attention_reference
 from madakv.cache import Tail
 from madakv.hf.cache import RaggedCache
 from madakv.hf.layer import RaggedLayer
-from madakv.native import native_linears
+from madakv.linears import fast_linears
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Relative RMS error that each dtype's rounding allows, as in the tests."""
@@ -66,11 +66,11 @@ def _layer_error(layer: RaggedLayer, query_heads: int) -> float:
 def products_error(model: Any, rows: int) -> float:
     """The largest relative RMS error of the decoder's first and last linear layer, and of the head.
 
-    Random rows go through the layers as they do inside `madakv.evict`, and are multiplied in fp64, for a thousand
-    columns each. Only layers that a kernel of madakv's own serves; 0.0 where PyTorch multiplies.
+    Random rows go through the layers as they do inside `madakv.fast_linears`, and are multiplied in fp64, for a
+    thousand columns each. Only layers that the kernel serves.
     """
     errors = [0.0]
-    with native_linears(model):
+    with fast_linears(model):
         linears = [layer for layer in model.get_decoder().modules() if type(layer) is nn.Linear]
         for layer in {*linears[:1], *linears[-1:], model.get_output_embeddings()}:
             if layer is None or "forward" not in layer.__dict__:

@@ -21,12 +21,15 @@ from madakv.errors import ConfigurationError
 from madakv.evaluation.markdown import budget_text
 from madakv.hf.cache import RaggedCache
 from madakv.hf.replay import ReadPrompt
+from madakv.linears import fast_linears
 from madakv.methods import Method
 from madakv.run import Kept, Run
 from madakv.scoring import LayerView
 
 BASELINE = "DynamicCache"
+STATIC = "StaticCache"
 _COMPILED = ", compiled"
+_FAST = ", fast linears"
 _FLASH = f"{BASELINE}, FlashAttention 2"
 
 _GRAPHS = CompileConfig(fullgraph=True)
@@ -56,12 +59,19 @@ class Contender(ABC):
         exact: whether it must answer as the full cache in full precision does.
         described: what it is in full, for result files.
         compiled: how its steps are compiled; None if they run as they are.
+        fast_linears: whether it multiplies inside `madakv.fast_linears`.
     """
 
     label: str
     exact: bool
     described: str
     compiled: CompileConfig | None = None
+    fast_linears: bool = False
+
+    def like(self, label: str) -> str:
+        """The label of a cache of transformers that differs in nothing but the cache."""
+        compiled = _COMPILED if self.compiled is not None and label == STATIC else ""
+        return label + compiled + (_FAST if self.fast_linears else "")
 
     @property
     def settling(self) -> int:
@@ -169,13 +179,43 @@ class Evicted(Contender):
         return Read(self._with_room(seen.evicted(subject.model, run), room), run.last, None)
 
 
+class Fast(Contender):
+    """Another contender, with products of madakv's own."""
+
+    fast_linears = True
+
+    def __init__(self, of: Contender) -> None:
+        self.label, self.described = of.label + _FAST, of.described + _FAST
+        self.exact, self.compiled = of.exact, of.compiled
+        self._of = of
+
+    @contextmanager
+    def inside(self, subject: Subject) -> Iterator[Run | None]:
+        """Its context, and `madakv.fast_linears`."""
+        with fast_linears(subject.model), self._of.inside(subject) as run:
+            yield run
+
+    def read(self, subject: Subject, prompt: Prompt, room: int, run: Run | None) -> Read:
+        """As it does."""
+        return self._of.read(subject, prompt, room, run)
+
+    def fill(self, subject: Subject, views: Sequence[LayerView], room: int, run: Run | None) -> Read:
+        """As it does."""
+        return self._of.fill(subject, views, room, run)
+
+
 def baseline() -> Contender:
-    """The full cache that transformers uses by default; all ratios are against it."""
+    """The full cache that transformers uses by default; all ratios are against it, with the same products."""
     return Stock(BASELINE, lambda config, _: DynamicCache(config=config), exact=True)
 
 
 def contenders(
-    config: Any, methods: Sequence[Method], *, rivals: bool = True, timed: Subject | None = None
+    config: Any,
+    methods: Sequence[Method],
+    *,
+    rivals: bool = True,
+    timed: Subject | None = None,
+    fast_linears: bool = False,
 ) -> tuple[list[Contender], list[str]]:
     """Everything to compare, the baseline first.
 
@@ -184,6 +224,7 @@ def contenders(
         methods: of madakv.
         rivals: whether transformers' other caches take part.
         timed: whose decoding is timed; on a GPU compiled steps and FlashAttention take part. None if it is not.
+        fast_linears: whether all take part a second time, with products of madakv's own.
 
     Returns:
         The contenders; and for each cache that cannot run here a line that says why.
@@ -209,11 +250,13 @@ def contenders(
             else:
                 missing.append(f"{_FLASH} is not measured: the package flash-attn is missing")
         found += [Evicted(method, compiled=_GRAPHS) for method in methods]
+    if fast_linears:
+        found += [Fast(contender) for contender in found if contender.compiled is None]
     return found, missing
 
 
 def _static(compiled: CompileConfig | None = None) -> Contender:
-    label = "StaticCache" + (_COMPILED if compiled else "")
+    label = STATIC + (_COMPILED if compiled else "")
     return Stock(label, lambda config, room: StaticCache(config, max_cache_len=room), exact=True, compiled=compiled)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean, median
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from madakv.bench.check import TOLERANCE, attention_error, largest, products_error, refusal, relative_rms
-from madakv.bench.contenders import BASELINE, Contender, Read, contenders, live_bytes
+from madakv.bench.contenders import BASELINE, STATIC, Contender, Read, contenders, live_bytes
 from madakv.bench.decoding import Decoding
 from madakv.bench.machine import in_turn, reading
 from madakv.bench.prompt import Prompt
@@ -22,7 +22,7 @@ from madakv.bench.subject import Subject
 from madakv.bench.synthetic import synthetic_views
 from madakv.bench.timing import against_floor, speedup, take_turns
 from madakv.hf.cache import RaggedCache
-from madakv.native.linear import MOST_ROWS
+from madakv.linears import MOST_ROWS
 from madakv.run import Kept
 from madakv.scoring import LayerView
 
@@ -46,7 +46,13 @@ def measure_decode(subject: Subject, settings: Settings, rates: Rates, case: dic
     rows: dict[str, Row] = {}
     runs: dict[str, Decoding] = {}
     base: Tensor | None = None
-    chosen, _ = contenders(subject.model.config, settings.methods, rivals=settings.rivals, timed=subject)
+    chosen, _ = contenders(
+        subject.model.config,
+        settings.methods,
+        rivals=settings.rivals,
+        timed=subject,
+        fast_linears=settings.fast_linears,
+    )
     for contender in chosen:
         room = 1 + contender.settling + settings.tokens * settings.repeats
         run = Decoding(subject, prompt, contender, _read(contender, subject, prompt, views, room), room)
@@ -66,11 +72,17 @@ def measure_decode(subject: Subject, settings: Settings, rates: Rates, case: dic
     *turns, reads = take_turns([*blocks, reading(subject.device)], settings.repeats)
     rates = in_turn(rates, reads)
     times = dict(zip(runs, turns, strict=True))
+    floors = {
+        contender.label: subject.cost.decode(
+            _bytes_read(subject, prompt, contender, runs[contender.label]), settings.batch
+        ).floor(rates)
+        for contender in chosen
+        if contender.label in runs
+    }
     for contender in chosen:
         if contender.label in runs:
             run = runs[contender.label]
-            work = subject.cost.decode(_bytes_read(subject, prompt, contender, run), settings.batch)
-            timed = _figures(times[contender.label], times[BASELINE], work.floor(rates), settings.batch)
+            timed = _figures(contender, times, floors, settings.batch)
             row = rows[contender.label]
             figures = {**row.figures, **timed, "bandwidth": rates.bandwidth, **_memory(subject, prompt, run.read)}
             rows[contender.label] = replace(row, figures=figures)
@@ -94,9 +106,11 @@ def check(
     if isinstance(cache, RaggedCache):
         error = attention_error(cache, subject.cost.query_heads)
         refused = refusal(error, tolerance, "the attention reference")
-        if refused is None:
-            products = products_error(subject.model, min(output.shape[0], MOST_ROWS))
-            error, refused = largest([error, products]), refusal(products, tolerance, "products in fp64")
+        if refused is not None:
+            return error, refused
+    if contender.fast_linears:
+        products = products_error(subject.model, min(output.shape[0], MOST_ROWS))
+        error, refused = largest([error or 0.0, products]), refusal(products, tolerance, "products in fp64")
         if refused is not None:
             return error, refused
     if contender.exact:
@@ -145,15 +159,24 @@ def _bytes_read(subject: Subject, prompt: Prompt, contender: Contender, run: Dec
     return float(entries * cost.entry_bytes)
 
 
-def _figures(times: Sequence[float], base: Sequence[float], floor: float, batch: int) -> dict[str, float]:
-    """Of seconds per token, round by round."""
+def _figures(
+    contender: Contender, turns: Mapping[str, Sequence[float]], floors: Mapping[str, float], batch: int
+) -> dict[str, float]:
+    """Of seconds per token, round by round, by label; ratios are to the caches that differ in nothing else."""
+    times, floor = turns[contender.label], floors[contender.label]
+    full, static = contender.like(BASELINE), contender.like(STATIC)
+    ratios = {}
+    if full in turns:
+        ratios = {"speedup": speedup(turns[full], times), "floor_speedup": floors[full] / floor}
+    if static in turns:
+        ratios["speedup_static"] = speedup(turns[static], times)
     return {
         **against_floor(times, floor),
         "ms_mean": fmean(times) * 1e3,
         "ms_least": min(times) * 1e3,
         "ms_most": max(times) * 1e3,
         "tokens_per_s": batch / median(times),
-        "speedup": speedup(base, times),
+        **ratios,
     }
 
 

@@ -50,7 +50,7 @@ class Options:
         methods: of madakv, at their budgets.
         budgets: for `kernel`, entries per head, as a share of the context or as they are.
         device, dtype: names.
-        tokens, repeats, fill, shortest, rivals: see `Settings`.
+        tokens, repeats, fill, shortest, rivals, fast_linears: see `Settings`.
         seed: of torch's generator, once per case.
         out: folder of the result file; None writes none.
     """
@@ -71,6 +71,7 @@ class Options:
     rivals: bool
     seed: int
     out: Path | None
+    fast_linears: bool = False
 
 
 def run_bench(
@@ -199,6 +200,7 @@ def _settings(options: Options, context: int, batch: int) -> Settings:
         fill=options.fill,
         shortest=options.shortest,
         rivals=options.rivals,
+        fast_linears=options.fast_linears,
     )
 
 

@@ -24,6 +24,7 @@ class Settings:
         fill: see `Fill`.
         shortest: length of the shortest row, as a share of the context.
         rivals: whether transformers' other caches take part.
+        fast_linears: whether all take part a second time, inside `madakv.fast_linears`.
     """
 
     context: int
@@ -34,3 +35,4 @@ class Settings:
     fill: Fill
     shortest: float
     rivals: bool
+    fast_linears: bool = False

@@ -54,7 +54,9 @@ COLUMNS: dict[str, list[tuple[str, str, Format]]] = {
     "decode": [
         ("ms/token", "ms", _ms),
         ("tokens/s", "tokens_per_s", _plain),
-        ("speedup", "speedup", _times),
+        ("over Dynamic", "speedup", _times),
+        ("over Static", "speedup_static", _times),
+        ("floor allows", "floor_speedup", _times),
         ("floor ms", "floor_ms", _ms),
         ("time/floor", "over_floor", _times),
         ("KV live", "kv_bytes", size_text),

@@ -83,10 +83,6 @@ class Entries(ABC):
         made: Made = self._derived[make]
         return made
 
-    def has(self, make: Callable[[Self], Any]) -> bool:
-        """Whether `once` has been asked for it."""
-        return make in self._derived
-
     @classmethod
     def gather(cls, keys: Tensor, values: Tensor, plan: KeepPlan) -> Self:
         """Copy the planned entries out of a layer's full keys and values, which are then free to go.

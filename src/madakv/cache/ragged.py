@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 from copy import copy
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from madakv.cache.entries import Entries
 from madakv.plan import KeepPlan
-
-if TYPE_CHECKING:
-    from madakv.attention.triton import DecodeSchedule
-    from madakv.attention.varlen import VarlenSchedule
-    from madakv.cache.tiles import TileSchedule
 
 
 class RaggedEntries(Entries):
@@ -66,39 +61,3 @@ class RaggedEntries(Entries):
     def nbytes(self) -> int:
         """Bytes of the storages behind keys and values, whatever part of them is in use."""
         return self._keys.untyped_storage().nbytes() + self._values.untyped_storage().nbytes()
-
-    @property
-    def tile(self) -> int:
-        from madakv.cache.tiles import tile_size
-
-        return tile_size(self.lengths)
-
-    @property
-    def tiles(self) -> TileSchedule:
-        return self.once(_tiles)
-
-    @property
-    def decode_schedule(self) -> DecodeSchedule:
-        return self.once(_decode)
-
-    @property
-    def varlen_schedule(self) -> VarlenSchedule:
-        return self.once(_varlen)
-
-
-def _tiles(e):
-    from madakv.cache.tiles import TileSchedule
-
-    return TileSchedule.of(e.lengths, e.tile, like=e.keys)
-
-
-def _decode(e):
-    from madakv.attention.triton import DecodeSchedule
-
-    return DecodeSchedule.of(e.lengths, e.keys.device)
-
-
-def _varlen(e):
-    from madakv.attention.varlen import VarlenSchedule
-
-    return VarlenSchedule.of(e)

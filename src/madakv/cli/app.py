@@ -33,6 +33,9 @@ SuiteOption = Annotated[str, typer.Option(help="Which documents and questions.")
 MethodsOption = Annotated[str, typer.Option(help="As for generate, separated by commas.")]
 BudgetsOption = Annotated[str, typer.Option(help="Budgets, separated by commas.")]
 SamplesOption = Annotated[int, typer.Option(min=1, help="Documents; each has one question of every kind.")]
+FastLinears = Annotated[
+    bool, typer.Option("--fast-linears", help="Multiply with bfloat16 weights on a CPU by madakv's own kernel.")
+]
 SeedOption = Annotated[int, typer.Option(min=0, help="Of the first document.")]
 
 
@@ -71,6 +74,7 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
+    fast_linears: FastLinears = False,
 ) -> None:
     """Answer a prompt with an evicted cache."""
     with one_line_errors():
@@ -87,6 +91,7 @@ def generate(
             as_json=as_json,
             device=device,
             dtype=dtype,
+            fast=fast_linears,
         )
 
 
@@ -104,12 +109,15 @@ def evaluate(
     retry_failed: RetryOption = False,
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
+    fast_linears: FastLinears = False,
 ) -> None:
     """Measure accuracy under eviction on documents made here; writes every answer, and a report."""
     with one_line_errors():
         from madakv.cli.evaluate import RunOptions, run_eval
 
-        options = RunOptions(model, methods, budgets, max_new_tokens, out, shard, retry_failed, device, dtype)
+        options = RunOptions(
+            model, methods, budgets, max_new_tokens, out, shard, retry_failed, device, dtype, fast_linears
+        )
         run_eval(options, suite_name=suite, samples=samples, seed=seed)
 
 

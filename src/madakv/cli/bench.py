@@ -41,6 +41,9 @@ Shortest = Annotated[
     float, typer.Option(min=0.01, max=1.0, help="Shortest row of a batch, as a share of the longest.")
 ]
 Rivals = Annotated[bool, typer.Option("--rivals/--no-rivals", help="Measure transformers' other caches as well.")]
+FastLinears = Annotated[
+    bool, typer.Option("--fast-linears", help="Measure all a second time, with products of `madakv.fast_linears`.")
+]
 Seed = Annotated[int, typer.Option(min=0, help="Of weights and prompts.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for <command>.json, written as it goes.")]
@@ -62,6 +65,7 @@ def decode(
     fill: FillOption = "auto",
     shortest: Shortest = 0.5,
     rivals: Rivals = True,
+    fast_linears: FastLinears = False,
     seed: Seed = 0,
     as_json: AsJson = False,
     out: Out = None,
@@ -151,6 +155,7 @@ def _run(
     fill: str = "prefill",
     shortest: float = 1.0,
     rivals: bool = True,
+    fast_linears: bool = False,
 ) -> None:
     with one_line_errors():
         from rich.console import Console
@@ -178,6 +183,7 @@ def _run(
             fill=fill_of(fill),
             shortest=shortest,
             rivals=rivals,
+            fast_linears=fast_linears,
             seed=seed,
             out=out,
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from madakv.evaluation.samples import Sample
 from madakv.evaluation.suites import suite
 from madakv.evaluation.summary import require_numpy
 from madakv.evaluation.workers import Shard, Worker
+from madakv.linears import fast_linears
 from madakv.loading import load
 from madakv.methods import Method, from_text
 
@@ -35,6 +37,7 @@ class RunOptions:
     retry_failed: bool
     device: str | None
     dtype: str
+    fast: bool = False
 
 
 def run_eval(options: RunOptions, *, suite_name: str, samples: int, seed: int) -> None:
@@ -70,12 +73,13 @@ def evaluate(
     chosen = expand(options.methods, options.budgets)
     with worker.together():
         model, processor = load(options.model, device=worker.device(options.device), dtype=options.dtype)
-        with bar("answers", shown=worker.leads) as report:
+        fast = fast_linears(model) if options.fast else nullcontext()
+        with fast, bar("answers", shown=worker.leads) as report:
             run_samples(
                 model,
                 processor,
                 samples=samples(processor),
-                settings=settings,
+                settings=settings | ({"fast_linears": True} if options.fast else {}),
                 model_name=_named(options.model, options.dtype),
                 methods=chosen,
                 out=options.out,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from madakv.answering import Answer, answer
 from madakv.errors import ConfigurationError, InputError
 from madakv.evaluation.digits import Question
 from madakv.evaluation.markdown import size_text
+from madakv.linears import fast_linears
 from madakv.loading import load
 from madakv.methods import from_text
 from madakv.prompts import model_inputs, open_images
@@ -33,6 +35,7 @@ def run_generate(
     as_json: bool,
     device: str | None,
     dtype: str,
+    fast: bool,
 ) -> None:
     """Run the command; see `madakv generate --help`."""
     quiet_transformers()
@@ -48,12 +51,13 @@ def run_generate(
     loaded, processor = load(model, device=device, dtype=dtype)
     inputs = model_inputs(processor, prompt, pictures).to(loaded.device)
     full = None
-    if compare:
-        # Whoever runs first would pay for warming up.
-        for way in (None, chosen):
-            answer(loaded, processor, inputs, way, max_new_tokens=2)
-        full = answer(loaded, processor, inputs, None, max_new_tokens=max_new_tokens)
-    evicted = answer(loaded, processor, inputs, chosen, max_new_tokens=max_new_tokens)
+    with fast_linears(loaded) if fast else nullcontext():
+        if compare:
+            # Whoever runs first would pay for warming up.
+            for way in (None, chosen):
+                answer(loaded, processor, inputs, way, max_new_tokens=2)
+            full = answer(loaded, processor, inputs, None, max_new_tokens=max_new_tokens)
+        evicted = answer(loaded, processor, inputs, chosen, max_new_tokens=max_new_tokens)
     if evicted.kept is None:
         raise RuntimeError("generation ended without a prefill")
     if as_json:

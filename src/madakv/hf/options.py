@@ -184,7 +184,7 @@ def hidden_by(mask: Any) -> Tensor | None:
     seen[..., -1] |= visible[..., -1, -1]
     if bool((seen != seen[:, :1]).any()):
         raise UnsupportedOptionError(
-            "attention_mask hides tokens from some heads alone: evicted entries are hidden from all heads or from none"
+            "attention_mask hides tokens from some heads alone: evicted entries are hidden from all or from none"
         )
     return ~seen[:, 0]
 

@@ -1,4 +1,4 @@
-// A vector of numbers at a time: the arithmetic that both kernels are made of.
+// A vector of numbers at a time, bfloat16, fp16 or fp32, in fp32: the arithmetic that both kernels are made of.
 
 #pragma once
 
@@ -7,8 +7,9 @@
 #include <cstring>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
-#ifdef __AVX512BF16__
+#ifdef __AVX2__
 #include <immintrin.h>
 #endif
 
@@ -19,31 +20,113 @@ constexpr int LANES = 16;
 #else
 constexpr int LANES = 8;
 #endif
-constexpr int STEP = 2 * LANES;  // bfloat16 that are read at a time
-constexpr int LINE = 32;         // bfloat16 that are fetched at a time
+constexpr int STEP = 2 * LANES;  // numbers that are read at a time
 constexpr int MOST_ROWS = 8;     // query rows that share one reading: their sums fill 32 registers
 
 typedef float Floats __attribute__((vector_size(4 * LANES), may_alias));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
 
-inline Words words(const uint16_t *at) {
-    Words pairs;
-    std::memcpy(&pairs, at, sizeof pairs);
-    return pairs;
+// What keys, values and weights can be made of.
+struct BFloat16 {
+    uint16_t bits;
+};
+struct Float16 {
+    uint16_t bits;
+};
+template <class T>
+constexpr int LINE = 64 / sizeof(T);  // numbers that are fetched at a time
+
+inline Words words(const void *at) {
+    Words found;
+    std::memcpy(&found, at, sizeof found);
+    return found;
 }
 
-// `STEP` bfloat16, widened: those of even index, then those of odd index.
+// The first `n` words, and zeros; what lies behind them is not touched.
+inline Words words(const void *at, int n) {
+#if defined(__AVX512F__)
+    return (Words)_mm512_maskz_loadu_epi32(__mmask16((1u << n) - 1), at);
+#elif defined(__AVX2__)
+    const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7};
+    return (Words)_mm256_maskload_epi32((const int *)at, (__m256i)(lane < n));
+#else
+    Words found = {};
+    std::memcpy(&found, at, 4 * n);
+    return found;
+#endif
+}
+
+// `STEP` numbers in fp32, in two halves.
 struct Widened {
     Floats halves[2];
 };
 
-inline Widened widened(const uint16_t *at) {
-    const Words pairs = words(at);
-    return {(Floats)(pairs << 16), (Floats)(pairs & 0xffff0000u)};
+// Those of even index, then those of odd index.
+inline Widened widened(Words pairs, BFloat16) { return {(Floats)(pairs << 16), (Floats)(pairs & 0xffff0000u)}; }
+
+// The first half, then the second.
+inline Widened widened(Words pairs, Float16) {
+    Widened wide;
+#if defined(__AVX512F__)
+    const __m512i x = (__m512i)pairs;
+    wide.halves[0] = (Floats)_mm512_cvtph_ps(_mm512_castsi512_si256(x));
+    wide.halves[1] = (Floats)_mm512_cvtph_ps(_mm512_extracti64x4_epi64(x, 1));
+#elif defined(__AVX2__) && defined(__F16C__)
+    const __m256i x = (__m256i)pairs;
+    wide.halves[0] = (Floats)_mm256_cvtph_ps(_mm256_castsi256_si128(x));
+    wide.halves[1] = (Floats)_mm256_cvtph_ps(_mm256_extracti128_si256(x, 1));
+#else
+    _Float16 x[STEP];
+    std::memcpy(x, &pairs, sizeof x);
+    for (int i = 0; i < STEP; i++) wide.halves[i / LANES][i % LANES] = float(x[i]);
+#endif
+    return wide;
 }
 
-inline int place(int d) { return d / STEP * STEP + d % 2 * LANES + d % STEP / 2; }
+template <class T>
+inline Widened widened(const T *at) {
+    if constexpr (sizeof(T) == 4)
+        return {{(Floats)words(at), (Floats)words(at + LANES)}};
+    else
+        return widened(words(at), T{});
+}
+
+// The first n numbers, an even number of them, and zeros.
+template <class T>
+inline Widened widened(const T *at, int n) {
+    if constexpr (sizeof(T) == 4)
+        return {{(Floats)words(at, std::min(n, LANES)), (Floats)words(at + LANES, std::max(n - LANES, 0))}};
+    else
+        return widened(words(at, n / 2), T{});
+}
+
+// Where number d of a row stands once it is widened.
+template <class T>
+inline int place(int d) {
+    return std::is_same_v<T, BFloat16> ? d / STEP * STEP + d % 2 * LANES + d % STEP / 2 : d;
+}
+
+inline float number(BFloat16 x) {
+    const uint32_t bits = uint32_t(x.bits) << 16;
+    float y;
+    std::memcpy(&y, &bits, sizeof y);
+    return y;
+}
+
+// To the nearest, of two the even one; NaN stays NaN.
+inline void round_to(BFloat16 *out, float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    out->bits = x == x ? (bits + 0x7fff + (bits >> 16 & 1)) >> 16 : 0x7fc0;
+}
+
+inline void round_to(Float16 *out, float x) {
+    const _Float16 y = _Float16(x);
+    std::memcpy(out, &y, sizeof y);
+}
+
+inline void round_to(float *out, float x) { *out = x; }
 
 inline Floats sum(Floats a, Floats b) { return a + b; }
 inline Floats larger(Floats a, Floats b) { return b > a ? b : a; }
@@ -65,26 +148,42 @@ inline Floats across(Floats x, Of of) {
 
 // `STEP` numbers of a row or an entry. Products of bfloat16 are exact in fp32, and summed up in it; dot instructions
 // take numbers below 1e-38 for 0. Without them there is a second sum, so that one addition need not wait for the other.
-#ifdef __AVX512BF16__
+template <class T>
 struct Chunk {
-    __m512bh x;
+    Widened x;
+
+    static Chunk of(const T *at) { return {widened(at)}; }
+    static Chunk of(const T *at, int n) { return {widened(at, n)}; }
 };
 
-inline Chunk chunk(const uint16_t *at) { return {(__m512bh)words(at)}; }
+template <class T>
+inline void add_product(Floats &sum, Floats &second, const Chunk<T> &query, const Chunk<T> &key) {
+    sum += query.x.halves[0] * key.x.halves[0];
+    second += query.x.halves[1] * key.x.halves[1];
+}
 
-inline void add_product(Floats &sum, Floats &, const Chunk &query, const Chunk &key) {
+#ifdef __AVX512BF16__
+template <>
+struct Chunk<BFloat16> {
+    __m512bh x;
+
+    static Chunk of(const BFloat16 *at) { return {(__m512bh)words(at)}; }
+    static Chunk of(const BFloat16 *at, int n) { return {(__m512bh)words(at, n / 2)}; }
+};
+
+inline void add_product(Floats &sum, Floats &, const Chunk<BFloat16> &query, const Chunk<BFloat16> &key) {
     sum = (Floats)_mm512_dpbf16_ps((__m512)sum, query.x, key.x);
 }
-#else
-typedef Widened Chunk;
-
-inline Chunk chunk(const uint16_t *at) { return widened(at); }
-
-inline void add_product(Floats &sum, Floats &second, const Chunk &query, const Chunk &key) {
-    sum += query.halves[0] * key.halves[0];
-    second += query.halves[1] * key.halves[1];
-}
 #endif
+
+inline int64_t chunks_of(int64_t numbers) { return (numbers + STEP - 1) / STEP; }
+
+// A row of D numbers as chunks, behind those that are there.
+template <class T>
+inline void append_chunks(std::vector<Chunk<T>> &rows, const T *row, int64_t D) {
+    for (int64_t d = 0; d < D; d += STEP)
+        rows.push_back(d + STEP <= D ? Chunk<T>::of(row + d) : Chunk<T>::of(row + d, int(D - d)));
+}
 
 // Sums over the lanes of as many vectors as one has lanes, as one vector: each fold halves the vectors and adds their
 // halves.
@@ -130,37 +229,41 @@ constexpr int entries_at_once(int rows) { return LANES / lanes_of(rows); }
 
 // Products of R rows [R, D] with the next E of `left` entries [left, D]: entry e and row r in lane e * (LANES / E) + r.
 // What is `far` and `near` numbers ahead is fetched into the second and into the first cache.
-template <int R>
-inline Floats products(const Chunk *rows, const uint16_t *first, int64_t left, int64_t D, int64_t far, int64_t near) {
+template <int R, class T>
+inline Floats products(const Chunk<T> *rows, const T *first, int64_t left, int64_t D, int64_t far, int64_t near) {
     constexpr int E = entries_at_once(R), ROWS = LANES / E;
     // Entries that share a reading of the rows; memory prefers one.
     constexpr int ABREAST = R > 2 && E > 1 ? 2 : 1;
     constexpr bool APART = R <= 2;  // registers are left for second sums
+    const int64_t chunks = chunks_of(D);
     Floats s[LANES] = {};
 #pragma GCC unroll 16
     for (int e = 0; e < E; e += ABREAST) {
         Floats second[ROWS] = {};
-        const uint16_t *at[ABREAST];
+        const T *at[ABREAST];
         for (int i = 0; i < ABREAST; i++) at[i] = first + std::min<int64_t>(e + i, left - 1) * D;
-        for (int64_t d = 0; d < D; d += STEP) {
-            Chunk x[ABREAST];
+        for (int64_t c = 0; c < chunks; c++) {
+            const int64_t d = c * STEP;
+            Chunk<T> x[ABREAST];
             // What comes behind the end of an entry is already being read, if there is one beside it.
             const int64_t f = far + (d + far < D ? 0 : (ABREAST - 1) * D);
             const int64_t n = near + (d + near < D ? 0 : (ABREAST - 1) * D);
 #pragma GCC unroll 2
             for (int i = 0; i < ABREAST; i++) {
-                x[i] = chunk(at[i] + d);
-                if (STEP == LINE || d % LINE == 0) {
-                    __builtin_prefetch(at[i] + d + f, 0, 2);
-                    __builtin_prefetch(at[i] + d + n, 0, 3);
-                }
+                x[i] = d + STEP <= D ? Chunk<T>::of(at[i] + d) : Chunk<T>::of(at[i] + d, int(D - d));
+#pragma GCC unroll 2
+                for (int64_t line = d; line < d + STEP; line += LINE<T>)
+                    if (line % LINE<T> == 0) {
+                        __builtin_prefetch(at[i] + line + f, 0, 2);
+                        __builtin_prefetch(at[i] + line + n, 0, 3);
+                    }
             }
 #pragma GCC unroll 8
             for (int r = 0; r < R; r++)
 #pragma GCC unroll 2
                 for (int i = 0; i < ABREAST; i++) {
                     Floats &sum = s[(e + i) * ROWS + r];
-                    add_product(sum, APART ? second[r] : sum, rows[(r * D + d) / STEP], x[i]);
+                    add_product(sum, APART ? second[r] : sum, rows[r * chunks + c], x[i]);
                 }
         }
         if (APART)
@@ -171,7 +274,7 @@ inline Floats products(const Chunk *rows, const uint16_t *first, int64_t left, i
 
 // Weights of entries, ROWS to an entry as `products` has them, and how values are multiplied with them: in fp32, entry
 // by entry.
-template <int ROWS>
+template <class T, int ROWS>
 struct Singly {
     static constexpr int ENTRIES = 1;
     Floats *at;
@@ -181,7 +284,8 @@ struct Singly {
 
     float weight(int t, int r) const { return ((const float *)at)[t * ROWS + r]; }
 
-    static Widened values(const uint16_t *first, const uint16_t *) { return widened(first); }
+    static Widened values(const T *first, const T *) { return widened(first); }
+    static Widened values(const T *first, const T *, int n) { return widened(first, n); }
 
     static Floats plus(Floats sum, float weight, Floats values) { return sum + weight * values; }
 };
@@ -218,8 +322,13 @@ struct InPairs {
         return (__m512bh)((Words){} + pair);
     }
 
-    static Values values(const uint16_t *first, const uint16_t *second) {
-        const Words a = words(first), b = words(second);
+    static Values values(const BFloat16 *first, const BFloat16 *second) {
+        return paired(words(first), words(second));
+    }
+    static Values values(const BFloat16 *first, const BFloat16 *second, int n) {
+        return paired(words(first, n / 2), words(second, n / 2));
+    }
+    static Values paired(Words a, Words b) {
         return {{(__m512bh)((a & 0xffffu) | (b << 16)), (__m512bh)((a >> 16) | (b & 0xffff0000u))}};
     }
 
@@ -229,11 +338,11 @@ struct InPairs {
 };
 
 // Few rows are multiplied faster than memory is read.
-template <int R>
-using Weights = std::conditional_t<(R > 2), InPairs<lanes_of(R)>, Singly<lanes_of(R)>>;
+template <class T, int R>
+using Weights = std::conditional_t<std::is_same_v<T, BFloat16> && (R > 2), InPairs<lanes_of(R)>, Singly<T, lanes_of(R)>>;
 #else
-template <int R>
-using Weights = Singly<lanes_of(R)>;
+template <class T, int R>
+using Weights = Singly<T, lanes_of(R)>;
 #endif
 
 }  // namespace

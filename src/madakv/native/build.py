@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 class Kernels(NamedTuple):
     """The functions of the library; their arguments are explained where they are defined, in `*.cpp`."""
 
-    attention: Callable[..., None]
+    attend: Callable[..., None]
     linear: Callable[..., None]
 
 
@@ -44,20 +44,20 @@ def kernels() -> Kernels | None:
         logger.warning("kernels for cpu: PyTorch's operations, since none can be built: %s", error)
         return None
     pointer, size, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
-    attention, linear = library.madakv_decode, library.madakv_linear
-    attention.argtypes = [
+    attend, linear = library.madakv_attend, library.madakv_linear
+    attend.argtypes = [
         *[pointer] * 4,
-        number,
+        *[number] * 2,
         *[pointer] * 2,
         *[size] * 2,
-        *[number] * 2,
+        pointer,
         real,
         number,
-        *[pointer] * 2,
+        *[pointer] * 3,
     ]
     linear.argtypes = [*[pointer] * 3, number, *[size] * 2, number, pointer]
-    attention.restype = linear.restype = None
-    return Kernels(attention=attention, linear=linear)
+    attend.restype = linear.restype = None
+    return Kernels(attend=attend, linear=linear)
 
 
 def _library() -> Path:

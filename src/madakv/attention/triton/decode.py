@@ -13,7 +13,7 @@ from madakv.attention.triton.chunks import attend_chunks
 from madakv.attention.triton.join import join_parts
 from madakv.attention.triton.schedule import DecodeSchedule
 from madakv.attention.triton.tuning import Tuning
-from madakv.cache import RaggedEntries
+from madakv.cache import Entries
 
 _DOT = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
@@ -28,7 +28,7 @@ def ragged_decode(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    entries: RaggedEntries,
+    entries: Entries,
     tail_keys: Tensor,
     tail_values: Tensor,
     tail_length: Tensor,
@@ -158,7 +158,7 @@ def _check(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    entries: RaggedEntries,
+    entries: Entries,
     tail_keys: Tensor,
     tail_values: Tensor,
     tail_length: Tensor,

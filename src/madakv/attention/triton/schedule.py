@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from madakv.attention.programs import programs_of
+from madakv.cache import Entries
 
 _STEP = 64
 """Chunks are multiples of this many entries, and at least it: fewer do not pay for writing and merging a part."""
@@ -92,6 +93,11 @@ class DecodeSchedule:
     def to(self, device: torch.device | str) -> DecodeSchedule:
         """The same schedule on another device."""
         return DecodeSchedule(self.chunks.to(device), self.first.to(device), self.chunk, self.programs)
+
+
+def decode_schedule(entries: Entries) -> DecodeSchedule:
+    """What the decode kernel reads of some entries; for `Entries.once`."""
+    return DecodeSchedule.of(entries.lengths, entries.keys.device)
 
 
 def _chunk_size(entries: int, programs: int) -> int:

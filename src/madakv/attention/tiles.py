@@ -7,6 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from madakv.cache import Entries
+
+_LEAST_TILE = 8
+_SHORT_TILE = 64
+_MOST_TILE = 512
+
 
 @dataclass(frozen=True, eq=False)
 class TileSchedule:
@@ -59,6 +65,24 @@ class TileSchedule:
             window=window.flatten().to(like.device),
             window_mask=_additive(hidden, like),
         )
+
+
+def tiles_of(entries: Entries) -> TileSchedule:
+    """Which heads own which tile of the entries' memory; for `Entries.once`."""
+    return TileSchedule.of(entries.lengths, _tile_size(entries.lengths), like=entries.keys)
+
+
+def _tile_size(lengths: tuple[int, ...]) -> int:
+    """Entries per tile: one head's length if all are equal, else a power of two that few heads share.
+
+    A tile in which heads meet is read once more for each; small tiles leave more parts to merge. A sixteenth of a
+    head balances the two for long heads, a quarter for short ones, where merging would cost more than reading.
+    """
+    if len(set(lengths)) == 1:
+        return max(1, lengths[0])
+    size = (sum(lengths) // len(lengths)).bit_length()
+    wanted = max(min(_SHORT_TILE, 1 << max(0, size - 2)), 1 << max(0, size - 4))
+    return min(sum(lengths), max(_LEAST_TILE, min(_MOST_TILE, wanted)))
 
 
 def _additive(hidden: Tensor, like: Tensor) -> Tensor:
