@@ -33,7 +33,7 @@ from madakv.hf.options import (
     own_cache_implementation,
     room_for,
 )
-from madakv.modality import family_of, prompt_modality
+from madakv.modality import placeholder_ids, prompt_modality
 from madakv.native import native_linears
 from madakv.run import Kept, Run
 
@@ -241,7 +241,7 @@ def _check_model(model: Any) -> None:
         raise UnsupportedOptionError("the model is in training mode; call model.eval() before evicting")
     if getattr(model.config, "is_encoder_decoder", False):
         raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder; only decoders are evicted")
-    family_of(model.config)
+    placeholder_ids(model.config)
 
 
 def _attention_configs(model: PreTrainedModel) -> list[Any]:
