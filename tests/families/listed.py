@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ def _aria() -> Any:
     text = zoo.text_sizes(head_dim=8, moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1)
     config = hf.AriaConfig(
         text_config=text,
-        vision_config=zoo.vision_sizes(model_type="idefics3_vision"),
+        vision_config=hf.Idefics3VisionConfig(**zoo.vision_sizes()),
         projector_patch_to_query_dict={16: 8},
         image_token_index=IMAGE,
     )
@@ -48,8 +49,8 @@ def _cohere2_vision() -> Any:
 def _vipllava() -> Any:
     config = hf.VipLlavaConfig(
         text_config=hf.LlamaConfig(**zoo.text_sizes()),
-        vision_config=hf.CLIPVisionConfig(**zoo.vision_sizes()),
-        vision_feature_layer=[-1, -2],
+        # The projector reads layers as early as the last but ten.
+        vision_config=hf.CLIPVisionConfig(**zoo.vision_sizes(num_hidden_layers=11)),
         image_token_index=IMAGE,
     )
     return hf.VipLlavaForConditionalGeneration(config)
@@ -183,8 +184,10 @@ def _fuyu() -> Any:
 
 
 def _fuyu_prompt(seed: int) -> Inputs:
-    # Patches, with no tower.
-    return zoo.two(seed, IMAGE, 16) | {"pixel_values": zoo.noise(seed, 1, 32, 4 * 4 * 3)}
+    # Patches, with no tower; older versions have another name for them.
+    taken = inspect.signature(hf.FuyuForCausalLM.forward).parameters
+    name = "pixel_values" if "pixel_values" in taken else "image_patches"
+    return zoo.two(seed, IMAGE, 16) | {name: zoo.noise(seed, 1, 32, 4 * 4 * 3)}
 
 
 def _llama4() -> Any:
@@ -474,11 +477,10 @@ def _minicpmv4_6() -> Any:
 
 
 def _minicpmv4_6_prompt(seed: int) -> Inputs:
-    before, between, after = zoo.texts(seed)
     # Sixteen patches make a token.
-    return zoo.tokens(seed, before, (IMAGE, 4), between, (IMAGE, 2), after) | {
-        "pixel_values": zoo.noise(seed, 1, 3, 4, 4 * (64 + 32)),
-        "target_sizes": torch.tensor([[8, 8], [4, 8]], dtype=torch.int32),
+    return zoo.two(seed, IMAGE, 4) | {
+        "pixel_values": zoo.noise(seed, 1, 3, 4, 4 * (64 + 64)),
+        "target_sizes": torch.tensor([[8, 8], [8, 8]], dtype=torch.int32),
     }
 
 

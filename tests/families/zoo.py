@@ -52,7 +52,7 @@ class Family:
         _draw_weights(model)
         model.generation_config.eos_token_id = None
         model.generation_config.pad_token_id = PADDING
-        return model.to(dtype)
+        return model if dtype == torch.float32 else model.to(dtype)
 
 
 @torch.no_grad()
