@@ -22,7 +22,7 @@ def _pictures_of_32(seed: int) -> Inputs:
 def _aria() -> Any:
     text = zoo.text_sizes(head_dim=8, moe_num_experts=4, moe_topk=2, moe_num_shared_experts=1)
     config = hf.AriaConfig(
-        text_config=text,
+        text_config=hf.AriaTextConfig(**text),
         vision_config=hf.Idefics3VisionConfig(**zoo.vision_sizes()),
         projector_patch_to_query_dict={16: 8},
         image_token_index=IMAGE,
@@ -179,7 +179,14 @@ def _chameleon_prompt(seed: int) -> Inputs:
 
 
 def _fuyu() -> Any:
-    config = hf.FuyuConfig(text_config=hf.PersimmonConfig(**zoo.text_sizes()), patch_size=4, image_token_id=IMAGE)
+    text = zoo.text_sizes()
+    config = hf.FuyuConfig(
+        text_config=hf.PersimmonConfig(**text),
+        patch_size=4,
+        image_token_id=IMAGE,
+        # Where older versions look for it.
+        hidden_size=text["hidden_size"],
+    )
     return hf.FuyuForCausalLM(config)
 
 
