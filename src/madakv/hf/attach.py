@@ -12,7 +12,6 @@ import torch
 from transformers import PreTrainedModel
 
 from madakv.errors import (
-    ConfigurationError,
     NestedEvictionError,
     UnsupportedModelError,
     UnsupportedOptionError,
@@ -33,7 +32,8 @@ from madakv.hf.options import (
     own_cache_implementation,
     room_for,
 )
-from madakv.modality import placeholder_ids, prompt_modality
+from madakv.hf.supported import check_preparation, check_supported, refuse_compile
+from madakv.modality import prompt_modality
 from madakv.native import native_linears
 from madakv.run import Kept, Run
 
@@ -41,7 +41,7 @@ from madakv.run import Kept, Run
 @contextmanager
 def attached(model: Any, run: Run) -> Iterator[None]:
     """Evict every prompt that `model` reads inside the block; see `madakv.evict`."""
-    _check_model(model)
+    check_supported(model)
     # Made once for its refusals alone: better here than in the middle of the first generation.
     empty = RaggedCache(model.config, run.method)
     echoed = echo_of(run.method, empty, model.config)
@@ -52,7 +52,12 @@ def attached(model: Any, run: Run) -> Iterator[None]:
         raise NestedEvictionError(
             "this model, or one that shares its config, is already inside `madakv.evict`; leave that block first"
         )
-    overrides: dict[str, Any] = {"generate_batch": _refuse_generate_batch, "__deepcopy__": _refuse_deepcopy}
+    overrides: dict[str, Any] = {
+        "generate_batch": _refuse_generate_batch,
+        "compile": refuse_compile,
+        "__deepcopy__": _refuse_deepcopy,
+        "__reduce_ex__": _refuse_pickle,
+    }
     prepare = _Prepare(model, run)
     overrides["get_compiled_call"] = compiled_steps(model, model.get_compiled_call, prepare, prepare.done)
     if callable(getattr(model, "generate", None)):
@@ -194,6 +199,7 @@ def _guarded(model: PreTrainedModel, generate: Callable[..., Any], run: Run) -> 
         named = list(inspect.signature(generate).parameters)[2:]
         kwargs = dict(zip(named, args, strict=False)) | kwargs
         default = model.generation_config
+        check_preparation(model)
         fixed = cache_implementation(kwargs, generation_config) == STATIC
         check_generation_options(kwargs, generation_config, default)
         check_cache(kwargs.get("past_key_values"))
@@ -231,17 +237,11 @@ def _refuse_deepcopy(_memo: dict[int, Any]) -> None:
     )
 
 
-def _check_model(model: Any) -> None:
-    if not isinstance(model, PreTrainedModel):
-        raise ConfigurationError(
-            f"evict needs a transformers PreTrainedModel; got {type(model).__name__}. Of a pipeline or a "
-            "wrapper (PEFT, torch.compile), pass the model inside"
-        )
-    if model.training:
-        raise UnsupportedOptionError("the model is in training mode; call model.eval() before evicting")
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder; only decoders are evicted")
-    placeholder_ids(model.config)
+def _refuse_pickle(_protocol: int) -> None:
+    raise UnsupportedOptionError(
+        "pickling the model inside `madakv.evict` (torch.save(model)) would save the eviction; save it outside, or "
+        "save model.state_dict() or model.save_pretrained(...), which do not have it"
+    )
 
 
 def _attention_configs(model: PreTrainedModel) -> list[Any]:
