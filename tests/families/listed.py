@@ -329,7 +329,9 @@ def _qwen3_5_text(**changes: Any) -> dict[str, Any]:
 
 
 def _lfm2_vl() -> Any:
-    text = zoo.text_sizes(num_hidden_layers=4, layer_types=["conv", "full_attention"] * 2, block_auto_adjust_ff_dim=False)
+    text = zoo.text_sizes(
+        num_hidden_layers=4, layer_types=["conv", "full_attention"] * 2, block_auto_adjust_ff_dim=False
+    )
     del text["num_attention_heads"]
     config = hf.Lfm2VlConfig(
         text_config=hf.Lfm2Config(**text, num_attention_heads=4),

@@ -517,7 +517,9 @@ def _qwen2_audio() -> Any:
         num_mel_bins=8, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16, d_model=16,
         max_source_positions=40,
     )  # fmt: skip
-    config = hf.Qwen2AudioConfig(text_config=hf.Qwen2Config(**text_sizes()), audio_config=audio, audio_token_index=AUDIO)
+    config = hf.Qwen2AudioConfig(
+        text_config=hf.Qwen2Config(**text_sizes()), audio_config=audio, audio_token_index=AUDIO
+    )
     return hf.Qwen2AudioForConditionalGeneration(config)
 
 

@@ -21,6 +21,7 @@ from madakv.hf.cache import IMPLEMENTATION, RaggedCache
 from madakv.hf.compiled import compiled_steps, masks_for_steps
 from madakv.hf.draft import generate_with_draft
 from madakv.hf.echo import Echo, echo_of
+from madakv.hf.kinds import takes_kinds
 from madakv.hf.options import (
     STATIC,
     cache_implementation,
@@ -58,17 +59,18 @@ def attached(model: Any, run: Run) -> Iterator[None]:
         "__deepcopy__": _refuse_deepcopy,
         "__reduce_ex__": _refuse_pickle,
     }
-    prepare = _Prepare(model, run)
-    overrides["get_compiled_call"] = compiled_steps(model, model.get_compiled_call, prepare, prepare.done)
+    before_pass = _Prepare(model, run)
+    overrides["get_compiled_call"] = compiled_steps(model, model.get_compiled_call, before_pass, before_pass.done)
     if callable(getattr(model, "generate", None)):
         overrides["generate"] = _guarded(model, model.generate, run)
-        overrides["prepare_inputs_for_generation"] = masks_for_steps(model.prepare_inputs_for_generation)
+        prepare = takes_kinds(model.prepare_inputs_for_generation, model.forward)
+        overrides["prepare_inputs_for_generation"] = masks_for_steps(prepare)
     own = {name: model.__dict__[name] for name in overrides if name in model.__dict__}
     hooks = []
     try:
         for config in configs:
             config._attn_implementation_internal = IMPLEMENTATION
-        hooks.append(model.register_forward_pre_hook(prepare, with_kwargs=True))
+        hooks.append(model.register_forward_pre_hook(before_pass, with_kwargs=True))
         hooks.append(model.register_forward_hook(_Record(run), with_kwargs=True))
         hooks.append(model.get_decoder().register_forward_pre_hook(_require_cache, with_kwargs=True))
         if echoed:
@@ -239,8 +241,8 @@ def _refuse_deepcopy(_memo: dict[int, Any]) -> None:
 
 def _refuse_pickle(_protocol: int) -> None:
     raise UnsupportedOptionError(
-        "pickling the model inside `madakv.evict` (torch.save(model)) would save the eviction; save it outside, or "
-        "save model.state_dict() or model.save_pretrained(...), which do not have it"
+        "copying or pickling the model inside `madakv.evict` (torch.save(model)) would take the eviction along; do "
+        "it outside, or save model.state_dict() or model.save_pretrained(...), which are without it"
     )
 
 

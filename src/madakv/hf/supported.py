@@ -57,7 +57,7 @@ def check_supported(model: Any) -> None:
 def _inside(wrapper: Any) -> str:
     """Where a wrapper has the model that it wraps."""
     if callable(getattr(wrapper, "get_base_model", None)):
-        return ". Of a PEFT model, pass model.get_base_model(), and call either of them inside the block"
+        return ". Of a PEFT model, pass model.get_base_model(), and call the PEFT model inside the block"
     if hasattr(wrapper, "_orig_mod"):
         return ". Of what torch.compile made, pass model._orig_mod, and call that inside the block"
     if isinstance(getattr(wrapper, "model", None), PreTrainedModel):

@@ -51,9 +51,17 @@ def find_placeholders(config: Any) -> list[Placeholder]:
 def has_media(config: Any) -> bool:
     """Whether a config has a part that reads something other than text, or a placeholder for it."""
     parts = (name for name, value in _fields(config) if _is_part(name, value))
-    return any(name in _PARTS_WITHOUT_A_KIND or _kind_in(name) is not None for name in parts) or any(
-        placeholder.ids for placeholder in find_placeholders(config)
+    return (
+        any(placeholder.ids for placeholder in find_placeholders(config))
+        or kind_of_parts(config) is not None
+        or not _PARTS_WITHOUT_A_KIND.isdisjoint(parts)
     )
+
+
+def kind_of_parts(config: Any) -> Modality | None:
+    """The modality that a config's first part for one is named after; None without such a part."""
+    kinds = (_kind_in(name) for name, value in _fields(config) if _is_part(name, value))
+    return next((kind for kind in kinds if kind is not None), None)
 
 
 def value_at(config: Any, path: str) -> Any:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from madakv.errors import ConfigurationError, UnsupportedModelError
-from madakv.modality.config import Placeholder, as_ids, find_placeholders, has_media, value_at
+from madakv.modality.config import Placeholder, as_ids, find_placeholders, has_media, kind_of_parts, value_at
 from madakv.modality.kinds import Modality
 
 
@@ -152,8 +152,8 @@ def placeholder_ids(config: Any) -> dict[Modality, tuple[int, ...]]:
     missing = [one.path for one in find_placeholders(config) if not named.issuperset(one.ids)]
     if missing:
         raise UnsupportedModelError(
-            f"the config of {model_type!r} has placeholders that its family does not name: {', '.join(map(repr, missing))}; "
-            f"{_advice(model_type, config)}"
+            f"the config of {model_type!r} has placeholders that its family does not name: "
+            f"{', '.join(map(repr, missing))}; {_advice(model_type, config)}"
         )
     return ids
 
@@ -194,16 +194,17 @@ def _advice(model_type: str, config: Any) -> str:
             seen.update(one.ids)
             named.setdefault(one.kind, []).append(one.path)
     if not named:
-        return _advice_without_ids(model_type, found)
+        return _advice_without_ids(model_type, config, found)
     paths = {kind.name.lower(): paths[0] if len(paths) == 1 else paths for kind, paths in named.items()}
     arguments = "".join(f", {kind}={json.dumps(path)}" for kind, path in paths.items())
     return f"name what it has with madakv.register_family({json.dumps(model_type)}{arguments})"
 
 
-def _advice_without_ids(model_type: str, found: list[Placeholder]) -> str:
-    path = found[0].path if found else "image_token_id"
-    kind = (found[0].kind if found else Modality.IMAGE).name.lower()
+def _advice_without_ids(model_type: str, config: Any, found: list[Placeholder]) -> str:
+    kind = (found[0].kind if found else kind_of_parts(config) or Modality.IMAGE).name.lower()
+    path = found[0].path if found else f"{kind}_token_id"
     return (
-        f"its config names no placeholder token: set model.config.{path} to the id that stands for {kind} in its "
-        f"prompts, then call madakv.register_family({json.dumps(model_type)}, {kind}={json.dumps(path)})"
+        f"its config names no placeholder token: if its prompts have one that stands for {kind}, set "
+        f"model.config.{path} to the id of it, and call "
+        f"madakv.register_family({json.dumps(model_type)}, {kind}={json.dumps(path)})"
     )

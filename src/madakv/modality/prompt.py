@@ -27,7 +27,8 @@ def prompt_modality(
         input_ids: [B, N] token ids; may be None if `mm_token_type_ids` is given.
         attention_mask: [B, N], 0 at padding; None if there is no padding. A 4D mask is not read.
         mm_token_type_ids: [B, N] from the processor; trusted before the config where present.
-        inputs_embeds: [B, N, D], read for its shape alone: without ids, only a text-only model's modality is known.
+        inputs_embeds: [B, N, D], read for its shape alone; without ids of either kind, only a text-only model's
+            modality is known.
 
     Returns:
         [B, N] int64 of `Modality` values.
@@ -47,12 +48,12 @@ def prompt_modality(
         modality = torch.zeros(inputs_embeds.shape[:2], dtype=torch.int64, device=inputs_embeds.device)
     else:
         raise InputError(
-            "the modality of the prompt is unknown: pass input_ids, or mm_token_type_ids beside inputs_embeds"
+            "the modality of a prompt of embeddings is unknown: pass mm_token_type_ids [B, N] beside inputs_embeds, "
+            "0 for text, 1 image, 2 video, 3 audio"
         )
-    if input_ids is not None and modality.shape != input_ids.shape:
-        raise InputError(
-            f"mm_token_type_ids has shape {tuple(modality.shape)}, but input_ids {tuple(input_ids.shape)}"
-        )
+    for name, given in (("input_ids", input_ids), ("inputs_embeds", inputs_embeds)):
+        if given is not None and modality.shape != given.shape[:2]:
+            raise InputError(f"mm_token_type_ids has shape {tuple(modality.shape)}, but {name} {tuple(given.shape)}")
     check_modality(modality, name="mm_token_type_ids")
     if attention_mask is not None and attention_mask.dim() == 2:
         if attention_mask.shape != modality.shape:
