@@ -17,10 +17,9 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicSlidingWindowLayer
 
 import madakv
-from madakv import modality as registry
 from madakv.hf.replay import ReadPrompt
 from madakv.methods import resolve
-from madakv.modality import Modality, prompt_modality
+from madakv.modality import Modality, families, placeholder_ids, prompt_modality
 from tests.families.oracle import hidden_entries
 from tests.families.zoo import AUDIO, FAMILIES, UNSUPPORTED, Family, Inputs, left_padded, prompt_tokens
 from tests.tolerance import assert_same, relative_rms
@@ -418,10 +417,17 @@ def test_a_prompt_that_grows_inside_the_model_is_refused() -> None:
         case("qwen2_audio").model(**inputs)
 
 
-@pytest.mark.parametrize("kind", ["ChameleonConfig", "Emu3Config", "Qwen2_5OmniConfig"])
-def test_images_are_never_taken_for_text(kind: str) -> None:
-    with pytest.raises(madakv.UnsupportedModelError, match="unknown multimodal family"):
-        registry.family_of(getattr(hf, kind)())
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        ("ChameleonConfig", "no integer 'image_token_id'"),
+        ("Emu3Config", "no integer 'image_token_id'"),
+        ("Qwen2_5OmniConfig", "unknown multimodal family"),
+    ],
+)
+def test_images_are_never_taken_for_text(kind: str, why: str) -> None:
+    with pytest.raises(madakv.UnsupportedModelError, match=why):
+        placeholder_ids(getattr(hf, kind)())
 
 
 class RenamedConfig(hf.LlavaConfig):
@@ -439,7 +445,7 @@ def test_an_unknown_family_can_be_registered(monkeypatch: pytest.MonkeyPatch) ->
         madakv.evict(model, budget=0.2).__enter__()
     assert "madakv" not in implementations(model).values()
 
-    monkeypatch.setattr(registry, "_FAMILIES", dict(registry._FAMILIES))
+    monkeypatch.setattr(families, "_FAMILIES", dict(families._FAMILIES))
     madakv.register_family("renamed_llava", image="image_token_id")
     inputs = case("llava").rows[0]
     with madakv.evict(known, budget=0.2):

@@ -13,7 +13,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from madakv.errors import UnsupportedOptionError
 from madakv.hf.cache import RaggedCache
 from madakv.hf.options import check_taken_back, effective, most_new_tokens
-from madakv.modality import family_of
+from madakv.modality import placeholder_ids
 from madakv.reading import probes
 
 _CALL_OPTIONS = (
@@ -24,6 +24,8 @@ _ONE_SEQUENCE = {"num_beams": 1, "num_return_sequences": 1}
 # Of these, token types let a prompt attend to all that stands behind it, so that it would see its answer.
 _OF_ONE_CALL = ("position_ids", "token_type_ids", "max_time")
 _OF_EVERY_TOKEN = ("output_scores", "output_logits", "output_hidden_states")
+_TOLD_OF_PICTURES = ("mm_token_type_ids", "moe_mm_token_type_ids")
+"""What models may be told of every token of a prompt, zero for text."""
 _PLAIN = GenerationConfig()
 
 
@@ -144,15 +146,16 @@ class _Call:
     def read_again(self, ids: Tensor, drafted: Tensor, stops: Tensor, kept: RaggedCache) -> None:
         """Read the prompt with the draft behind it into `kept`, which scores by both and keeps of the prompt."""
         later = drafted[:, ids.shape[1] :]
-        named = [int(getattr(self._model.config, name)) for _, name in family_of(self._model.config).items()]
+        named = [one for ids in placeholder_ids(self._model.config).values() for one in ids]
         placeholder = torch.isin(later, torch.tensor(named, device=ids.device, dtype=torch.int64))
         # What follows an end is filling, and a placeholder stands for nothing here: both have nothing to say.
         unsaid = (stops.cumsum(-1) - stops.to(torch.int64) > 0) | placeholder
         filling = next(token for token in range(len(named) + 2) if token not in (*named, self._pad))
         options = {**self._options, "max_new_tokens": 1, "min_new_tokens": None}
         options["attention_mask"] = torch.cat([self._mask(ids), (~unsaid).to(later.dtype)], dim=1)
-        if (kinds := options.get("mm_token_type_ids")) is not None:
-            options["mm_token_type_ids"] = torch.cat([kinds, torch.zeros_like(later)], dim=1)
+        for name in _TOLD_OF_PICTURES:
+            if (kinds := options.get(name)) is not None:
+                options[name] = torch.cat([kinds, kinds.new_zeros(later.shape)], dim=1)
         kept.expect(probes.draft(kept.method, ~unsaid))
         self._generate(torch.cat([ids, later.masked_fill(unsaid, filling)], 1), **options, past_key_values=kept)
 

@@ -28,7 +28,7 @@ _RUN = 16
 _AXES = 3
 """Of M-RoPE's positions: time, height and width; before them may come the plain count of tokens."""
 _EXTENDED = ("inputs_embeds", "input_ids", "attention_mask", "position_ids")
-_OF_PICTURES = ("mm_token_type_ids", "visual_pos_masks")
+_OF_PICTURES = ("mm_token_type_ids", "moe_mm_token_type_ids", "visual_pos_masks")
 """What decoders may be told of every token besides, zero for text."""
 
 
@@ -112,10 +112,10 @@ class Echo:
         if reading is None:
             return None
         kwargs = dict(zip(inspect.signature(module.forward).parameters, args, strict=False)) | kwargs
-        embeds = kwargs.get("inputs_embeds")
-        if embeds is None:
-            embeds = module.get_input_embeddings()(kwargs["input_ids"])  # type: ignore[operator]
-        N = embeds.shape[1]
+        # Where a decoder is given ids, it may put pictures in their places by itself.
+        name = "input_ids" if kwargs.get("inputs_embeds") is None else "inputs_embeds"
+        given = kwargs[name]
+        N = given.shape[1]
         try:
             check_echo(module, kwargs, N)
         except UnsupportedOptionError as reason:
@@ -124,12 +124,12 @@ class Echo:
             logger.info("no echo: %s", reason)
             return None
         places, valid = echo_places(reading.prompt.modality, min(self._most, echo_room(self._config, N)))
-        places, valid = places.to(embeds.device), valid.to(embeds.device)
+        places, valid = places.to(given.device), valid.to(given.device)
         E = places.shape[1]
         cache.cut_at(N)
         reading.add_probe(probes.echo(reading.method, valid))
-        repeated = embeds.gather(1, places[..., None].expand(-1, -1, embeds.shape[-1]))
-        changed = {"inputs_embeds": torch.cat([embeds, repeated], 1), "input_ids": None}
+        rows = torch.arange(len(places), device=given.device)[:, None]
+        changed = {name: torch.cat([given, given[rows, places]], 1)}
         if (mask := kwargs.get("attention_mask")) is not None:
             # What fills up shorter echoes stands last, where nothing that is heard sees it.
             changed["attention_mask"] = pad(mask, (0, E), value=1)

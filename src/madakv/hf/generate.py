@@ -15,6 +15,7 @@ from madakv.hf.cache import RaggedCache
 from madakv.hf.draft import generate_with_draft
 from madakv.hf.options import STATIC, cache_implementation, check_cache, check_generation_options, room_for
 from madakv.hf.record import finish
+from madakv.hf.supported import check_preparation
 from madakv.run import Run
 
 
@@ -27,6 +28,7 @@ def guarded(model: PreTrainedModel, run: Run) -> Callable[..., Any]:
         named = list(inspect.signature(generate).parameters)[2:]
         kwargs = dict(zip(named, args, strict=False)) | kwargs
         default = model.generation_config
+        check_preparation(model)
         fixed = cache_implementation(kwargs, generation_config) == STATIC
         check_generation_options(kwargs, generation_config, default)
         check_cache(kwargs.get("past_key_values"))

@@ -10,18 +10,20 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from madakv.errors import ConfigurationError, NestedEvictionError, UnsupportedModelError, UnsupportedOptionError
+from madakv.errors import NestedEvictionError, UnsupportedOptionError
 from madakv.hf.attention import norms_behind, register
 from madakv.hf.cache import RaggedCache
 from madakv.hf.capture import compiled_steps, masks_for_steps
 from madakv.hf.echo import Echo, echo_of
 from madakv.hf.full import RecordFull
 from madakv.hf.generate import guarded, run_cache
+from madakv.hf.kinds import takes_kinds
 from madakv.hf.layer import IMPLEMENTATION
 from madakv.hf.options import check_forward_options, check_later_pass, hidden_by, new_tokens
 from madakv.hf.record import RecordPass, note_kept_whole, record
+from madakv.hf.supported import check_supported, refuse_compile
 from madakv.methods import Full
-from madakv.modality import Modality, family_of, prompt_modality
+from madakv.modality import Modality, prompt_modality
 from madakv.reading import Revision
 from madakv.run import Run
 
@@ -29,7 +31,7 @@ from madakv.run import Run
 @contextmanager
 def patched(model: Any, run: Run) -> Iterator[None]:
     """Evict every prompt that `model` reads inside the block; see `madakv.evict`."""
-    _check_model(model)
+    check_supported(model)
     # Made once for its refusals alone: better here than in the middle of the first generation.
     empty = run_cache(model, run)
     configs = _attention_configs(model)
@@ -71,12 +73,16 @@ def _evicting(model: PreTrainedModel, run: Run, empty: RaggedCache, configs: lis
         stack.enter_context(_hooked(decoder.register_forward_hook(echo.after, with_kwargs=True)))
     overrides: dict[str, Any] = {
         "generate_batch": _refuse_generate_batch,
+        "compile": refuse_compile,
         "__deepcopy__": _refuse_deepcopy,
+        "__reduce_ex__": _refuse_pickle,
         "get_compiled_call": compiled_steps(model, model.get_compiled_call, prepare),
     }
     if callable(getattr(model, "generate", None)):
         overrides["generate"] = guarded(model, run)
-        overrides["prepare_inputs_for_generation"] = masks_for_steps(model.prepare_inputs_for_generation)
+        overrides["prepare_inputs_for_generation"] = masks_for_steps(
+            takes_kinds(model.prepare_inputs_for_generation, model.forward)
+        )
     stack.enter_context(_overridden(model, overrides))
 
 
@@ -191,17 +197,11 @@ def _refuse_deepcopy(_memo: dict[int, Any]) -> None:
     )
 
 
-def _check_model(model: Any) -> None:
-    if not isinstance(model, PreTrainedModel):
-        raise ConfigurationError(
-            f"evict needs a transformers PreTrainedModel; got {type(model).__name__}. Of a pipeline or a "
-            "wrapper (PEFT, torch.compile), pass the model inside"
-        )
-    if model.training:
-        raise UnsupportedOptionError("the model is in training mode; call model.eval() before evicting")
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise UnsupportedModelError(f"{type(model).__name__} is an encoder-decoder; only decoders are evicted")
-    family_of(model.config)
+def _refuse_pickle(_protocol: int) -> None:
+    raise UnsupportedOptionError(
+        "copying or pickling the model inside `madakv.evict` (torch.save(model)) would take the eviction along; do "
+        "it outside, or save model.state_dict() or model.save_pretrained(...), which are without it"
+    )
 
 
 def _attention_configs(model: PreTrainedModel) -> list[Any]:
