@@ -19,8 +19,9 @@ from madakv.evaluation.milebench import DATASETS, make_sample, read
 from madakv.evaluation.milebench.data import read_annotations
 from madakv.evaluation.milebench.scores import score
 from madakv.evaluation.milebench.suite import milebench_samples
-from madakv.evaluation.records import Row, read_all
+from madakv.evaluation.records import Row
 from madakv.evaluation.report import read_results
+from madakv.evaluation.rowfiles import read_all
 from madakv.methods import from_text
 from tests.milebench_documents import write_documents
 
@@ -129,7 +130,7 @@ def test_two_processes_answer_what_one_does(documents: Path, tmp_path: Path) -> 
     )
     table = run(command(documents, tmp_path / "two", "bundled", **options), launcher)
     assert table == run(command(documents, tmp_path / "one", "bundled", **options))
-    assert {path.name for path in (tmp_path / "two").glob("rows*")} == {"rows-1-of-2.jsonl", "rows-2-of-2.jsonl"}
+    assert {path.name for path in (tmp_path / "two").glob("rows*")} == {"rows-1-of-2.jsonl.gz", "rows-2-of-2.jsonl.gz"}
     one, two = (
         {row.key: (row.answer, row.scores, row.kv_bytes) for row in read_all(tmp_path / name, Row)}
         for name in ("one", "two")

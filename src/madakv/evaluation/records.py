@@ -1,4 +1,4 @@
-"""Result files: one JSONL row per answer, written as it comes, and the provenance beside it."""
+"""Results: one row per answer, written as it comes, and the provenance beside it."""
 
 from __future__ import annotations
 
@@ -12,19 +12,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import transformers
 
 import madakv
 from madakv.errors import ConfigurationError
+from madakv.evaluation.rowfiles import appended, read_all
 from madakv.evaluation.workers import WHOLE, Shard
-
-try:
-    import fcntl
-except ImportError:
-    fcntl = None  # type: ignore[assignment]
 
 R = TypeVar("R")
 
@@ -122,40 +118,30 @@ def open_results(
     """Open a folder of results to go on with, or a new one.
 
     Args:
-        folder: holds `rows.jsonl` and `run.json`, or a pair of them per shard.
+        folder: holds `rows.jsonl.gz` and `run.json`, or a pair of them per shard; `rows.jsonl` while a run writes.
         settings: what must agree for rows to be comparable.
         kind: the dataclass of the rows.
         about: what else is noted of this run.
         shard: which share of the samples this process answers; it writes files of its own.
 
     Yields:
-        The rows already there, those of other shards included, and a function that appends and flushes one. A last
-        line that was cut off by a kill is dropped.
+        The rows already there, those of other shards included, and a function that appends and flushes one. See
+        `rowfiles.appended`.
 
     Raises:
-        ConfigurationError: the folder holds results of other settings.
+        ConfigurationError: the folder cannot be used, or holds results of other settings.
     """
     notes, path = folder / f"run{shard.suffix}.json", folder / f"rows{shard.suffix}.jsonl"
     here = provenance(settings=settings, **(about or {}))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a", encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"cannot use {folder} for results: {error}") from error
-    with file:
-        _lock(file, path)
-        try:
-            known = read_runs(folder)
-            rows, whole = read_all(folder, kind), read_rows(path, kind)[1]
-        except (OSError, ValueError, TypeError) as error:
-            raise ConfigurationError(f"cannot use {folder} for results: {error}") from error
+    with appended(path) as write:
+        known = read_runs(folder)
+        rows = read_all(folder, kind)
         for other in known.values():
             differing = difference(other.get("settings", {}), settings)
             if differing:
                 raise ConfigurationError(
                     f"{folder} holds results of other settings ({differing}); choose another --out"
                 )
-        os.truncate(path, whole)
         found = known.get(notes)
         if found is None:
             found = here
@@ -169,9 +155,7 @@ def open_results(
                 found.setdefault("resumed", []).append(here | {"rows_before": len(rows)})
                 write_whole(notes, found)
                 noted = True
-            # Escaped, for data may hold what no encoding has.
-            file.write(json.dumps(vars(row)) + "\n")
-            file.flush()
+            write(vars(row))
 
         yield rows, append
 
@@ -183,39 +167,27 @@ def write_whole(path: Path, content: dict[str, Any]) -> None:
     partial.replace(path)
 
 
-def _lock(file: TextIO, path: Path) -> None:
-    """Keep a second run from writing the same rows, until the file is closed or the process ends."""
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise ConfigurationError(f"another run is writing {path}: wait for it, or choose another --out") from None
-
-
 def read_runs(folder: Path) -> dict[Path, dict[str, Any]]:
-    """What is noted of the runs of all shards in a folder."""
-    return {file: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("run*.json"))}
+    """What is noted of the runs of all shards in a folder.
+
+    Raises:
+        ConfigurationError: a note that cannot be read.
+    """
+    found = {}
+    for file in sorted(folder.glob("run*.json")):
+        try:
+            found[file] = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigurationError(
+                f"cannot read {file}: {error}; bring it back from a copy, or choose another --out"
+            ) from error
+    return found
 
 
 def difference(one: dict[str, Any], other: dict[str, Any]) -> str:
     """What the first of two runs' settings has that the second has not, for people; empty if they agree."""
     names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
     return ", ".join(f"{name}={one.get(name)!r}" for name in names)
-
-
-def read_all(folder: Path, kind: type[R]) -> list[R]:
-    """The complete rows of all shards in a folder."""
-    return [row for path in sorted(folder.glob("rows*.jsonl")) for row in read_rows(path, kind)[0]]
-
-
-def read_rows(path: Path, kind: type[R]) -> tuple[list[R], int]:
-    """All complete rows of a JSONL file, as objects of `kind`, and how many bytes they take."""
-    if not path.exists():
-        return [], 0
-    whole = path.read_bytes()
-    whole = whole[: whole.rfind(b"\n") + 1]
-    return [kind(**json.loads(line)) for line in whole.splitlines()], len(whole)
 
 
 def _git_hash() -> str | None:

@@ -13,7 +13,8 @@ from madakv.errors import ConfigurationError, MissingExtraError
 from madakv.evaluation.milebench.catalogue import CATEGORIES
 from madakv.evaluation.paper import AVERAGE, PAPER_SCORER, TABLE_1_BUDGET
 from madakv.evaluation.plots import accuracy_over_bytes
-from madakv.evaluation.records import Row, difference, latest, read_all, read_runs
+from madakv.evaluation.records import Row, difference, latest, read_runs
+from madakv.evaluation.rowfiles import read_all
 from madakv.evaluation.summary import Line, summarise
 from madakv.evaluation.tables import (
     ablation,
@@ -60,10 +61,12 @@ def read_results(folders: Sequence[Path]) -> Results:
     for folder in folders:
         try:
             found, runs = read_all(folder, Row), list(read_runs(folder).values())
-        except (OSError, ValueError, TypeError) as error:
+        except OSError as error:
             raise ConfigurationError(f"cannot read the results in {folder}: {error}") from error
         if not found:
-            raise ConfigurationError(f"no results in {folder}: it holds no rows*.jsonl with whole lines")
+            raise ConfigurationError(
+                f"no results in {folder}: it holds no rows*.jsonl.gz or rows*.jsonl with whole lines"
+            )
         for run in runs:
             settings = run["settings"] if settings is None else settings
             if differing := difference(run["settings"], settings):
