@@ -24,7 +24,7 @@ from madakv.evaluation.markdown import budget_text
 from madakv.evaluation.plots import accuracy_over_bytes
 from madakv.evaluation.records import Row, open_results, provenance
 from madakv.evaluation.report import Results, read_results, write_report
-from madakv.evaluation.rowfiles import packed_path, read_rows
+from madakv.evaluation.rowfiles import read_rows
 from madakv.evaluation.runner import run_samples
 from madakv.evaluation.samples import Verdict
 from madakv.evaluation.suites import suite

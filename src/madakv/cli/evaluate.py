@@ -12,13 +12,14 @@ from rich.console import Console
 from madakv.cli.generate import parse_budget, quiet_transformers
 from madakv.cli.progress import bar
 from madakv.evaluation.distances import distance_table, run_distances
+from madakv.evaluation.fingerprint import of_source
 from madakv.evaluation.report import read_results, write_report
 from madakv.evaluation.runner import run_samples, takes_several_sizes
 from madakv.evaluation.samples import Sample
 from madakv.evaluation.suites import suite
 from madakv.evaluation.summary import require_numpy
 from madakv.evaluation.workers import Shard, Worker
-from madakv.loading import load
+from madakv.loading import load, source_of
 from madakv.methods import Method, from_text
 
 
@@ -81,6 +82,7 @@ def evaluate(
                 out=options.out,
                 max_new_tokens=options.max_new_tokens,
                 progress=report,
+                fingerprint=of_source(source_of(options.model)),
                 shard=shard,
                 retry_failed=options.retry_failed,
             )
@@ -124,6 +126,7 @@ def run_distance(
             seed=seed,
             out=out,
             progress=report,
+            fingerprint=of_source(source_of(model)),
         )
     table = distance_table(rows)
     (out / "table.md").write_text(table)

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from madakv.evaluation.rowfiles import appended, read_all
 from madakv.evaluation.workers import WHOLE, Shard
 
 R = TypeVar("R")
+Key = tuple[str, str, str, str, str]
+UNRECORDED = "not recorded"
+"""Stands for the fingerprint of rows that have none."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class Row:
         new_tokens: tokens of the answer, the end token included.
         seconds: from the prefilled prompt to the answer; includes eviction, not the prefill, which methods share, nor
             scores that were told for another budget.
+        model_fingerprint: of the model that answered, see `evaluation.fingerprint`; empty in rows of older versions.
     """
 
     model: str
@@ -70,6 +75,7 @@ class Row:
     kv_bytes_full: int = 0
     new_tokens: int = 0
     seconds: float = 0.0
+    model_fingerprint: str = ""
 
     @property
     def category(self) -> str:
@@ -77,19 +83,43 @@ class Row:
         return self.group[0] if re.fullmatch(r"[A-Z]-\d", self.group) else self.group
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
+    def key(self) -> Key:
         """What there is one answer for; the method tells the budget."""
-        return self.model, self.method, self.dataset, self.sample
+        return self.model, self.model_fingerprint, self.method, self.dataset, self.sample
+
+    @property
+    def asked(self) -> tuple[str, str]:
+        """Dataset and sample."""
+        return self.dataset, self.sample
 
 
 def latest(rows: Iterable[Row]) -> list[Row]:
     """One row per key: an answer rather than a failure, the later one of two of a kind."""
-    found: dict[tuple[str, str, str, str], Row] = {}
+    found: dict[Key, Row] = {}
     for row in rows:
         held = found.get(row.key)
         if held is None or row.error is None or held.error is not None:
             found[row.key] = row
     return list(found.values())
+
+
+def of_other_models(rows: Iterable[tuple[str, str]], name: str, fingerprint: str, out: Path) -> str | None:
+    """One line about rows that are kept and not used, since another model of that name made them; None without any.
+
+    Args:
+        rows: a model's name and fingerprint for each row.
+        name: of the model that answers now.
+        fingerprint: of that model.
+        out: folder of results.
+    """
+    others = Counter(theirs or UNRECORDED for own, theirs in rows if own == name and theirs != fingerprint)
+    if not others:
+        return None
+    made_by = ", ".join(f"{theirs} ({count:,})" for theirs, count in others.items())
+    return (
+        f"{out} holds {others.total():,} rows of another model under the name {name!r}: its fingerprint is "
+        f"{fingerprint} now, theirs {made_by}; they stay, and are not used for this run"
+    )
 
 
 def provenance(**settings: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from madakv.errors import ConfigurationError, MissingExtraError
 from madakv.evaluation.milebench.catalogue import CATEGORIES
 from madakv.evaluation.paper import AVERAGE, PAPER_SCORER, TABLE_1_BUDGET
 from madakv.evaluation.plots import accuracy_over_bytes
-from madakv.evaluation.records import Row, difference, latest, read_runs
+from madakv.evaluation.records import UNRECORDED, Row, difference, latest, read_runs
 from madakv.evaluation.rowfiles import read_all
 from madakv.evaluation.summary import Line, summarise
 from madakv.evaluation.tables import (
@@ -64,9 +64,7 @@ def read_results(folders: Sequence[Path]) -> Results:
         except OSError as error:
             raise ConfigurationError(f"cannot read the results in {folder}: {error}") from error
         if not found:
-            raise ConfigurationError(
-                f"no results in {folder}: it holds no rows*.jsonl.gz or rows*.jsonl with whole lines"
-            )
+            raise ConfigurationError(f"no results in {folder}: it holds no rows*.jsonl or rows*.jsonl.gz")
         for run in runs:
             settings = run["settings"] if settings is None else settings
             if differing := difference(run["settings"], settings):
@@ -76,13 +74,27 @@ def read_results(folders: Sequence[Path]) -> Results:
             for one in (run, *run.get("resumed", ())):
                 made_by[_provenance(one)] = None
         rows += found
-    return Results(latest(rows), settings or {}, list(made_by))
+    return Results(_told_apart(latest(rows)), settings or {}, list(made_by))
+
+
+def _told_apart(rows: Sequence[Row]) -> list[Row]:
+    """Models of one name, as a folder before and after it was repaired, each named by its fingerprint too."""
+    known: dict[str, set[str]] = {}
+    for row in rows:
+        known.setdefault(row.model, set()).add(row.model_fingerprint)
+    return [
+        replace(row, model=f"{row.model} [{row.model_fingerprint or UNRECORDED}]")
+        if len(known[row.model]) > 1
+        else row
+        for row in rows
+    ]
 
 
 def _provenance(run: Mapping[str, Any]) -> str:
     git = run["git"] or "no checkout"
+    fingerprint = f" (fingerprint {run['model_fingerprint']})" if "model_fingerprint" in run else ""
     return (
-        f"{run.get('model', '')}: madakv {run['madakv']} ({git}), torch {run['torch']}, transformers "
+        f"{run.get('model', '')}{fingerprint}: madakv {run['madakv']} ({git}), torch {run['torch']}, transformers "
         f"{run['transformers']}, {run['machine']}"
     )
 

@@ -1,9 +1,9 @@
 """Files of rows: plain while a run writes them, compressed once it is done.
 
 A run appends to `rows.jsonl`, one flushed line per answer, so a kill costs no more than the line being written. When
-the run ends, these lines join the earlier ones in `rows.jsonl.gz`: a whole new file that takes the old one's place, and
-only then is the plain one removed. At no moment is a row in neither file; one that a kill left in both is read once.
-A compressed member per answer would be as safe, but saves little: a row alone has nothing that repeats.
+the run ends, these lines join the earlier ones in `rows.jsonl.gz`: a whole new file that takes the old one's place,
+and only then is the plain one removed. At no moment is a row in neither file; one that a kill left in both is read
+once. A compressed member per answer would be as safe, but saves little: a row alone has nothing that repeats.
 """
 
 from __future__ import annotations
@@ -100,8 +100,8 @@ def _row(line: bytes, kind: type[R], file: Path, number: int) -> R:
         reason = f"is no {kind.__name__} of this version of madakv ({error})"
     unpack = f"gunzip {file}, " if file.name.endswith(".gz") else ""
     raise ConfigurationError(
-        f"line {number} of {file} {reason}: {line[:60]!r}; {unpack}delete that line, and start the same command again, "
-        "which answers what is missing"
+        f"line {number} of {file} {reason}: {line[:60]!r}; {unpack}delete that line, and start the same command "
+        "again, which answers what is missing"
     )
 
 
