@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from madakv import bundled
 from madakv.evaluation.milebench import DATASETS, make_sample, read
@@ -62,10 +64,14 @@ def command(data: Path, out: Path, model: str, **options: str) -> list[str]:
     ]
 
 
-def run(arguments: list[str], launcher: tuple[str, ...] = ()) -> str:
-    done = subprocess.run(
+def started(arguments: list[str], launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-m", *launcher, "madakv.evaluation", *arguments], capture_output=True, text=True
     )
+
+
+def run(arguments: list[str], launcher: tuple[str, ...] = ()) -> str:
+    done = started(arguments, launcher)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -188,3 +194,19 @@ def test_the_method_of_a_row_can_be_made_again(data: Path, tmp_path: Path) -> No
     run(command(data, tmp_path, "bundled", datasets="TN", methods="madakv:theta=0.8", budgets="0.2", limit="1"))
     (row,) = read_all(tmp_path, Row)
     assert row.method == repr(from_text("madakv:theta=0.8", budget=0.2))
+
+
+def test_where_every_answer_fails_the_reason_is_told(data: Path, tmp_path: Path) -> None:
+    """Weights that are not numbers: what is wrong is one line on the screen, and in the report."""
+    folder = shutil.copytree(bundled.model_path(), tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights[next(name for name in weights if "language_model" in name and "q_proj" in name)][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors")
+    options = {"datasets": "TN,IEdit", "methods": "madakv,snapkv", "budgets": "0.2"}
+    done = started(command(data, tmp_path / "out", str(folder), **options))
+    assert done.returncode == 1
+    failed = 2 * 2 * PER_DATASET
+    told = f"{folder}: {failed} of {failed} answers failed, {failed} by InputError: "
+    assert told in done.stderr
+    assert "not finite" in done.stderr
+    assert f"    {told}" in (tmp_path / "out" / "report.md").read_text()

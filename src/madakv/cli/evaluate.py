@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import typer
 
 from madakv.cli.generate import parse_budget, quiet_transformers
 from madakv.cli.progress import bar
@@ -58,6 +58,8 @@ def evaluate(
 ) -> None:
     """Answer samples with methods, in as many processes as torchrun has started, and report once.
 
+    Exit code 1 if not one answer could be made.
+
     Args:
         options: of the command.
         samples: makes them for a processor.
@@ -72,7 +74,7 @@ def evaluate(
     with worker.together():
         model, processor = load(options.model, device=worker.device(options.device), dtype=options.dtype)
         with bar("answers", shown=worker.leads) as report:
-            run_samples(
+            rows = run_samples(
                 model,
                 processor,
                 samples=samples(processor),
@@ -88,6 +90,8 @@ def evaluate(
             )
     if worker.leads:
         run_report([options.out], options.out, title)
+        if rows and all(row.error for row in rows):
+            raise typer.Exit(1)
 
 
 def run_report(folders: Sequence[Path], out: Path, title: str) -> None:
@@ -95,7 +99,7 @@ def run_report(folders: Sequence[Path], out: Path, title: str) -> None:
     table, notes = write_report(read_results(folders), out, title)
     print(table, end="")
     for note in notes:
-        Console(stderr=True).print(note, highlight=False)
+        typer.echo(note, err=True)
 
 
 def run_distance(

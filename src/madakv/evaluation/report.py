@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ NOTE = (
     "bootstrap. The first token of every answer comes out of the whole prompt, before anything is missing: answers "
     "of one letter hardly tell methods apart."
 )
+_REASONS = 5
 LETTERS = "Categories are " + ", ".join(f"{letter} {name}" for letter, name in CATEGORIES.items()) + "."
 
 
@@ -108,7 +110,7 @@ def write_report(results: Results, out: Path, title: str) -> tuple[str, list[str
         title: what was measured.
 
     Returns:
-        The tables of methods and datasets, and notes on what could not be written.
+        The tables of methods and datasets, and notes on what could not be written or answered.
     """
     out.mkdir(parents=True, exist_ok=True)
     lines = summarise(results.rows)
@@ -128,6 +130,7 @@ def write_report(results: Results, out: Path, title: str) -> tuple[str, list[str
             pictures[model, scorer] = f"{name}.png"
         except MissingExtraError as error:
             notes = [f"no picture: {error}"]
+    notes += _failures(results.rows, most=1)
     (out / "report.md").write_text(markdown(lines, title, pictures, results), encoding="utf-8")
     tables = {_heading(*key): methods_by_dataset(own) for key, own in _by_model(lines).items()}
     if len(tables) == 1:
@@ -151,6 +154,9 @@ def markdown(lines: Sequence[Line], title: str, pictures: Mapping[tuple[str, str
     """
     settings = ", ".join(f"{name} {value}" for name, value in results.settings.items())
     parts = [f"# {title}", NOTE, f"Settings: {settings}.", "\n".join(f"- {made}" for made in results.made_by)]
+    if failed := _failures(results.rows, most=_REASONS):
+        # As code, for a reason may hold anything.
+        parts += ["## Failures", "\n".join(f"    {line}" for line in failed)]
     for (model, scorer), own in _by_model(lines).items():
         parts.append(f"## {_heading(model, scorer)}")
         parts += ["### Methods and datasets", methods_by_dataset(own)]
@@ -169,6 +175,17 @@ def markdown(lines: Sequence[Line], title: str, pictures: Mapping[tuple[str, str
         if any(len(line.levels) > 1 for line in own):
             parts += ["### Levels", by_column(own, [line.levels for line in own])]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def _failures(rows: Sequence[Row], most: int) -> list[str]:
+    """For each model with failed answers how many these are, and up to so many reasons, the most frequent first."""
+    told = []
+    for model in dict.fromkeys(row.model for row in rows):
+        own = [row.error for row in rows if row.model == model]
+        reasons = Counter(error for error in own if error is not None)
+        for reason, count in reasons.most_common(most):
+            told.append(f"{model}: {reasons.total():,} of {len(own):,} answers failed, {count:,} by {reason}")
+    return told
 
 
 def _heading(model: str, scorer: str) -> str:
