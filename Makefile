@@ -35,7 +35,7 @@ format: venv
 
 # The tables of README and docs. Each command goes on where an interrupted one stopped, and is fast where all is done.
 # Choices are made on other documents (--seed) than the tables that compare methods.
-# `make results RUN="$(BIN)/torchrun --nproc_per_node 2 -m madakv.evaluation"` shares the work between two processes.
+# `make results RUN="$(BIN)/torchrun --nproc_per_node 2 -m madakv"` shares the work between two processes.
 comma := ,
 MODELS := small-llava small-qwen2.5-vl
 RUN := $(BIN)/madakv

@@ -20,9 +20,8 @@ from PIL import Image
 import madakv
 from madakv import ConfigurationError, InputError, UnsupportedModelError, UnsupportedOptionError, bundled
 from madakv.answering import answer
-from madakv.evaluation.markdown import budget_text
 from madakv.evaluation.plots import accuracy_over_bytes
-from madakv.evaluation.records import Row, open_results, provenance
+from madakv.evaluation.records import Row, open_results
 from madakv.evaluation.report import Results, read_results, write_report
 from madakv.evaluation.rowfiles import read_rows
 from madakv.evaluation.runner import run_samples
@@ -32,7 +31,9 @@ from madakv.evaluation.summary import ratio_to, summarise
 from madakv.evaluation.tables import methods_by_dataset
 from madakv.evaluation.workers import Shard
 from madakv.hf.replay import ReadPrompt
+from madakv.markdown import budget_text
 from madakv.prompts import model_inputs
+from madakv.provenance import provenance
 
 ROW = Row(
     model="m",

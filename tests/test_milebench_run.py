@@ -65,9 +65,7 @@ def command(data: Path, out: Path, model: str, **options: str) -> list[str]:
 
 
 def started(arguments: list[str], launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", *launcher, "madakv.evaluation", *arguments], capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, "-m", *launcher, "madakv", *arguments], capture_output=True, text=True)
 
 
 def run(arguments: list[str], launcher: tuple[str, ...] = ()) -> str:
@@ -80,7 +78,7 @@ def killed(arguments: list[str], out: Path, after: int) -> None:
     """Start a run and kill it as soon as there are `after` more rows."""
     before = len(read_all(out, Row))
     with subprocess.Popen(
-        [sys.executable, "-m", "madakv.evaluation", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "madakv", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
         while len(read_all(out, Row)) < before + after:
             assert process.poll() is None, "it ended before it could be killed"

@@ -28,8 +28,8 @@ def load(model: str | None, *, device: str | None = None, dtype: str = "auto") -
     """A model in eval mode and its processor; a tokenizer for text-only models.
 
     Args:
-        model: Hub id, folder, or the name of a model that comes with the package (`madakv.bundled.named`); None
-            loads the smallest of those.
+        model: Hub id, folder, or the name of a model of the repository (`madakv.bundled.NAMES`); None loads the one
+            that comes with the package.
         device: such as "cuda" or "cpu"; None takes a GPU if there is one.
         dtype: "auto" (as saved), "float32", "bfloat16" or "float16".
 
@@ -57,10 +57,16 @@ def load(model: str | None, *, device: str | None = None, dtype: str = "auto") -
 
 
 def source_of(model: str | None) -> str:
-    """The folder or Hub id that a model's name stands for, see `load`."""
+    """The folder or Hub id that a model's name stands for, see `load`.
+
+    Raises:
+        ConfigurationError: a model of the repository that is not here.
+    """
     if model is None:
         return str(bundled.model_path())
-    return model if Path(model).exists() else str(bundled.named().get(model, model))
+    if model in bundled.NAMES and not Path(model).exists():
+        return str(bundled.folder_of(model))
+    return model
 
 
 def _processor_class(config: Any, multimodal: bool, source: str) -> Any:

@@ -11,10 +11,10 @@ from typing import Any
 
 from madakv.evaluation.distance import ORACLES, errors, oracle_plans, plans_of, read_with_answer, read_with_echo
 from madakv.evaluation.fingerprint import of_model
-from madakv.evaluation.markdown import budget_text, markdown_table
 from madakv.evaluation.records import of_other_models, open_results
 from madakv.evaluation.runner import Progress, takes_several_sizes
 from madakv.evaluation.suites import suite
+from madakv.markdown import budget_text, markdown_table
 from madakv.methods import Method
 from madakv.prompts import model_inputs
 

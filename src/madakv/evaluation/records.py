@@ -1,27 +1,20 @@
-"""Results: one row per answer, written as it comes, and the provenance beside it."""
+"""Results: one row per answer, written as it comes, and what is noted of the run beside it."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
-import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-import transformers
-
-import madakv
 from madakv.errors import ConfigurationError
 from madakv.evaluation.rowfiles import appended, read_all
 from madakv.evaluation.workers import WHOLE, Shard
+from madakv.provenance import provenance, write_whole
 
 R = TypeVar("R")
 Key = tuple[str, str, str, str, str]
@@ -122,20 +115,6 @@ def of_other_models(rows: Iterable[tuple[str, str]], name: str, fingerprint: str
     )
 
 
-def provenance(**settings: Any) -> dict[str, Any]:
-    """Where results come from: settings, code, versions and machine."""
-    return {
-        **settings,
-        "madakv": madakv.__version__,
-        "git": _git_hash(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_device_name()}",
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
 @contextmanager
 def open_results(
     folder: Path,
@@ -190,13 +169,6 @@ def open_results(
         yield rows, append
 
 
-def write_whole(path: Path, content: dict[str, Any]) -> None:
-    """Replace a file at once, so that a kill leaves the old one or the new one."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
 def read_runs(folder: Path) -> dict[Path, dict[str, Any]]:
     """What is noted of the runs of all shards in a folder.
 
@@ -218,20 +190,3 @@ def difference(one: dict[str, Any], other: dict[str, Any]) -> str:
     """What the first of two runs' settings has that the second has not, for people; empty if they agree."""
     names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
     return ", ".join(f"{name}={one.get(name)!r}" for name in names)
-
-
-def _git_hash() -> str | None:
-    """The commit of the code that runs, marked if files differ from it; None outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        status = subprocess.run(
-            ["git", "status", "--porcelain", "."], cwd=here.parents[1], capture_output=True, text=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
-
-
-def _device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only"

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from madakv.errors import InputError
-from madakv.evaluation.markdown import markdown_table
 from madakv.evaluation.milebench import placeholders, places
 from madakv.evaluation.milebench.catalogue import DATASETS, Dataset
 from madakv.evaluation.milebench.data import Annotations, BrokenSample, Question, read_annotations
+from madakv.markdown import markdown_table
 from madakv.prompts import open_images
 
 _EXAMPLES = 3
