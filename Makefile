@@ -35,13 +35,13 @@ format: venv
 
 # The tables of README and docs. Each command goes on where an interrupted one stopped, and is fast where all is done.
 # Choices are made on other documents (--seed) than the tables that compare methods.
-# `make results RUN="$(BIN)/torchrun --nproc_per_node 2 -m madakv.evaluation"` shares the work between two processes.
+# `make results RUN="$(BIN)/torchrun --nproc_per_node 2 -m madakv"` shares the work between two processes.
 comma := ,
 MODELS := small-llava small-qwen2.5-vl
 RUN := $(BIN)/madakv
 BUDGETS := 0.5,0.2,0.1,0.05,0.02
 PUBLISHED := full,random,streaming_llm,h2o,snapkv,pyramidkv,adakv,lookm,meda,prefixkv,mixkv
-PUBLISHED := $(PUBLISHED),snapkv:window=question:kernel=1,mpa,hcc,madakv-paper,madakv
+PUBLISHED := $(PUBLISHED),snapkv:window=question:kernel=1,mpa,hcc,madakv-paper,madakv-paper:protected=0.0,madakv
 # What helps us, for rivals as well: the question as their window, the prompt's own queries, an echo, a draft.
 HELP := window=question:context=64:echo=256
 HELPED := full,madakv,madakv:echo=256,madakv:echo=0

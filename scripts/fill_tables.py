@@ -26,7 +26,7 @@ from typing import Any
 
 from madakv.bench.results import Row
 from madakv.bench.table import page_table
-from madakv.evaluation.markdown import as_percent, budget_text, markdown_table
+from madakv.markdown import as_percent, budget_text, markdown_table
 
 ROOT = Path(__file__).parents[1]
 FILES = ("README.md", "docs/choices.md", "docs/performance.md", "docs/suite.md", "training/small/README.md")

@@ -34,8 +34,8 @@ from madakv.attention.triton import DecodeSchedule, Tuning, ragged_decode
 from madakv.attention.varlen import KERNELS, varlen_decode
 from madakv.bench.check import TOLERANCE, relative_rms
 from madakv.cache import RaggedEntries, Tail
-from madakv.evaluation.records import provenance, write_whole
 from madakv.plan import KeepPlan
+from madakv.provenance import provenance, write_whole
 
 ROOT = Path(__file__).parent.parent
 DEVICE, DTYPE = "cuda", torch.bfloat16

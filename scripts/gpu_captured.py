@@ -2,7 +2,7 @@
 
     python scripts/gpu_captured.py --out results/gpu
 
-`small-llava`, which comes with the package, answers documents of its suite inside `madakv.evict`, step by step and
+`small-llava`, which is in the checkout, answers documents of its suite inside `madakv.evict`, step by step and
 with `cache_implementation="static"`, which transformers compiles on a GPU:
 
     same       both give the same tokens, with logits that agree, for several prompts and budgets
@@ -29,12 +29,12 @@ from transformers import CompileConfig
 
 import madakv
 from madakv.bench.check import relative_rms
-from madakv.evaluation.records import provenance, write_whole
 from madakv.evaluation.suites import suite
 from madakv.hf.cache import RaggedCache
 from madakv.hf.capture import with_step_mask
 from madakv.loading import load
 from madakv.prompts import model_inputs
+from madakv.provenance import provenance, write_whole
 
 BUDGETS = (0.5, 0.1)
 TOKENS = 12

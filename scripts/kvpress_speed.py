@@ -379,7 +379,7 @@ def main() -> None:
         return
     if arguments.kvpress_python is None:
         parser.error("--kvpress-python is needed")
-    from madakv.evaluation.records import provenance, write_whole
+    from madakv.provenance import provenance, write_whole
 
     settings = {
         "shape": SHAPE,

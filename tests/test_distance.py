@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -109,10 +110,11 @@ def test_a_run_resumes_and_makes_a_table(tmp_path: Path) -> None:
         )
 
     rows = run()
-    written = (tmp_path / "rows.jsonl").read_text()
+    packed = (tmp_path / "rows.jsonl.gz").read_bytes()
+    written = gzip.decompress(packed)
     assert len(written.splitlines()) == len(rows) == 10
     assert run() == rows
-    assert (tmp_path / "rows.jsonl").read_text() == written
+    assert (tmp_path / "rows.jsonl.gz").read_bytes() == packed
     assert set(json.loads(written.splitlines()[0])["oracle"]) == set(ORACLES)
     table = distance_table(rows).splitlines()
     assert len(table) == 4

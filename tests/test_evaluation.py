@@ -20,10 +20,10 @@ from PIL import Image
 import madakv
 from madakv import ConfigurationError, InputError, UnsupportedModelError, UnsupportedOptionError, bundled
 from madakv.answering import answer
-from madakv.evaluation.markdown import budget_text
 from madakv.evaluation.plots import accuracy_over_bytes
-from madakv.evaluation.records import Row, open_results, provenance, read_rows
+from madakv.evaluation.records import Row, open_results
 from madakv.evaluation.report import Results, read_results, write_report
+from madakv.evaluation.rowfiles import read_rows
 from madakv.evaluation.runner import run_samples
 from madakv.evaluation.samples import Verdict
 from madakv.evaluation.suites import suite
@@ -31,7 +31,9 @@ from madakv.evaluation.summary import ratio_to, summarise
 from madakv.evaluation.tables import methods_by_dataset
 from madakv.evaluation.workers import Shard
 from madakv.hf.replay import ReadPrompt
+from madakv.markdown import budget_text
 from madakv.prompts import model_inputs
+from madakv.provenance import provenance
 
 ROW = Row(
     model="m",
@@ -88,7 +90,7 @@ def test_a_killed_run_resumes_and_repeats_nothing(tmp_path: Path) -> None:
     with path.open("a") as file:
         file.write('{"method": "cut off in the mid')
     rows = evaluate(tmp_path)
-    on_disk, _ = read_rows(path, Row)
+    on_disk = read_rows(path, Row)
     assert len(on_disk) == 20
     assert len({row.key for row in on_disk}) == 20
     assert sorted(map(repr, rows)) == sorted(map(repr, on_disk))
@@ -263,7 +265,7 @@ def test_a_failed_sample_is_recorded_and_can_be_retried(tmp_path: Path) -> None:
     assert [row.error is None for row in evaluate_three(methods=[madakv.Full()], total=3)] == [True, False, True]
     again = evaluate_three(methods=[madakv.Full()], total=3, retry_failed=True)
     assert [row.error for row in again] == [None] * 3
-    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 7
+    assert len(read_rows(tmp_path / "rows.jsonl", Row)) == 7
     (line, _) = summarise(read_results([tmp_path]).rows)
     assert (line.label, line.failed, line.answers) == ("full", 0, 3)
 
@@ -282,16 +284,16 @@ def test_shards_share_the_samples_and_the_folder(tmp_path: Path) -> None:
     found = [evaluate(tmp_path, shard=shard, total=total) for shard, total in zip(shards, (10, 6, 4), strict=True)]
     assert [len(rows) for rows in found] == [10, 6, 4]
     assert sorted(path.name for path in tmp_path.glob("rows*")) == [
-        "rows-1-of-2.jsonl",
-        "rows-2-of-4.jsonl",
-        "rows-4-of-4.jsonl",
+        "rows-1-of-2.jsonl.gz",
+        "rows-2-of-4.jsonl.gz",
+        "rows-4-of-4.jsonl.gz",
     ]
     together = read_results([tmp_path]).rows
     assert len({row.key for row in together}) == len(together) == 20
     assert untimed(together) == untimed(evaluate(tmp_path / "alone"))
-    written = {path: path.read_text() for path in tmp_path.glob("rows*")}
+    written = {path: path.read_bytes() for path in tmp_path.glob("rows*")}
     assert untimed(evaluate(tmp_path)) == untimed(together)
-    assert all(path.read_text() == text for path, text in written.items())
+    assert all(path.read_bytes() == content for path, content in written.items())
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "2", "a/b", "1/0"])

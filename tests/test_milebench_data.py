@@ -30,6 +30,7 @@ from madakv.evaluation.milebench import (
 from madakv.evaluation.milebench.check import markdown
 from madakv.evaluation.milebench.combine import SIDE, combine
 from madakv.evaluation.milebench.data import level
+from madakv.evaluation.milebench.placeholders import found_in
 from madakv.evaluation.milebench.prompts import letter
 from madakv.prompts import interleave
 from tests.scripts import load_script
@@ -398,6 +399,7 @@ def _with(value: object, *keys: str) -> Callable[[dict[str, Any]], object]:
         (_with(True, "task_instruction_id"), "sample 1: task_instruction_id must be int, not True"),
         (_without("response"), "sample 1: no response"),
         (_with(None, "response"), "sample 1: response must be str or int or float, not None"),
+        (_with(float("nan"), "response"), "sample 1: response must be text or a finite number, not nan"),
     ],
 )
 def test_broken_samples_are_named(
@@ -439,6 +441,7 @@ def test_check_of_the_sample_finds_only_what_is_meant(sample: Path) -> None:
     [
         (_with("Nobody", "response"), "answer not among choices"),
         (_with(" ", "response"), "empty answer"),
+        (_with("{image#1}{image#2}{image#3} a <|image_pad|>", "task_instance", "context"), "placeholder in the text"),
         (lambda content: content["meta_data"].update(question_type="open-ended"), "question type"),
         (_with(["1-0.png", "1-1.png", "gone.png"], "task_instance", "images_path"), "missing picture"),
         (_with("{image#1}{image#2}{image#3}{image#4}", "task_instance", "context"), "place without a picture"),
@@ -447,6 +450,17 @@ def test_check_of_the_sample_finds_only_what_is_meant(sample: Path) -> None:
 def test_check_finds(broken: Callable[..., Path], change: Callable[[dict[str, Any]], object], kind: str) -> None:
     report = check_dataset(broken("TQA", change), DATASETS["TQA"])
     assert [problem.kind for problem in report.problems if problem.kind not in NOT_AS_BUILT] == [kind]
+
+
+def test_placeholders_of_many_families_are_known() -> None:
+    """As transformers' processors write them."""
+    tokens = (
+        *("<video>", "<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|image|>", "<|AUDIO|>"),
+        *("<IMG_CONTEXT>", "<image_soft_token>", "[IMG]", "<|IMG_PATCH|>", "<|IMAGE_PLACEHOLDER|>", "<imgpad>"),
+    )
+    for token in tokens:
+        assert found_in(f"look at{token}and {token}") == [token]
+    assert found_in("an <image>, a <b> c, a < |b| > c, <||>, [1], {image#1}, <Image 1>") == []
 
 
 def test_check_finds_broken_pictures_missing_datasets_and_strangers(broken: Callable[..., Path]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,14 +14,16 @@ from pathlib import Path
 from statistics import mean
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from madakv import bundled
 from madakv.evaluation.milebench import DATASETS, make_sample, read
 from madakv.evaluation.milebench.data import read_annotations
 from madakv.evaluation.milebench.scores import score
 from madakv.evaluation.milebench.suite import milebench_samples
-from madakv.evaluation.records import Row, read_all
+from madakv.evaluation.records import Row
 from madakv.evaluation.report import read_results
+from madakv.evaluation.rowfiles import read_all
 from madakv.methods import from_text
 from tests.milebench_documents import write_documents
 
@@ -61,10 +64,12 @@ def command(data: Path, out: Path, model: str, **options: str) -> list[str]:
     ]
 
 
+def started(arguments: list[str], launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", *launcher, "madakv", *arguments], capture_output=True, text=True)
+
+
 def run(arguments: list[str], launcher: tuple[str, ...] = ()) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", *launcher, "madakv.evaluation", *arguments], capture_output=True, text=True
-    )
+    done = started(arguments, launcher)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -73,7 +78,7 @@ def killed(arguments: list[str], out: Path, after: int) -> None:
     """Start a run and kill it as soon as there are `after` more rows."""
     before = len(read_all(out, Row))
     with subprocess.Popen(
-        [sys.executable, "-m", "madakv.evaluation", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "madakv", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as process:
         while len(read_all(out, Row)) < before + after:
             assert process.poll() is None, "it ended before it could be killed"
@@ -81,7 +86,7 @@ def killed(arguments: list[str], out: Path, after: int) -> None:
         process.send_signal(signal.SIGKILL)
 
 
-def keys(rows: list[Row]) -> list[tuple[str, str, str, str]]:
+def keys(rows: list[Row]) -> list[tuple[str, ...]]:
     return sorted(row.key for row in rows)
 
 
@@ -129,7 +134,8 @@ def test_two_processes_answer_what_one_does(documents: Path, tmp_path: Path) -> 
     )
     table = run(command(documents, tmp_path / "two", "bundled", **options), launcher)
     assert table == run(command(documents, tmp_path / "one", "bundled", **options))
-    assert {path.name for path in (tmp_path / "two").glob("rows*")} == {"rows-1-of-2.jsonl", "rows-2-of-2.jsonl"}
+    written = {path.name for path in (tmp_path / "two").glob("rows*")}
+    assert written == {"rows-1-of-2.jsonl.gz", "rows-2-of-2.jsonl.gz"}
     one, two = (
         {row.key: (row.answer, row.scores, row.kv_bytes) for row in read_all(tmp_path / name, Row)}
         for name in ("one", "two")
@@ -186,3 +192,19 @@ def test_the_method_of_a_row_can_be_made_again(data: Path, tmp_path: Path) -> No
     run(command(data, tmp_path, "bundled", datasets="TN", methods="madakv:theta=0.8", budgets="0.2", limit="1"))
     (row,) = read_all(tmp_path, Row)
     assert row.method == repr(from_text("madakv:theta=0.8", budget=0.2))
+
+
+def test_where_every_answer_fails_the_reason_is_told(data: Path, tmp_path: Path) -> None:
+    """Weights that are not numbers: what is wrong is one line on the screen, and in the report."""
+    folder = shutil.copytree(bundled.model_path(), tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    weights[next(name for name in weights if "language_model" in name and "q_proj" in name)][0, 0] = float("nan")
+    save_file(weights, folder / "model.safetensors")
+    options = {"datasets": "TN,IEdit", "methods": "madakv,snapkv", "budgets": "0.2"}
+    done = started(command(data, tmp_path / "out", str(folder), **options))
+    assert done.returncode == 1
+    failed = 2 * 2 * PER_DATASET
+    told = f"{folder}: {failed} of {failed} answers failed, {failed} by InputError: "
+    assert told in done.stderr
+    assert "not finite" in done.stderr
+    assert f"    {told}" in (tmp_path / "out" / "report.md").read_text()

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import madakv
-from madakv import bundled
+from madakv import ConfigurationError, bundled
 from madakv.answering import answer
 from madakv.bundled.processor import PictureProcessor
 from madakv.evaluation.documents import WORDS, Question, make_document
@@ -21,7 +21,7 @@ from madakv.evaluation.documents.document import SEVERAL_SIZES, SIZES
 from madakv.evaluation.runner import takes_several_sizes
 from madakv.evaluation.samples import EXACT, Judge, equal_to
 from madakv.evaluation.suites import IN_ANY_ORDER
-from madakv.loading import load
+from madakv.loading import load, source_of
 from madakv.methods import from_text
 from madakv.prompts import model_inputs
 
@@ -35,6 +35,22 @@ def test_they_are_found_by_name_and_small() -> None:
     assert list(bundled.named()) == NAMES
     size = sum(file.stat().st_size for folder in bundled.named().values() for file in folder.iterdir())
     assert size < 48 << 20
+
+
+def test_they_are_found_where_a_variable_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are not in the wheel: whoever lacks them is told where they are, in one line."""
+    checkout = bundled.named()["small-llava"]
+    monkeypatch.setenv("MADAKV_MODELS", str(tmp_path))
+    assert bundled.named() == {}
+    with pytest.raises(ConfigurationError) as caught:
+        load("small-llava", device="cpu")
+    for part in (str(tmp_path), "models/small-llava of madakv's repository", "MADAKV_MODELS"):
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+    (tmp_path / "small-llava").symlink_to(checkout)
+    assert source_of("small-llava") == str(tmp_path / "small-llava")
+    monkeypatch.setenv("MADAKV_MODELS", "")
+    assert source_of("small-llava") == str(checkout)
 
 
 @pytest.mark.parametrize("name", NAMES)

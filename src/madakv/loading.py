@@ -28,8 +28,8 @@ def load(model: str | None, *, device: str | None = None, dtype: str = "auto") -
     """A model in eval mode and its processor; a tokenizer for text-only models.
 
     Args:
-        model: Hub id, folder, or the name of a model that comes with the package (`madakv.bundled.named`); None
-            loads the smallest of those.
+        model: Hub id, folder, or the name of a model of the repository (`madakv.bundled.NAMES`); None loads the one
+            that comes with the package.
         device: such as "cuda" or "cpu"; None takes a GPU if there is one.
         dtype: "auto" (as saved), "float32", "bfloat16" or "float16".
 
@@ -38,9 +38,7 @@ def load(model: str | None, *, device: str | None = None, dtype: str = "auto") -
     """
     if dtype not in _DTYPES:
         raise ConfigurationError(f"dtype must be one of {', '.join(_DTYPES)}; got {dtype!r}")
-    source = str(bundled.model_path()) if model is None else model
-    if not Path(source).exists():
-        source = str(bundled.named().get(source, source))
+    source = source_of(model)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     try:
@@ -56,6 +54,19 @@ def load(model: str | None, *, device: str | None = None, dtype: str = "auto") -
         reason = text if len(text) <= 300 else text[:300].rsplit(". ", 1)[0]
         raise ConfigurationError(f"cannot load the model {source!r} on {device!r}: {reason}") from error
     return loaded, processor
+
+
+def source_of(model: str | None) -> str:
+    """The folder or Hub id that a model's name stands for, see `load`.
+
+    Raises:
+        ConfigurationError: a model of the repository that is not here.
+    """
+    if model is None:
+        return str(bundled.model_path())
+    if model in bundled.NAMES and not Path(model).exists():
+        return str(bundled.folder_of(model))
+    return model
 
 
 def _processor_class(config: Any, multimodal: bool, source: str) -> Any:

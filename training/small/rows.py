@@ -13,12 +13,13 @@ from stages import Asked
 from torch import Tensor
 from torch.nn import functional as F
 
-from madakv.evaluation.digits import COLOURS, IMAGE_MARK, Question
+from madakv.evaluation.digits import COLOURS, IMAGE_MARK
 from madakv.evaluation.documents import WORDS, Shape, draft
 from madakv.evaluation.documents.document import on_canvas
 from madakv.evaluation.documents.pictures import THINGS, Content, Grid, Painting, Thing, paint
 from madakv.evaluation.documents.words import NAMES, PAINTED, PROSE
 from madakv.evaluation.suites import IN_ANY_ORDER
+from madakv.question import Question
 
 COPY_LENGTHS = (8, 24)
 COPIED = WORDS[: -len(PROSE)]

@@ -18,10 +18,10 @@ from madakv.api import evict
 from madakv.bench.prompt import Prompt
 from madakv.bench.subject import Subject
 from madakv.errors import ConfigurationError
-from madakv.evaluation.markdown import budget_text
 from madakv.hf.cache import RaggedCache
 from madakv.hf.replay import ReadPrompt
 from madakv.linears import fast_linears
+from madakv.markdown import budget_text
 from madakv.methods import Method
 from madakv.run import Kept, Run
 from madakv.scoring import LayerView

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from madakv.errors import ConfigurationError
-from madakv.evaluation.records import write_whole
+from madakv.provenance import write_whole
 
 
 @dataclass(frozen=True)

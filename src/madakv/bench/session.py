@@ -22,9 +22,9 @@ from madakv.bench.settings import Fill, Settings
 from madakv.bench.shapes import shape
 from madakv.bench.subject import Subject, random_subject, real_subject
 from madakv.errors import ConfigurationError
-from madakv.evaluation.records import provenance
 from madakv.loading import check_device
 from madakv.methods import Method
+from madakv.provenance import provenance
 
 Command = Literal["decode", "prefill", "memory", "kernel"]
 

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from madakv.bench.results import ResultFile, Row
-from madakv.evaluation.markdown import markdown_table, size_text
+from madakv.markdown import markdown_table, size_text
 
 Format = Callable[[float], str]
 

@@ -1,24 +1,31 @@
-"""Small real vision-language models and a sample document, to try everything offline.
+"""A small real vision-language model and a sample document, to try everything offline; and where larger ones are.
 
 `model` (2.6 M parameters) is transformers' own Llava, trained on `madakv.evaluation.digits` by
 `training/bundled/train.py`. `small-llava` and `small-qwen2.5-vl` (5 M each) read the long documents of
-`madakv.evaluation.documents`; `training/small/train_small.py` made them.
+`madakv.evaluation.documents`; `training/small/train_small.py` made them. They are not part of the package, and lie
+in the repository's folder `models`.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from madakv.errors import ConfigurationError
+from madakv.question import Question
 
 if TYPE_CHECKING:
     from PIL import Image
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-    from madakv.evaluation.digits import Question
-
 _HERE = Path(__file__).parent
+NAMES = ("small-llava", "small-qwen2.5-vl")
+"""The models for evaluation, which can be asked for by name."""
+MODELS_VARIABLE = "MADAKV_MODELS"
+"""The environment variable that names their folder."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,31 @@ def model_path() -> Path:
     return _HERE / "model"
 
 
+def models_folder() -> Path:
+    """Where the models of `NAMES` are looked for: MADAKV_MODELS if it is set, else `models` of a checkout."""
+    return Path(os.environ.get(MODELS_VARIABLE) or _HERE.parents[2] / "models")
+
+
 def named() -> dict[str, Path]:
-    """Folders of the models that can be asked for by name."""
-    return {folder.parent.name: folder.parent for folder in sorted(_HERE.glob("small-*/config.json"))}
+    """Folders of the models that can be asked for by name and are there."""
+    folders = {name: models_folder() / name for name in NAMES}
+    return {name: folder for name, folder in folders.items() if (folder / "config.json").is_file()}
+
+
+def folder_of(name: str) -> Path:
+    """The folder of one of `NAMES`.
+
+    Raises:
+        ConfigurationError: it is not there; the message says where it is.
+    """
+    found = named().get(name)
+    if found is None:
+        raise ConfigurationError(
+            f"{name} does not come with the package, and is not in {models_folder()}: it is in the folder "
+            f"models/{name} of madakv's repository; clone that, and pass the folder's path or set "
+            f"{MODELS_VARIABLE} to its models folder"
+        )
+    return found
 
 
 def load() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
@@ -57,8 +86,6 @@ def load() -> tuple[LlavaForConditionalGeneration, LlavaProcessor]:
 def sample() -> Sample:
     """The built-in document of 12 pictures, whose questions the full cache answers right."""
     from PIL import Image
-
-    from madakv.evaluation.digits import Question
 
     folder = _HERE / "sample"
     described = json.loads((folder / "sample.json").read_text())

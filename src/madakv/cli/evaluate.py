@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+import typer
 
 from madakv.cli.generate import parse_budget, quiet_transformers
 from madakv.cli.progress import bar
 from madakv.evaluation.distances import distance_table, run_distances
+from madakv.evaluation.fingerprint import of_source
 from madakv.evaluation.report import read_results, write_report
 from madakv.evaluation.runner import run_samples, takes_several_sizes
 from madakv.evaluation.samples import Sample
@@ -20,7 +21,7 @@ from madakv.evaluation.suites import suite
 from madakv.evaluation.summary import require_numpy
 from madakv.evaluation.workers import Shard, Worker
 from madakv.linears import fast_linears
-from madakv.loading import load
+from madakv.loading import load, source_of
 from madakv.methods import Method, from_text
 
 
@@ -60,6 +61,8 @@ def evaluate(
 ) -> None:
     """Answer samples with methods, in as many processes as torchrun has started, and report once.
 
+    Exit code 1 if not one answer could be made.
+
     Args:
         options: of the command.
         samples: makes them for a processor.
@@ -75,7 +78,7 @@ def evaluate(
         model, processor = load(options.model, device=worker.device(options.device), dtype=options.dtype)
         fast = fast_linears(model) if options.fast else nullcontext()
         with fast, bar("answers", shown=worker.leads) as report:
-            run_samples(
+            rows = run_samples(
                 model,
                 processor,
                 samples=samples(processor),
@@ -85,11 +88,14 @@ def evaluate(
                 out=options.out,
                 max_new_tokens=options.max_new_tokens,
                 progress=report,
+                fingerprint=of_source(source_of(options.model)),
                 shard=shard,
                 retry_failed=options.retry_failed,
             )
     if worker.leads:
         run_report([options.out], options.out, title)
+        if rows and all(row.error for row in rows):
+            raise typer.Exit(1)
 
 
 def run_report(folders: Sequence[Path], out: Path, title: str) -> None:
@@ -97,7 +103,7 @@ def run_report(folders: Sequence[Path], out: Path, title: str) -> None:
     table, notes = write_report(read_results(folders), out, title)
     print(table, end="")
     for note in notes:
-        Console(stderr=True).print(note, highlight=False)
+        typer.echo(note, err=True)
 
 
 def run_distance(
@@ -128,6 +134,7 @@ def run_distance(
             seed=seed,
             out=out,
             progress=report,
+            fingerprint=of_source(source_of(model)),
         )
     table = distance_table(rows)
     (out / "table.md").write_text(table)

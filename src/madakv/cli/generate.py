@@ -14,12 +14,12 @@ from transformers.utils import logging as transformers_logging
 from madakv import bundled
 from madakv.answering import Answer, answer
 from madakv.errors import ConfigurationError, InputError
-from madakv.evaluation.digits import Question
-from madakv.evaluation.markdown import size_text
 from madakv.linears import fast_linears
 from madakv.loading import load
+from madakv.markdown import size_text
 from madakv.methods import from_text
 from madakv.prompts import model_inputs, open_images
+from madakv.question import Question
 from madakv.run import Kept
 
 

@@ -1,6 +1,8 @@
-"""The commands as a module, for torchrun: `torchrun --nproc_per_node n -m madakv.evaluation milebench ...`."""
+"""The old name of `python -m madakv`, which goes in the next version."""
 
-from madakv.cli import main
+import runpy
+import sys
 
 if __name__ == "__main__":
-    main()
+    print("`-m madakv.evaluation` is now `-m madakv`, and goes in the next version", file=sys.stderr)
+    runpy.run_module("madakv", run_name="__main__", alter_sys=True)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING
 
 from madakv.errors import InputError
 from madakv.extras import require
+from madakv.question import Question
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,15 +76,6 @@ _GLYPH = 8
 _SCALE = 3
 _HELD_OUT = 300
 _SPLIT_SEED = 20240611
-
-
-@dataclass(frozen=True)
-class Question:
-    """`prompt` follows the document's text after a space; `answer` is in words, without an end mark."""
-
-    kind: str
-    prompt: str
-    answer: str
 
 
 @dataclass(frozen=True)

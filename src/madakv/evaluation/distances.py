@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +10,15 @@ from statistics import mean
 from typing import Any
 
 from madakv.evaluation.distance import ORACLES, errors, oracle_plans, plans_of, read_with_answer, read_with_echo
-from madakv.evaluation.markdown import budget_text, markdown_table
-from madakv.evaluation.records import open_results
+from madakv.evaluation.fingerprint import of_model
+from madakv.evaluation.records import of_other_models, open_results
 from madakv.evaluation.runner import Progress, takes_several_sizes
 from madakv.evaluation.suites import suite
+from madakv.markdown import budget_text, markdown_table
 from madakv.methods import Method
 from madakv.prompts import model_inputs
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class DistanceRow:
         dataset, sample: see `Row`.
         errors: relative error of the attention output, per layer.
         oracle: mean error over layers when the oracle decides, by what it decides (`ORACLES`).
+        model_fingerprint: see `Row`.
     """
 
     method: str
@@ -36,6 +41,12 @@ class DistanceRow:
     sample: str
     errors: list[float]
     oracle: dict[str, float]
+    model_fingerprint: str = ""
+
+    @property
+    def key(self) -> tuple[str, str, str, str]:
+        """What is measured once."""
+        return self.model_fingerprint, self.method, self.dataset, self.sample
 
 
 def run_distances(
@@ -49,19 +60,23 @@ def run_distances(
     seed: int,
     out: Path,
     progress: Progress,
+    fingerprint: str | None = None,
 ) -> list[DistanceRow]:
     """Measure every method on every sample; args and resuming as `run_samples`. Follow-up questions are left out."""
     tokenizer = getattr(processor, "tokenizer", processor)
     drawn = suite(suite_name)(samples, seed, takes_several_sizes(processor))
     todo = [sample for sample in drawn if sample.follow_up is None]
     settings = {"measures": "distance", "suite": suite_name, "model": model_name, "seed": seed}
-    with open_results(out, settings, DistanceRow) as (rows, append):
-        done = {(row.method, row.dataset, row.sample) for row in rows}
-        wanted = {(repr(method), sample.dataset, sample.id) for method in methods for sample in todo}
+    own = of_model(model, processor) if fingerprint is None else fingerprint
+    with open_results(out, settings, DistanceRow, about={"model_fingerprint": own}) as (rows, append):
+        if said := of_other_models(((model_name, row.model_fingerprint) for row in rows), model_name, own, out):
+            logger.warning(said)
+        done = {row.key for row in rows}
+        wanted = {(own, repr(method), sample.dataset, sample.id) for method in methods for sample in todo}
         finished = len(done & wanted)
         progress(finished, len(wanted))
         for sample in todo:
-            left = [method for method in methods if (repr(method), sample.dataset, sample.id) not in done]
+            left = [method for method in methods if (own, repr(method), sample.dataset, sample.id) not in done]
             if not left:
                 continue
             inputs = model_inputs(processor, sample.prompt, sample.pictures()).to(model.device)
@@ -78,12 +93,13 @@ def run_distances(
                     sample=sample.id,
                     errors=errors(layers, plans, method),
                     oracle={name: mean(errors(layers, oracle_plans(layers, plans, name))) for name in ORACLES},
+                    model_fingerprint=own,
                 )
                 append(row)
                 rows.append(row)
                 finished += 1
                 progress(finished, len(wanted))
-    return [row for row in rows if (row.method, row.dataset, row.sample) in wanted]
+    return [row for row in rows if row.key in wanted]
 
 
 def distance_table(rows: Sequence[DistanceRow]) -> str:

@@ -1,32 +1,25 @@
-"""Result files: one JSONL row per answer, written as it comes, and the provenance beside it."""
+"""Results: one row per answer, written as it comes, and what is noted of the run beside it."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 import re
-import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TypeVar
 
-import torch
-import transformers
-
-import madakv
 from madakv.errors import ConfigurationError
+from madakv.evaluation.rowfiles import appended, read_all
 from madakv.evaluation.workers import WHOLE, Shard
-
-try:
-    import fcntl
-except ImportError:
-    fcntl = None  # type: ignore[assignment]
+from madakv.provenance import provenance, write_whole
 
 R = TypeVar("R")
+Key = tuple[str, str, str, str, str]
+UNRECORDED = "not recorded"
+"""Stands for the fingerprint of rows that have none."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +43,7 @@ class Row:
         new_tokens: tokens of the answer, the end token included.
         seconds: from the prefilled prompt to the answer; includes eviction, not the prefill, which methods share, nor
             scores that were told for another budget.
+        model_fingerprint: of the model that answered, see `evaluation.fingerprint`; empty in rows of older versions.
     """
 
     model: str
@@ -74,6 +68,7 @@ class Row:
     kv_bytes_full: int = 0
     new_tokens: int = 0
     seconds: float = 0.0
+    model_fingerprint: str = ""
 
     @property
     def category(self) -> str:
@@ -81,14 +76,19 @@ class Row:
         return self.group[0] if re.fullmatch(r"[A-Z]-\d", self.group) else self.group
 
     @property
-    def key(self) -> tuple[str, str, str, str]:
+    def key(self) -> Key:
         """What there is one answer for; the method tells the budget."""
-        return self.model, self.method, self.dataset, self.sample
+        return self.model, self.model_fingerprint, self.method, self.dataset, self.sample
+
+    @property
+    def asked(self) -> tuple[str, str]:
+        """Dataset and sample."""
+        return self.dataset, self.sample
 
 
 def latest(rows: Iterable[Row]) -> list[Row]:
     """One row per key: an answer rather than a failure, the later one of two of a kind."""
-    found: dict[tuple[str, str, str, str], Row] = {}
+    found: dict[Key, Row] = {}
     for row in rows:
         held = found.get(row.key)
         if held is None or row.error is None or held.error is not None:
@@ -96,18 +96,23 @@ def latest(rows: Iterable[Row]) -> list[Row]:
     return list(found.values())
 
 
-def provenance(**settings: Any) -> dict[str, Any]:
-    """Where results come from: settings, code, versions and machine."""
-    return {
-        **settings,
-        "madakv": madakv.__version__,
-        "git": _git_hash(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {_device_name()}",
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+def of_other_models(rows: Iterable[tuple[str, str]], name: str, fingerprint: str, out: Path) -> str | None:
+    """One line about rows that are kept and not used, since another model of that name made them; None without any.
+
+    Args:
+        rows: a model's name and fingerprint for each row.
+        name: of the model that answers now.
+        fingerprint: of that model.
+        out: folder of results.
+    """
+    others = Counter(theirs or UNRECORDED for own, theirs in rows if own == name and theirs != fingerprint)
+    if not others:
+        return None
+    made_by = ", ".join(f"{theirs} ({count:,})" for theirs, count in others.items())
+    return (
+        f"{out} holds {others.total():,} rows of another model under the name {name!r}: its fingerprint is "
+        f"{fingerprint} now, theirs {made_by}; they stay, and are not used for this run"
+    )
 
 
 @contextmanager
@@ -122,40 +127,30 @@ def open_results(
     """Open a folder of results to go on with, or a new one.
 
     Args:
-        folder: holds `rows.jsonl` and `run.json`, or a pair of them per shard.
+        folder: holds `rows.jsonl.gz` and `run.json`, or a pair of them per shard; `rows.jsonl` while a run writes.
         settings: what must agree for rows to be comparable.
         kind: the dataclass of the rows.
         about: what else is noted of this run.
         shard: which share of the samples this process answers; it writes files of its own.
 
     Yields:
-        The rows already there, those of other shards included, and a function that appends and flushes one. A last
-        line that was cut off by a kill is dropped.
+        The rows already there, those of other shards included, and a function that appends and flushes one. See
+        `rowfiles.appended`.
 
     Raises:
-        ConfigurationError: the folder holds results of other settings.
+        ConfigurationError: the folder cannot be used, or holds results of other settings.
     """
     notes, path = folder / f"run{shard.suffix}.json", folder / f"rows{shard.suffix}.jsonl"
     here = provenance(settings=settings, **(about or {}))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("a", encoding="utf-8")
-    except OSError as error:
-        raise ConfigurationError(f"cannot use {folder} for results: {error}") from error
-    with file:
-        _lock(file, path)
-        try:
-            known = read_runs(folder)
-            rows, whole = read_all(folder, kind), read_rows(path, kind)[1]
-        except (OSError, ValueError, TypeError) as error:
-            raise ConfigurationError(f"cannot use {folder} for results: {error}") from error
+    with appended(path) as write:
+        known = read_runs(folder)
+        rows = read_all(folder, kind)
         for other in known.values():
             differing = difference(other.get("settings", {}), settings)
             if differing:
                 raise ConfigurationError(
                     f"{folder} holds results of other settings ({differing}); choose another --out"
                 )
-        os.truncate(path, whole)
         found = known.get(notes)
         if found is None:
             found = here
@@ -169,67 +164,29 @@ def open_results(
                 found.setdefault("resumed", []).append(here | {"rows_before": len(rows)})
                 write_whole(notes, found)
                 noted = True
-            # Escaped, for data may hold what no encoding has.
-            file.write(json.dumps(vars(row)) + "\n")
-            file.flush()
+            write(vars(row))
 
         yield rows, append
 
 
-def write_whole(path: Path, content: dict[str, Any]) -> None:
-    """Replace a file at once, so that a kill leaves the old one or the new one."""
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
-def _lock(file: TextIO, path: Path) -> None:
-    """Keep a second run from writing the same rows, until the file is closed or the process ends."""
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        raise ConfigurationError(f"another run is writing {path}: wait for it, or choose another --out") from None
-
-
 def read_runs(folder: Path) -> dict[Path, dict[str, Any]]:
-    """What is noted of the runs of all shards in a folder."""
-    return {file: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("run*.json"))}
+    """What is noted of the runs of all shards in a folder.
+
+    Raises:
+        ConfigurationError: a note that cannot be read.
+    """
+    found = {}
+    for file in sorted(folder.glob("run*.json")):
+        try:
+            found[file] = dict(json.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise ConfigurationError(
+                f"cannot read {file}: {error}; bring it back from a copy, or choose another --out"
+            ) from error
+    return found
 
 
 def difference(one: dict[str, Any], other: dict[str, Any]) -> str:
     """What the first of two runs' settings has that the second has not, for people; empty if they agree."""
     names = [name for name in {**one, **other} if one.get(name) != other.get(name)]
     return ", ".join(f"{name}={one.get(name)!r}" for name in names)
-
-
-def read_all(folder: Path, kind: type[R]) -> list[R]:
-    """The complete rows of all shards in a folder."""
-    return [row for path in sorted(folder.glob("rows*.jsonl")) for row in read_rows(path, kind)[0]]
-
-
-def read_rows(path: Path, kind: type[R]) -> tuple[list[R], int]:
-    """All complete rows of a JSONL file, as objects of `kind`, and how many bytes they take."""
-    if not path.exists():
-        return [], 0
-    whole = path.read_bytes()
-    whole = whole[: whole.rfind(b"\n") + 1]
-    return [kind(**json.loads(line)) for line in whole.splitlines()], len(whole)
-
-
-def _git_hash() -> str | None:
-    """The commit of the code that runs, marked if files differ from it; None outside a checkout."""
-    here = Path(__file__).parent
-    try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, check=True)
-        status = subprocess.run(
-            ["git", "status", "--porcelain", "."], cwd=here.parents[1], capture_output=True, text=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return commit.stdout.strip() + ("+changes" if status.stdout.strip() else "")
-
-
-def _device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU only"

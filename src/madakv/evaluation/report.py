@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from madakv.errors import ConfigurationError, MissingExtraError
 from madakv.evaluation.milebench.catalogue import CATEGORIES
 from madakv.evaluation.paper import AVERAGE, PAPER_SCORER, TABLE_1_BUDGET
 from madakv.evaluation.plots import accuracy_over_bytes
-from madakv.evaluation.records import Row, difference, latest, read_all, read_runs
+from madakv.evaluation.records import UNRECORDED, Row, difference, latest, read_runs
+from madakv.evaluation.rowfiles import read_all
 from madakv.evaluation.summary import Line, summarise
 from madakv.evaluation.tables import (
     ablation,
@@ -30,6 +32,7 @@ NOTE = (
     "bootstrap. The first token of every answer comes out of the whole prompt, before anything is missing: answers "
     "of one letter hardly tell methods apart."
 )
+_REASONS = 5
 LETTERS = "Categories are " + ", ".join(f"{letter} {name}" for letter, name in CATEGORIES.items()) + "."
 
 
@@ -60,10 +63,10 @@ def read_results(folders: Sequence[Path]) -> Results:
     for folder in folders:
         try:
             found, runs = read_all(folder, Row), list(read_runs(folder).values())
-        except (OSError, ValueError, TypeError) as error:
+        except OSError as error:
             raise ConfigurationError(f"cannot read the results in {folder}: {error}") from error
         if not found:
-            raise ConfigurationError(f"no results in {folder}: it holds no rows*.jsonl with whole lines")
+            raise ConfigurationError(f"no results in {folder}: it holds no rows*.jsonl or rows*.jsonl.gz")
         for run in runs:
             settings = run["settings"] if settings is None else settings
             if differing := difference(run["settings"], settings):
@@ -73,13 +76,27 @@ def read_results(folders: Sequence[Path]) -> Results:
             for one in (run, *run.get("resumed", ())):
                 made_by[_provenance(one)] = None
         rows += found
-    return Results(latest(rows), settings or {}, list(made_by))
+    return Results(_told_apart(latest(rows)), settings or {}, list(made_by))
+
+
+def _told_apart(rows: Sequence[Row]) -> list[Row]:
+    """Models of one name, as a folder before and after it was repaired, each named by its fingerprint too."""
+    known: dict[str, set[str]] = {}
+    for row in rows:
+        known.setdefault(row.model, set()).add(row.model_fingerprint)
+    return [
+        replace(row, model=f"{row.model} [{row.model_fingerprint or UNRECORDED}]")
+        if len(known[row.model]) > 1
+        else row
+        for row in rows
+    ]
 
 
 def _provenance(run: Mapping[str, Any]) -> str:
     git = run["git"] or "no checkout"
+    fingerprint = f" (fingerprint {run['model_fingerprint']})" if "model_fingerprint" in run else ""
     return (
-        f"{run.get('model', '')}: madakv {run['madakv']} ({git}), torch {run['torch']}, transformers "
+        f"{run.get('model', '')}{fingerprint}: madakv {run['madakv']} ({git}), torch {run['torch']}, transformers "
         f"{run['transformers']}, {run['machine']}"
     )
 
@@ -93,7 +110,7 @@ def write_report(results: Results, out: Path, title: str) -> tuple[str, list[str
         title: what was measured.
 
     Returns:
-        The tables of methods and datasets, and notes on what could not be written.
+        The tables of methods and datasets, and notes on what could not be written or answered.
     """
     out.mkdir(parents=True, exist_ok=True)
     lines = summarise(results.rows)
@@ -113,6 +130,7 @@ def write_report(results: Results, out: Path, title: str) -> tuple[str, list[str
             pictures[model, scorer] = f"{name}.png"
         except MissingExtraError as error:
             notes = [f"no picture: {error}"]
+    notes += _failures(results.rows, most=1)
     (out / "report.md").write_text(markdown(lines, title, pictures, results), encoding="utf-8")
     tables = {_heading(*key): methods_by_dataset(own) for key, own in _by_model(lines).items()}
     if len(tables) == 1:
@@ -136,6 +154,9 @@ def markdown(lines: Sequence[Line], title: str, pictures: Mapping[tuple[str, str
     """
     settings = ", ".join(f"{name} {value}" for name, value in results.settings.items())
     parts = [f"# {title}", NOTE, f"Settings: {settings}.", "\n".join(f"- {made}" for made in results.made_by)]
+    if failed := _failures(results.rows, most=_REASONS):
+        # As code, for a reason may hold anything.
+        parts += ["## Failures", "\n".join(f"    {line}" for line in failed)]
     for (model, scorer), own in _by_model(lines).items():
         parts.append(f"## {_heading(model, scorer)}")
         parts += ["### Methods and datasets", methods_by_dataset(own)]
@@ -154,6 +175,17 @@ def markdown(lines: Sequence[Line], title: str, pictures: Mapping[tuple[str, str
         if any(len(line.levels) > 1 for line in own):
             parts += ["### Levels", by_column(own, [line.levels for line in own])]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
+
+
+def _failures(rows: Sequence[Row], most: int) -> list[str]:
+    """For each model with failed answers how many these are, and up to so many reasons, the most frequent first."""
+    told = []
+    for model in dict.fromkeys(row.model for row in rows):
+        own = [row.error for row in rows if row.model == model]
+        reasons = Counter(error for error in own if error is not None)
+        for reason, count in reasons.most_common(most):
+            told.append(f"{model}: {reasons.total():,} of {len(own):,} answers failed, {count:,} by {reason}")
+    return told
 
 
 def _heading(model: str, scorer: str) -> str:

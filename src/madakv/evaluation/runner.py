@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ from madakv.errors import (
     UnsupportedModelError,
     UnsupportedOptionError,
 )
-from madakv.evaluation.records import Row, latest, open_results
+from madakv.evaluation.fingerprint import of_model
+from madakv.evaluation.records import Key, Row, latest, of_other_models, open_results
 from madakv.evaluation.samples import Sample, Verdict
 from madakv.evaluation.workers import WHOLE, Shard
 from madakv.hf.record import finish
@@ -24,11 +27,32 @@ from madakv.hf.replay import ReadPrompt, continue_greedily, end_ids, prefill, re
 from madakv.methods import Method
 from madakv.prompts import model_inputs
 
+logger = logging.getLogger(__name__)
+
 Progress = Callable[[int, int], None]
 """Called with (answers done, answers in all)."""
 
 _OF_THE_RUN = (UnsupportedOptionError, UnsupportedModelError, ConfigurationError, MissingExtraError)
 """What every sample would raise, so that the run ends."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What all answers of a run have in common.
+
+    Attributes:
+        model_name: for the record.
+        fingerprint: of the model.
+        max_new_tokens: most tokens of an answer.
+    """
+
+    model_name: str
+    fingerprint: str
+    max_new_tokens: int
+
+    def key(self, method: Method, sample: Sample) -> Key:
+        """That of the row with this answer, see `Row.key`."""
+        return self.model_name, self.fingerprint, repr(method), sample.dataset, sample.id
 
 
 def run_samples(
@@ -42,6 +66,7 @@ def run_samples(
     out: Path,
     max_new_tokens: int,
     progress: Progress,
+    fingerprint: str | None = None,
     shard: Shard = WHOLE,
     retry_failed: bool = False,
 ) -> list[Row]:
@@ -59,6 +84,8 @@ def run_samples(
         out: folder of results; it may hold those of other models.
         max_new_tokens: most tokens of an answer.
         progress: called after every answer.
+        fingerprint: of the model, see `evaluation.fingerprint`; None takes that of what is in memory. Rows of another
+            one are left as they are, and answered again.
         shard: which share of the samples is answered here.
         retry_failed: do failed samples of earlier runs again.
 
@@ -66,17 +93,25 @@ def run_samples(
         One row per sample of this shard and method, earlier ones included.
     """
     todo = [sample for number, sample in enumerate(samples) if shard.of(number)]
-    wanted = {(model_name, repr(method), sample.dataset, sample.id) for method in methods for sample in todo}
+    asked = Asked(model_name, of_model(model, processor) if fingerprint is None else fingerprint, max_new_tokens)
+    wanted = {asked.key(method, sample) for method in methods for sample in todo}
     settings = settings | {"max_new_tokens": max_new_tokens}
-    about = {"model": model_name, "methods": [repr(method) for method in methods]}
+    about = {
+        "model": asked.model_name,
+        "model_fingerprint": asked.fingerprint,
+        "methods": [repr(method) for method in methods],
+    }
     with open_results(out, settings, Row, about=about, shard=shard) as (rows, append):
         _check_same_data(rows, samples, out)
+        models = ((row.model, row.model_fingerprint) for row in rows)
+        if said := of_other_models(models, asked.model_name, asked.fingerprint, out):
+            logger.warning(said)
         done = {row.key for row in latest(rows) if row.error is None or not retry_failed} & wanted
         finished = len(done)
         progress(finished, len(wanted))
         for sample in todo:
-            left = [m for m in methods if (model_name, repr(m), sample.dataset, sample.id) not in done]
-            for row in _rows_of(model, processor, model_name, sample, left, max_new_tokens):
+            left = [method for method in methods if asked.key(method, sample) not in done]
+            for row in _rows_of(model, processor, asked, sample, left):
                 append(row)
                 rows.append(row)
                 finished += 1
@@ -101,14 +136,12 @@ def _check_same_data(rows: Sequence[Row], samples: Sequence[Sample], out: Path) 
             )
 
 
-def _rows_of(
-    model: Any, processor: Any, model_name: str, sample: Sample, methods: Sequence[Method], max_new_tokens: int
-) -> Iterator[Row]:
+def _rows_of(model: Any, processor: Any, asked: Asked, sample: Sample, methods: Sequence[Method]) -> Iterator[Row]:
     """A row per method. A function of its own, so that a prompt is gone before the next one is read."""
     if methods:
         prompt = _Prompt(model, processor, sample)
         for method in methods:
-            yield _attempt(model, processor, prompt, model_name, method, sample, max_new_tokens)
+            yield _attempt(model, processor, prompt, asked, method, sample)
 
 
 def _ends_the_run(error: Exception) -> bool:
@@ -155,14 +188,14 @@ def _attempt(
     model: Any,
     processor: Any,
     prompt: _Prompt,
-    model_name: str,
+    asked: Asked,
     method: Method,
     sample: Sample,
-    max_new_tokens: int,
 ) -> Row:
     """A row with the answer, or with the reason why there is none."""
     row: dict[str, Any] = dict(
-        model=model_name,
+        model=asked.model_name,
+        model_fingerprint=asked.fingerprint,
         method=repr(method),
         label=method.label,
         budget=method.budget,
@@ -178,7 +211,7 @@ def _attempt(
     error = prompt.error
     if error is None:
         try:
-            return Row(**row, **_answer(model, processor, prompt, method, sample, max_new_tokens))
+            return Row(**row, **_answer(model, processor, prompt, method, sample, asked.max_new_tokens))
         except Exception as raised:
             if _ends_the_run(raised):
                 raise

@@ -118,13 +118,13 @@ Pairs = dict[tuple[str, str], tuple[str, float, float]]
 
 def _pairs(own: Sequence[Row], other: Sequence[Row], scorer: str) -> Pairs:
     """The samples that both methods have answered, in the same order whichever process answered what."""
-    held = {row.key[2:]: row.scores[scorer] for row in other if row.error is None}
-    both = [row for row in own if row.error is None and row.key[2:] in held]
-    return {row.key[2:]: (row.document, row.scores[scorer], held[row.key[2:]]) for row in sorted(both, key=_sample)}
+    held = {row.asked: row.scores[scorer] for row in other if row.error is None}
+    both = [row for row in own if row.error is None and row.asked in held]
+    return {row.asked: (row.document, row.scores[scorer], held[row.asked]) for row in sorted(both, key=_asked)}
 
 
-def _sample(row: Row) -> tuple[str, str]:
-    return row.dataset, row.sample
+def _asked(row: Row) -> tuple[str, str]:
+    return row.asked
 
 
 def ratio_to(own: Sequence[Row], other: Sequence[Row], scorer: str) -> tuple[float, tuple[float, float]] | None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from madakv.evaluation.markdown import as_percent, budget_text, markdown_table
 from madakv.evaluation.milebench.catalogue import CATEGORIES
 from madakv.evaluation.paper import AVERAGE, HALVES, PAPER_SCORER, TABLE_1, TABLE_1_BUDGET, TABLE_3
 from madakv.evaluation.summary import Line
+from madakv.markdown import as_percent, budget_text, markdown_table
 
 UNEQUAL = "**These lines are not about the same samples**: some have answered more than others."
 LEVELS = ("few", "medium", "many")

@@ -30,13 +30,13 @@ from madakv.evaluation.digits import (
     IMAGE_MARK,
     SPLITS,
     Document,
-    Question,
     known_split,
 )
 from madakv.evaluation.documents.pictures import THINGS, Content, Grid, Painting, Thing, paint
 from madakv.evaluation.documents.shape import Shape
 from madakv.evaluation.documents.words import CELLS, NAMES, PAINTED, PROSE, STEPS
 from madakv.extras import require
+from madakv.question import Question
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from madakv.errors import InputError
-from madakv.evaluation.markdown import markdown_table
-from madakv.evaluation.milebench import places
+from madakv.evaluation.milebench import placeholders, places
 from madakv.evaluation.milebench.catalogue import DATASETS, Dataset
 from madakv.evaluation.milebench.data import Annotations, BrokenSample, Question, read_annotations
+from madakv.markdown import markdown_table
 from madakv.prompts import open_images
 
 _EXAMPLES = 3
@@ -145,6 +145,10 @@ def _of_question(question: Question) -> Iterator[Problem]:
         yield Problem("places out of order", f"{where}: {_numbers(first_named)}")
     if beyond := places.beyond(text, pictures):
         yield Problem("place without a picture", f"{where}: {', '.join(beyond)}, but there are {pictures} pictures")
+    if tokens := placeholders.found_in(f"{question.instruction}\n{text}"):
+        yield Problem(
+            "placeholder in the text", f"{where}: {', '.join(tokens)}, which some models take for a picture"
+        )
     if not question.gold.strip():
         yield Problem("empty answer", f"{where}: the response is {question.gold!r}")
     elif question.dataset.metric == "accuracy" and _plain(question.gold) not in map(_plain, question.choices):

@@ -6,6 +6,7 @@ Pictures are named here and opened later (`pictures.open_pictures`).
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -206,4 +207,7 @@ def _field(holder: Any, key: str, kind: type | tuple[type, ...], where: str) -> 
         kinds = kind if isinstance(kind, tuple) else (kind,)
         expected = " or ".join(one.__name__ for one in kinds)
         raise InputError(f"{where}: {key} must be {expected}, not {value!r:.80}")
+    if isinstance(value, float) and not math.isfinite(value):
+        # JSON has no such numbers, but Python writes and reads them.
+        raise InputError(f"{where}: {key} must be text or a finite number, not {value!r}")
     return value
