@@ -221,8 +221,3 @@ def methods() -> None:
 
         for name in list_methods():
             typer.echo(f"{name:14} {resolve(name)!r}")
-
-
-def main() -> None:
-    """Entry point of the `madakv` command."""
-    app()

@@ -153,16 +153,17 @@ def _run(
     rivals: bool = True,
 ) -> None:
     with one_line_errors():
-        from rich.console import Console
+        from rich.text import Text
 
         from madakv.bench.session import Options, fill_of, numbers, refused, run_bench
         from madakv.bench.table import show
         from madakv.cli.evaluate import expand
         from madakv.cli.generate import parse_budget, quiet_transformers
+        from madakv.cli.output import plain_console, visible
         from madakv.errors import CheckFailedError
 
         quiet_transformers()
-        stderr = Console(stderr=True)
+        stderr = plain_console(stderr=True)
         options = Options(
             shapes=tuple(shape.split(",")) if shape else (),
             model=model,
@@ -182,13 +183,14 @@ def _run(
             out=out,
         )
         with stderr.status("") as status:
-            results = run_bench(command, options, status.update)
+            # A string would be read as markup: a status makes text of it on its own.
+            results = run_bench(command, options, lambda doing: status.update(Text(visible(doing))))
         if as_json:
             print(json.dumps(results.content))
         else:
-            show(Console(), command, results)
+            show(plain_console(), command, results)
         wrong = refused(results.rows)
         for row in wrong:
-            stderr.print(f"{row.contender}: {row.refused}", highlight=False)
+            stderr.print(visible(f"{row.contender}: {row.refused}"), soft_wrap=True)
         if wrong:
             raise CheckFailedError(f"{len(wrong)} of {len(results.rows)} rows are refused: wrong results")

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from madakv.cli.generate import parse_budget, quiet_transformers
+from madakv.cli.output import plain_console, visible
 from madakv.cli.progress import bar
 from madakv.evaluation.distances import distance_table, run_distances
 from madakv.evaluation.report import read_results, write_report
@@ -93,7 +92,7 @@ def run_report(folders: Sequence[Path], out: Path, title: str) -> None:
     table, notes = write_report(read_results(folders), out, title)
     print(table, end="")
     for note in notes:
-        Console(stderr=True).print(note, highlight=False)
+        plain_console(stderr=True).print(visible(note), soft_wrap=True)
 
 
 def run_distance(
