@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ def _open(path: Path) -> Image.Image:
     name = str(path)
     if _LINK.match(name):
         # A path has lost one of the two slashes.
-        name = re.sub(r":/(?!/)", "://", name, count=1)
+        name = re.sub(r"^(?!file)([^:/]+):/(?!/)", r"\1://", name)
         shown = name if len(name) <= _MOST_SHOWN else f"{name[:_MOST_SHOWN]}..."
         raise InputError(f"links are not fetched: {shown}; save the picture and give its path")
     try:
@@ -50,7 +49,8 @@ def _open(path: Path) -> Image.Image:
     except InputError as error:
         raise InputError(f"{error}: {path}") from None
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.ENAMETOOLONG):
+        if isinstance(error, OSError) and error.errno is not None:
+            # Of the system, not of a decoder.
             raise InputError(f"the image file cannot be read: {path} ({error.strerror})") from None
         # Pillow's decoders raise whatever broken bytes lead to: struct.error, zlib.error, KeyError, ...
         raise InputError(f"the image file is broken: {path} ({error})") from None
