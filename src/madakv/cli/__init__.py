@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import sys
 
+_ENDED_BY_CTRL_C = 130
+
 
 def main() -> None:
     """Entry point of the `madakv` command."""
@@ -18,8 +20,7 @@ def main() -> None:
 
         app()
     except KeyboardInterrupt:
-        print("Aborted.", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(_ENDED_BY_CTRL_C)
 
 
 __all__ = ["main"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from typing import Any
 
 from rich.console import Console
@@ -23,6 +24,10 @@ def visible(text: str) -> str:
 
 
 def json_line(content: Any) -> str:
-    """One line of JSON, which reads as other languages write; escaped where a terminal could not show it."""
+    """One line of JSON, every language as it is written; escaped, if standard output could not show it."""
     line = json.dumps(content, ensure_ascii=False)
+    try:
+        line.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        return json.dumps(content)
     return json.dumps(content) if _CONTROL.search(line) else line
