@@ -19,7 +19,8 @@ from madakv.cli.app import app
 from madakv.cli.evaluate import expand
 from madakv.cli.generate import parse_budget
 from madakv.evaluation.milebench import make_sample
-from madakv.prompts import as_rgb, interleave, model_inputs, open_images
+from madakv.pictures import as_rgb, open_images
+from madakv.prompts import interleave, model_inputs
 from tests import tiny
 
 

@@ -1,22 +1,28 @@
 """madakv: evict a multimodal LLM's KV cache while it reads the prompt, per attention head and per modality."""
 
-from madakv.api import evict
-from madakv.errors import (
-    CheckFailedError,
-    ConfigurationError,
-    InputError,
-    MadaKVError,
-    MissingExtraError,
-    NestedEvictionError,
-    UnsupportedModelError,
-    UnsupportedOptionError,
-)
-from madakv.linears import fast_linears
-from madakv.methods import Full, MadaKV, Method, list_methods
-from madakv.modality import Modality, known_families, register_family
-from madakv.plan import KeepPlan
-from madakv.reading import allocate
-from madakv.run import Kept, Run
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from madakv.api import evict
+    from madakv.errors import (
+        CheckFailedError,
+        ConfigurationError,
+        InputError,
+        MadaKVError,
+        MissingExtraError,
+        NestedEvictionError,
+        UnsupportedModelError,
+        UnsupportedOptionError,
+    )
+    from madakv.linears import fast_linears
+    from madakv.methods import Full, MadaKV, Method, list_methods
+    from madakv.modality import Modality, known_families, register_family
+    from madakv.plan import KeepPlan
+    from madakv.reading import allocate
+    from madakv.run import Kept, Run
 
 __version__ = "0.1.0"
 
@@ -44,3 +50,28 @@ __all__ = [
     "list_methods",
     "register_family",
 ]
+
+# Imported when they are first asked for: torch and transformers take seconds, in which a command could neither print
+# its help nor end on Ctrl-C.
+_HOMES = {
+    "evict": "api",
+    "allocate": "reading",
+    "fast_linears": "linears",
+    **dict.fromkeys(("Full", "MadaKV", "Method", "list_methods"), "methods"),
+    **dict.fromkeys(("Modality", "known_families", "register_family"), "modality"),
+    "KeepPlan": "plan",
+    **dict.fromkeys(("Kept", "Run"), "run"),
+    **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "errors"),
+}
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

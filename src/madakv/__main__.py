@@ -1,5 +1,6 @@
 """`python -m madakv`, where the command is not installed, and `torchrun ... -m madakv eval ...`."""
 
-from madakv.cli.app import main
+from madakv.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

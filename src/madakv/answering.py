@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from madakv.api import evict
+from madakv.errors import InputError, MadaKVError
+from madakv.fitting import check_inputs, differing_sizes
 from madakv.methods import Method
 from madakv.run import Kept
 
@@ -42,7 +44,11 @@ def answer(model: Any, processor: Any, inputs: Any, method: Method | None, *, ma
         inputs: from `model_inputs`, batch size 1.
         method: how to evict; None runs the unmodified model.
         max_new_tokens: at least 1.
+
+    Raises:
+        InputError: the model cannot read what the processor made of the prompt, such as pictures of another size.
     """
+    check_inputs(model, inputs)
     if method is None:
         return _generate(model, processor, inputs, max_new_tokens)
     with evict(model, method) as run:
@@ -68,7 +74,19 @@ class _Clock:
 def _generate(model: Any, processor: Any, inputs: Any, max_new_tokens: int) -> Answer:
     clock = _Clock()
     start = time.perf_counter()
-    out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=clock)
+    try:
+        out = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, streamer=clock)
+    except MadaKVError:
+        raise
+    except (ValueError, RuntimeError) as error:
+        # A model refuses pictures of another size with ValueError, or else shapes do not fit somewhere within.
+        differing = differing_sizes(model, processor)
+        if isinstance(error, RuntimeError) and not differing:
+            raise
+        raise InputError(
+            f"{type(model).__name__} cannot read what {type(processor).__name__} made of this prompt "
+            f"({differing or error}): take both from one model"
+        ) from error
     # The streamer is handed the prompt first.
     ticks = clock.ticks[1:]
     later = len(ticks) - 1

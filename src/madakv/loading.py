@@ -19,9 +19,17 @@ from transformers.utils.import_utils import is_torchvision_available
 
 from madakv import bundled
 from madakv.bundled.processor import PictureProcessor
-from madakv.errors import ConfigurationError
+from madakv.errors import ConfigurationError, MadaKVError
+from madakv.extras import torchvision_fault
+from madakv.model_files import check_source, weights_fault
+from madakv.model_weights import check_weights
 
-_DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES: dict[str, str | torch.dtype] = {
+    "auto": "auto",
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 def load(model: str | None, *, device: str | None = None, dtype: str = "auto") -> tuple[Any, Any]:
@@ -34,7 +42,8 @@ def load(model: str | None, *, device: str | None = None, dtype: str = "auto") -
         dtype: "auto" (as saved), "float32", "bfloat16" or "float16".
 
     Raises:
-        ConfigurationError: no such model, an unreadable one, or an unknown dtype or device.
+        ConfigurationError: no such model, an unreadable one, one whose files are not all there or not all its own, or
+            an unknown dtype or device.
     """
     if dtype not in _DTYPES:
         raise ConfigurationError(f"dtype must be one of {', '.join(_DTYPES)}; got {dtype!r}")
@@ -42,18 +51,37 @@ def load(model: str | None, *, device: str | None = None, dtype: str = "auto") -
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device)
     try:
-        config = AutoConfig.from_pretrained(source)
-        multimodal = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
-        auto_model = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
-        loaded: Any = auto_model.from_pretrained(source, dtype=_DTYPES[dtype])
-        loaded = loaded.to(device).eval()
-        processor = _processor_class(config, multimodal, source).from_pretrained(source)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        # Whole sentences: the first lines of these messages end where the terminal of their author did.
-        reason = text if len(text) <= 300 else text[:300].rsplit(". ", 1)[0]
-        raise ConfigurationError(f"cannot load the model {source!r} on {device!r}: {reason}") from error
-    return loaded, processor
+        check_source(source)
+        return _load(source, device, _DTYPES[dtype])
+    except Exception as error:
+        # Broken files lead to whatever their readers raise: SafetensorError, a bare Exception of tokenizers, ...
+        raise ConfigurationError(
+            f"cannot load the model {source!r} on {device!r}: {_reason(error, source)}"
+        ) from error
+
+
+def _load(source: str, device: str, dtype: str | torch.dtype) -> tuple[Any, Any]:
+    config = AutoConfig.from_pretrained(source)
+    multimodal = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    auto_model: Any = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
+    # Tensors of another shape are told beside the model, where an exception would not name them.
+    loaded, info = auto_model.from_pretrained(
+        source, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
+    )
+    check_weights(loaded, info)
+    return loaded.to(device).eval(), _processor_class(config, multimodal, source).from_pretrained(source)
+
+
+def _reason(error: Exception, source: str) -> str:
+    """Why a model could not be loaded: what is known of its files, or else what transformers says."""
+    if isinstance(error, MadaKVError):
+        return str(error)
+    if fault := weights_fault(source) or torchvision_fault():
+        return fault
+    text = " ".join(str(error).split()) or type(error).__name__
+    # Whole sentences: the first lines of these messages end where the terminal of their author did.
+    told = text if len(text) <= 300 else text[:300].rsplit(". ", 1)[0]
+    return told if Path(source).exists() else f"there is no such folder, and as a Hub id: {told}"
 
 
 def source_of(model: str | None) -> str:

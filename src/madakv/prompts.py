@@ -1,12 +1,12 @@
-"""From a prompt with `<image>` marks and picture files to a model's inputs."""
+"""From a prompt with `<image>` marks and pictures to a model's inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from jinja2 import TemplateError, TemplateSyntaxError
+from PIL import Image
 
 from madakv.errors import InputError
 
@@ -14,40 +14,6 @@ IMAGE_MARK = "<image>"
 
 Parts = list[str | Image.Image]
 """Text and images in reading order."""
-
-
-def open_images(paths: Sequence[Path]) -> list[Image.Image]:
-    """Read pictures as RGB.
-
-    Raises:
-        InputError: a file that is missing, is no picture, or is broken; the message names it.
-    """
-    images = []
-    for path in paths:
-        try:
-            with Image.open(path) as opened:
-                images.append(as_rgb(ImageOps.exif_transpose(opened)))
-        except FileNotFoundError:
-            raise InputError(f"no such image file: {path}") from None
-        except IsADirectoryError:
-            raise InputError(f"not an image file but a folder: {path}") from None
-        except UnidentifiedImageError:
-            raise InputError(f"not an image that Pillow can read: {path}") from None
-        except Exception as error:
-            # Pillow's decoders raise whatever broken bytes lead to: struct.error, zlib.error, KeyError, ...
-            raise InputError(f"the image file is broken: {path} ({error})") from None
-    return images
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """An RGB picture that looks like the given one: 16-bit greys scaled, transparency over white."""
-    if image.mode.startswith("I;16"):
-        # Pillow would clip every grey above 255 to white.
-        image = image.convert("I").point(lambda grey: grey / 257).convert("L")
-    if "A" in image.getbands() or "transparency" in image.info:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    return image.convert("RGB")
 
 
 def interleave(prompt: str, images: Sequence[Image.Image]) -> Parts:
@@ -103,8 +69,21 @@ def model_inputs(processor: Any, prompt: str, images: Sequence[Image.Image]) -> 
         if getattr(processor, "chat_template", None):
             return _from_chat_template(processor, parts, takes_parts=tokenizer is not None)
         return processor(text=_inline(processor, parts), return_tensors="pt", **_pictures(parts))
-    except (ValueError, KeyError, IndexError, TypeError) as error:
-        raise InputError(f"{type(processor).__name__} cannot process this prompt: {error}") from error
+    except Exception as error:
+        # Templates and processors raise whatever a prompt leads them to: TemplateError, ZeroDivisionError, ...
+        raise InputError(
+            f"{type(processor).__name__} cannot process this prompt: {_told(processor, error)}"
+        ) from error
+
+
+def _told(processor: Any, error: Exception) -> str:
+    """Why a prompt could not be processed, as far as that is known."""
+    if isinstance(error, TemplateError):
+        line = f" in line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
+        return f"its chat template fails{line}: {error}"
+    if getattr(processor, "patch_size", 0) is None:
+        return "its processor_config.json has no patch_size; it is that of vision_config in config.json"
+    return f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
 
 
 def chat_content(parts: Parts, *, takes_parts: bool) -> Any:

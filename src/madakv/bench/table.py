@@ -103,18 +103,17 @@ COLUMNS: dict[str, list[tuple[str, str, Format]]] = {
 
 
 def show(console: Console, command: str, results: ResultFile) -> None:
-    """Print the rates of the machine, the rows, and what is missing."""
-    console = Console(width=max(console.width, _LEAST_WIDTH))
+    """Print the rates of the machine, the rows, and what is missing; the console reads no markup."""
+    console.width = max(console.width, _LEAST_WIDTH)
     before, after = results.content["rates"], results.content["rates_after"]
     console.print(
         f"read {_rate(before['bandwidth'])} GB/s (afterwards {_rate(after['bandwidth'])}), "
         f"matrix product {before['matrix'] / 1e12:.2f} TFLOP/s (afterwards {after['matrix'] / 1e12:.2f}), "
         f"{results.content['machine']}, {results.content['threads']} threads",
-        highlight=False,
     )
     console.print(table(command, results.rows))
     for line in results.content.get("missing", ()):
-        console.print(line, highlight=False)
+        console.print(line)
 
 
 def table(command: str, rows: Sequence[Row]) -> Table:

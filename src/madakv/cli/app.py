@@ -10,33 +10,54 @@ import typer
 from madakv.cli.bench import bench_app
 from madakv.cli.errors import one_line_errors
 
+_HELP = {"help_option_names": ["-h", "--help"]}
+
 app = typer.Typer(
-    help="Evict a multimodal LLM's KV cache while it reads the prompt, per attention head and per modality.",
+    epilog="Example: madakv generate --compare   (a built-in model and document, offline)",
+    context_settings=_HELP,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 ModelOption = Annotated[
-    str | None, typer.Option(help="Hub id, folder, small-llava or small-qwen2.5-vl; without it, the bundled model.")
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="A Hub id, a folder, small-llava or small-qwen2.5-vl. Without it: a small model that is built in.",
+    ),
 ]
-DeviceOption = Annotated[str | None, typer.Option(help="cuda or cpu; by default a GPU if there is one.")]
-ShardOption = Annotated[str, typer.Option(help="i/n: answer the i-th of n shares; the others run elsewhere.")]
-RetryOption = Annotated[bool, typer.Option("--retry-failed", help="Do failed samples of earlier runs again.")]
-DtypeOption = Annotated[str, typer.Option(help="auto (as saved), float32, bfloat16 or float16.")]
+DeviceOption = Annotated[
+    str | None, typer.Option(metavar="NAME", help="cuda or cpu. Without it: a GPU if there is one.")
+]
+ShardOption = Annotated[
+    str, typer.Option(metavar="I/N", help="Answer the I-th of N shares of the samples; the others run elsewhere.")
+]
+RetryOption = Annotated[bool, typer.Option("--retry-failed", help="Ask again what failed in earlier runs.")]
+DtypeOption = Annotated[str, typer.Option(metavar="NAME", help="auto (as saved), float32, bfloat16 or float16.")]
 
-AnswerOption = Annotated[int, typer.Option(min=1, help="Most tokens of an answer.")]
-DataOption = Annotated[Path | None, typer.Option(help="MileBench's folder: <DS>/<DS>.json and <DS>/images.")]
-OUT = typer.Option(help="Folder of results; goes on where an earlier run stopped.")
+AnswerOption = Annotated[int, typer.Option(metavar="N", min=1, help="Most tokens of an answer.")]
+DataOption = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="MileBench's data: <DS>/<DS>.json and <DS>/images.")
+]
+OUT = typer.Option(metavar="FOLDER", help="For the results; a run that was stopped goes on there.")
 OutOption = Annotated[Path, OUT]
-SuiteOption = Annotated[str, typer.Option(help="Which documents and questions.")]
-MethodsOption = Annotated[str, typer.Option(help="As for generate, separated by commas.")]
-BudgetsOption = Annotated[str, typer.Option(help="Budgets, separated by commas.")]
-SamplesOption = Annotated[int, typer.Option(min=1, help="Documents; each has one question of every kind.")]
+SuiteOption = Annotated[
+    str, typer.Option(metavar="NAME", help="Which documents: digits, long, or long-512 for those of 512 tokens.")
+]
+MethodsOption = Annotated[
+    str, typer.Option(metavar="NAMES", help="Separated by commas, such as full,madakv,snapkv; see `madakv methods`.")
+]
+BudgetsOption = Annotated[
+    str, typer.Option(metavar="SHARES", help="Shares of the prompt that stay, separated by commas.")
+]
+SamplesOption = Annotated[
+    int, typer.Option(metavar="N", min=1, help="How many documents; each is asked one question of every kind.")
+]
 FastLinears = Annotated[
     bool, typer.Option("--fast-linears", help="Multiply with bfloat16 weights on a CPU by madakv's own kernel.")
 ]
-SeedOption = Annotated[int, typer.Option(min=0, help="Of the first document.")]
+SeedOption = Annotated[int, typer.Option(metavar="N", min=0, help="Number of the first document.")]
 
 
 def _version(wanted: bool) -> None:
@@ -49,34 +70,51 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def common(
-    _version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    _version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
-    """Evict a multimodal LLM's KV cache while it reads the prompt, per attention head and per modality."""
+    """Let a vision-language model remember a fifth of its prompt: its KV cache is evicted while it reads."""
 
 
-@app.command()
+@app.command(
+    epilog="Example: madakv generate --model small-llava --image chart.png --prompt 'show <image> ?' --budget 0.2"
+)
 def generate(
     model: ModelOption = None,
-    image: Annotated[list[Path] | None, typer.Option(help="A picture; repeat for more.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A picture to ask about; once for each picture.")
+    ] = None,
     prompt: Annotated[
         str | None,
-        typer.Option(help="Text, <image> marks an image's place. Without it, a built-in document of many images."),
+        typer.Option(
+            metavar="TEXT",
+            help="What to ask; <image> stands where a picture belongs. Without it: a built-in document and question.",
+        ),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="A name, options behind it: madakv:theta=0.8. See `madakv methods`.")
+        str,
+        typer.Option(
+            metavar="NAME", help="How to evict; options behind colons, as in madakv:draft=8. See `madakv methods`."
+        ),
     ] = "madakv",
     budget: Annotated[
         str | None,
-        typer.Option(help="Share of the prompt that stays, such as 0.2; or entries per head, such as 512."),
+        typer.Option(
+            metavar="SHARE",
+            help="How much of the prompt stays: a share such as 0.2, or so many entries per head, such as 512.",
+        ),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Most tokens to generate.")] = 64,
-    compare: Annotated[bool, typer.Option("--compare", help="Run the full cache too, side by side.")] = False,
+    max_new_tokens: AnswerOption = 64,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Answer with the full cache too, and show both side by side.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
     fast_linears: FastLinears = False,
 ) -> None:
-    """Answer a prompt with an evicted cache."""
+    """Answer one prompt with an evicted cache, and tell what was kept."""
     with one_line_errors():
         from madakv.cli.generate import run_generate
 
@@ -95,7 +133,9 @@ def generate(
         )
 
 
-@app.command(name="eval")
+@app.command(
+    name="eval", epilog="Example: madakv eval --methods full,madakv,random --budgets 0.2 --samples 10 --out results"
+)
 def evaluate(
     out: OutOption,
     suite: SuiteOption = "digits",
@@ -111,7 +151,10 @@ def evaluate(
     dtype: DtypeOption = "auto",
     fast_linears: FastLinears = False,
 ) -> None:
-    """Measure accuracy under eviction on documents made here; writes every answer, and a report."""
+    """Count right answers of methods at budgets, on documents made here.
+
+    Needs no data. Every answer is written to --out as it comes, and a report with tables and pictures at the end.
+    """
     with one_line_errors():
         from madakv.cli.evaluate import RunOptions, run_eval
 
@@ -121,7 +164,11 @@ def evaluate(
         run_eval(options, suite_name=suite, samples=samples, seed=seed)
 
 
-milebench_app = typer.Typer(invoke_without_command=True, no_args_is_help=True)
+milebench_app = typer.Typer(
+    invoke_without_command=True,
+    no_args_is_help=True,
+    epilog="Example: madakv milebench --data MileBench --datasets TN,IEdit --limit 20 --budgets 0.2 --out results",
+)
 app.add_typer(milebench_app, name="milebench")
 
 
@@ -133,12 +180,19 @@ def milebench(
     model: ModelOption = None,
     methods: MethodsOption = "full,madakv",
     budgets: BudgetsOption = "0.2",
-    datasets: Annotated[str, typer.Option(help="Names such as TN,IEdit, or all.")] = "all",
-    limit: Annotated[int | None, typer.Option(min=1, help="Samples per dataset; without it, all.")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Draws the samples that --limit leaves.")] = 0,
-    combined: Annotated[bool, typer.Option("--combined", help="All pictures of a sample as one.")] = False,
+    datasets: Annotated[
+        str, typer.Option(metavar="NAMES", help="Separated by commas, such as TN,IEdit; or all.")
+    ] = "all",
+    limit: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="So many samples of each dataset. Without it: all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", min=0, help="Draws the samples that --limit leaves.")] = 0,
+    combined: Annotated[
+        bool, typer.Option("--combined", help="Show all pictures of a sample as one, for models that take one.")
+    ] = False,
     max_context: Annotated[
-        int | None, typer.Option(min=1, help="Cut the context from the left to this many tokens, as the original.")
+        int | None,
+        typer.Option(metavar="N", min=1, help="Cut prompts to N tokens from the left, as the benchmark itself does."),
     ] = None,
     max_new_tokens: AnswerOption = 512,
     shard: ShardOption = "1/1",
@@ -146,7 +200,10 @@ def milebench(
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
 ) -> None:
-    """Run MileBench under eviction: the paper's tables, on any model, method and budget."""
+    """Run MileBench, the paper's benchmark, with any model, methods and budgets.
+
+    You need its data: docs/milebench.md tells where it is.
+    """
     if context.invoked_subcommand is not None:
         return
     with one_line_errors():
@@ -167,29 +224,32 @@ def milebench(
         )
 
 
-@milebench_app.command(name="check")
+@milebench_app.command(name="check", epilog="Example: madakv milebench check --data MileBench")
 def milebench_check(data: DataOption = None) -> None:
-    """Tell what is there of the data, what is missing and what is broken (exit code 1 then); loads no model."""
+    """Look through the data, without a model: what is there, and what is missing or broken.
+
+    Exit code 1 if anything is missing or broken.
+    """
     with one_line_errors():
         from madakv.cli.milebench import required, run_check
 
         run_check(required("--data", data))
 
 
-@app.command()
+@app.command(epilog="Example: madakv report results/first results/second --out report")
 def report(
-    results: Annotated[list[Path], typer.Argument(help="Folders that hold rows of `eval` or `milebench`.")],
-    out: Annotated[Path, typer.Option(help="Folder for report.md, report.csv and pictures.")],
-    title: Annotated[str, typer.Option(help="What was measured.")] = "Results",
+    results: Annotated[list[Path], typer.Argument(help="Folders that `eval` or `milebench` have written.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="For report.md, report.csv and pictures.")],
+    title: Annotated[str, typer.Option(metavar="TEXT", help="Its first line.")] = "Results",
 ) -> None:
-    """Make the report of one run, or of several together: other models, shards from other machines."""
+    """Make one report of several runs: of other models, or of shares from other machines."""
     with one_line_errors():
         from madakv.cli.evaluate import run_report
 
         run_report(results, out, title)
 
 
-@app.command()
+@app.command(epilog="Example: madakv distance --methods madakv,snapkv --budgets 0.2 --samples 3 --out results")
 def distance(
     out: OutOption,
     suite: SuiteOption = "digits",
@@ -201,7 +261,10 @@ def distance(
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
 ) -> None:
-    """Measure how far attention outputs are from the full cache's, and what an oracle would do with the bytes."""
+    """Measure, layer by layer, how far attention is from the full cache's.
+
+    Beside each method stands an oracle: the best that could be done with the same bytes.
+    """
     with one_line_errors():
         from madakv.cli.evaluate import run_distance
 
@@ -221,16 +284,11 @@ def distance(
 app.add_typer(bench_app, name="bench")
 
 
-@app.command()
+@app.command(epilog="Example: madakv generate --method snapkv:window=16")
 def methods() -> None:
-    """List the eviction methods and their options."""
+    """List the eviction methods, each with its options and what they are by default."""
     with one_line_errors():
         from madakv.methods import list_methods, resolve
 
         for name in list_methods():
             typer.echo(f"{name:14} {resolve(name)!r}")
-
-
-def main() -> None:
-    """Entry point of the `madakv` command."""
-    app()

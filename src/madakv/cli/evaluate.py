@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from madakv.cli.generate import parse_budget, quiet_transformers
+from madakv.cli.output import plain_console, visible
 from madakv.cli.progress import bar
 from madakv.evaluation.distances import distance_table, run_distances
 from madakv.evaluation.fingerprint import of_source
@@ -103,7 +104,7 @@ def run_report(folders: Sequence[Path], out: Path, title: str) -> None:
     table, notes = write_report(read_results(folders), out, title)
     print(table, end="")
     for note in notes:
-        typer.echo(note, err=True)
+        plain_console(stderr=True).print(visible(note), soft_wrap=True)
 
 
 def run_distance(

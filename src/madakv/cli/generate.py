@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
 from madakv import bundled
 from madakv.answering import Answer, answer
+from madakv.cli.output import json_line, plain_console, visible
 from madakv.errors import ConfigurationError, InputError
 from madakv.linears import fast_linears
 from madakv.loading import load
 from madakv.markdown import size_text
 from madakv.methods import from_text
-from madakv.prompts import model_inputs, open_images
+from madakv.pictures import open_images
+from madakv.prompts import model_inputs
 from madakv.question import Question
 from madakv.run import Kept
+
+_CELL = 40
+"""Characters of an answer that a table still shows."""
 
 
 def run_generate(
@@ -61,9 +66,9 @@ def run_generate(
     if evicted.kept is None:
         raise RuntimeError("generation ended without a prefill")
     if as_json:
-        print(json.dumps(as_object(evicted, evicted.kept, full), ensure_ascii=False))
+        print(json_line(as_object(evicted, evicted.kept, full)))
     else:
-        show(Console(), evicted, evicted.kept, full, question)
+        show(plain_console(), evicted, evicted.kept, full, question)
 
 
 def quiet_transformers() -> None:
@@ -108,18 +113,28 @@ def as_object(evicted: Answer, kept: Kept, full: Answer | None) -> dict[str, Any
 
 
 def show(console: Console, evicted: Answer, kept: Kept, full: Answer | None, question: Question | None) -> None:
-    """Print the answer for people; side by side with the full cache's if there is one."""
+    """Print the answer for people; side by side with the full cache's if there is one.
+
+    Args:
+        console: from `plain_console`.
+        evicted: the answer to show.
+        kept: what its eviction kept.
+        full: the full cache's answer.
+        question: the built-in one, if it was asked.
+    """
     tokens = ", ".join(f"{count:,} {name}" for name, count in kept.prompt_tokens.items())
     console.print(f"prompt  {sum(kept.prompt_tokens.values()):,} tokens ({tokens})")
-    console.print(f"method  {kept.method}", highlight=False)
+    console.print(f"method  {kept.method}")
     if question is not None:
         name = question.prompt.split()[-1]
         console.print(
-            f"ask     [bold]{question.prompt}[/bold]: the text says which of the 12 pictures {name} owns; "
-            "which colour and digit does it show?",
-            highlight=False,
+            Text.assemble(
+                "ask     ",
+                (question.prompt, "bold"),
+                f": the text says which of the 12 pictures {name} owns; which colour and digit does it show?",
+            )
         )
-        console.print(f"expect  [bold]{question.answer}[/bold]", highlight=False)
+        console.print(Text.assemble("expect  ", (question.answer, "bold")))
     table = Table(show_edge=False, pad_edge=False)
     table.add_column("")
     if full:
@@ -127,13 +142,21 @@ def show(console: Console, evicted: Answer, kept: Kept, full: Answer | None, que
     table.add_column("evicted", justify="right", style="bold")
     if full:
         table.add_column("ratio", justify="right")
-    for name, whole, now, ratio in _rows(evicted, kept, full):
+    answers = {"full cache": full.text} if full else {}
+    answers["evicted"] = evicted.text
+    fits = all(len(text) <= _CELL and text.isprintable() for text in answers.values())
+    for name, whole, now, ratio in _rows(evicted, kept, full, with_answers=fits):
         table.add_row(name, *([whole] if full else []), now, *([ratio] if full else []))
     console.print(table)
+    if not fits:
+        for name, text in answers.items():
+            # As it is, without line breaks of the console's own.
+            console.print(f"\nanswer, {name}:\n{visible(text)}", soft_wrap=True)
 
 
-def _rows(evicted: Answer, kept: Kept, full: Answer | None) -> list[tuple[str, str, str, str]]:
-    rows = [("answer", full.text if full else "", evicted.text, _same(evicted, full))]
+def _rows(evicted: Answer, kept: Kept, full: Answer | None, *, with_answers: bool) -> list[tuple[str, str, str, str]]:
+    whole_answer, answer = (full.text if full else "", evicted.text) if with_answers else ("below", "below")
+    rows = [("answer", whole_answer, answer, _same(evicted, full))]
     rows.append(
         (
             "KV cache",

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -19,6 +18,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from madakv.cli.output import plain_console
 from madakv.evaluation.runner import Progress as Report
 
 _PERIOD_S = 3600.0
@@ -34,7 +34,7 @@ class _Rate(ProgressColumn):
 def bar(what: str, *, shown: bool = True) -> Iterator[Report]:
     """A bar on the error stream; yields what is to be called with (done, total)."""
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    console = plain_console(stderr=True)
     # An answer of a large model takes longer than the half minute over which speed is measured by default.
     with Progress(*columns, console=console, disable=not shown, speed_estimate_period=_PERIOD_S) as progress:
         task: TaskID | None = None
@@ -51,7 +51,7 @@ def bar(what: str, *, shown: bool = True) -> Iterator[Report]:
                 # No bar is drawn into a file.
                 rate = (done - first) / (now - begun)
                 left = f", {(total - done) / rate / 60:,.0f} min left" if rate else ""
-                console.print(f"{what}: {done:,} of {total:,}, {rate:,.2f}/s{left}", highlight=False)
+                console.print(f"{what}: {done:,} of {total:,}, {rate:,.2f}/s{left}")
                 told = now
 
         yield report

@@ -11,7 +11,7 @@ from madakv.evaluation.milebench import placeholders, places
 from madakv.evaluation.milebench.catalogue import DATASETS, Dataset
 from madakv.evaluation.milebench.data import Annotations, BrokenSample, Question, read_annotations
 from madakv.markdown import markdown_table
-from madakv.prompts import open_images
+from madakv.pictures import open_images
 
 _EXAMPLES = 3
 COUNT = "count"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from madakv.errors import InputError
-from madakv.prompts import as_rgb
+from madakv.pictures import as_rgb
 
 SIDE = 800
 _FONT_SIZE = 32

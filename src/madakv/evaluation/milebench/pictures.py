@@ -7,7 +7,7 @@ from PIL import Image
 from madakv.evaluation.milebench.combine import combine
 from madakv.evaluation.milebench.data import Question
 from madakv.evaluation.milebench.prompts import Prompt, write
-from madakv.prompts import open_images
+from madakv.pictures import open_images
 
 
 def open_pictures(asked: Question | Prompt) -> list[Image.Image]:

@@ -9,7 +9,8 @@ from typing import Any
 from PIL import Image
 
 from madakv.errors import InputError
-from madakv.prompts import IMAGE_MARK, Parts, as_rgb, chat_content, model_inputs, open_images
+from madakv.pictures import as_rgb, open_images
+from madakv.prompts import IMAGE_MARK, Parts, chat_content, model_inputs
 
 
 def inputs_of(processor: Any, messages: Sequence[Mapping[str, Any]]) -> Any:
