@@ -183,6 +183,6 @@ def test_limits_are_drawn_by_the_seed_and_grow_by_adding(tmp_path: Path) -> None
 
 
 def test_the_method_of_a_row_can_be_made_again(data: Path, tmp_path: Path) -> None:
-    run(command(data, tmp_path, "bundled", datasets="TN", methods="madakv:theta=0.8", budgets="0.2", limit="1"))
+    run(command(data, tmp_path, "bundled", datasets="TN", methods="madakv:safeguard=0.8", budgets="0.2", limit="1"))
     (row,) = read_all(tmp_path, Row)
-    assert row.method == repr(from_text("madakv:theta=0.8", budget=0.2))
+    assert row.method == repr(from_text("madakv:safeguard=0.8", budget=0.2))

@@ -60,7 +60,7 @@ def generate(
         typer.Option(help="Text, <image> marks an image's place. Without it, a built-in document of many images."),
     ] = None,
     method: Annotated[
-        str, typer.Option(help="A name, options behind it: madakv:theta=0.8. See `madakv methods`.")
+        str, typer.Option(help="A name, options behind it: madakv:echo=256. See `madakv methods`.")
     ] = "madakv",
     budget: Annotated[
         str | None,
