@@ -41,7 +41,7 @@ class MadaKV(ProxyMethod):
     and lets layers hand on what they spare (HCC). Ours takes both to their end: every head is sure of a part, split
     between modalities as the paper has it, the newest proxies first; for all beyond, the entries of all heads of all
     layers compete. An entry's score is the attention it gets, times how far its value can move the residual stream,
-    |W_o v|: units that heads and layers share. Over the whole prompt at most `prompt_entries(budget, N) * H * L`
+    |o_proj v|: units that heads and layers share. Over the whole prompt at most `prompt_entries(budget, N) * H * L`
     entries stay, and no more while it is read: a layer that is read narrows those before it, and the outcome is that
     of a choice among all layers at once (`budget/pool.py`).
 
