@@ -41,15 +41,16 @@ MODELS := small-llava small-qwen2.5-vl
 RUN := $(BIN)/madakv
 BUDGETS := 0.5,0.2,0.1,0.05,0.02
 PUBLISHED := full,random,streaming_llm,h2o,snapkv,pyramidkv,adakv,lookm,meda,prefixkv,mixkv
-PUBLISHED := $(PUBLISHED),snapkv:window=question:kernel=1,mpa,hcc,madakv-paper,madakv-paper:protected=0.0,madakv
+PUBLISHED := $(PUBLISHED),snapkv:window_size=question:kernel_size=1,mpa,hcc,madakv-paper
+PUBLISHED := $(PUBLISHED),madakv-paper:protected=0.0,madakv
 # What helps us, for rivals as well: the question as their window, the prompt's own queries, an echo, a draft.
-HELP := window=question:context=64:echo=256
+HELP := window_size=question:context=64:echo=256
 HELPED := full,madakv,madakv:echo=256,madakv:echo=0
-HELPED := $(HELPED),snapkv:$(HELP):kernel=1,adakv:$(HELP):kernel=1,mixkv:$(HELP)
+HELPED := $(HELPED),snapkv:$(HELP):kernel_size=1,adakv:$(HELP):kernel_size=1,mixkv:$(HELP)
 DRAFT := full,madakv:draft=8,madakv:draft=8:echo=256,madakv:draft=8:echo=0,madakv-paper:draft=8,snapkv:draft=8
-DRAFT := $(DRAFT),adakv:draft=8:answer_weight=4.0:$(HELP):kernel=1,mixkv:draft=8:answer_weight=4.0:$(HELP)
-EVEN := compensation=none:safeguard=1.0
-CHOICES := full,madakv,madakv:compensation=none,madakv:$(EVEN),madakv:safeguard=0.0,madakv:safeguard=0.2
+DRAFT := $(DRAFT),adakv:draft=8:answer_weight=4.0:$(HELP):kernel_size=1,mixkv:draft=8:answer_weight=4.0:$(HELP)
+EVEN := shape=rectangular
+CHOICES := full,madakv,madakv:shape=layers-even,madakv:$(EVEN),madakv:safeguard=0.0,madakv:safeguard=0.2
 CHOICES := $(CHOICES),madakv:safeguard=0.7,madakv:values=False,madakv:text_pooling=5,madakv:echo=0:text_pooling=5
 CHOICES := $(CHOICES),madakv:protected=0.0,madakv:protected=1.0,madakv:context=0,madakv:context=256,madakv:echo=0
 CHOICES := $(CHOICES),madakv:context=0:echo=0,madakv:echo=64,madakv:echo=256,madakv:echo_weight=0.25,madakv:echo_weight=2.0

@@ -113,7 +113,7 @@ _AS_KVPRESS = (
     ("mean pooling", {"pooling": "mean"}),
 )
 
-_NEAR = {"window": 8, "kernel": 5, "pooling": "mean"}
+_NEAR = {"window_size": 8, "kernel_size": 5, "pooling": "mean"}
 _NEAR_PRESS = {"window_size": 8, "kernel_size": 5}
 _WINDOW = Rules("window", window=8, kernel=5)
 _DEFAULT = Rules("window", window=32, kernel=7, pooling="max")
@@ -587,7 +587,7 @@ def diversity(keys: Sequence[Tensor], theirs: Mapping[str, KeptSets]) -> dict[st
             modality = torch.zeros(1, N, dtype=torch.int64)
             view = LayerView(query=nothing, key=key[None], value=nothing, modality=modality, scaling=1.0)
             # The last token is the least possible window, which is scored otherwise; it is left out of both.
-            score = MixKV(window=1, kernel=1).score(view)[0, :, :-1]
+            score = MixKV(window_size=1, kernel_size=1).score(view)[0, :, :-1]
             heads = [h for h in range(H) if bool(redundant[h])]
             others.append([[n for n in layer[h] if n < N - 1] for h in heads])
             ours.append(

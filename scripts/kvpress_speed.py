@@ -275,7 +275,7 @@ def madakv_half() -> dict[str, Any]:
     from madakv.bench.timing import seconds, take_turns
     from madakv.methods import from_text
 
-    near = f"window={WINDOW}:kernel={KERNEL}:pooling=mean"
+    near = f"window_size={WINDOW}:kernel_size={KERNEL}:pooling=mean"
     texts = (f"snapkv:{near}", f"adakv:{near}:safeguard={SAFEGUARD}", "madakv")
     methods = tuple(from_text(text, budget=budget) for budget in BUDGETS for text in texts)
     device, dtype = torch.device("cpu"), torch.bfloat16

@@ -11,15 +11,35 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from madakv import ConfigurationError, InputError, KeepPlan, MadaKV, allocate
-from madakv.budget import Ledger
-from madakv.budget.reference import allocate_reference, proxies_reference
+from madakv.methods import resolve
+from madakv.methods.madakv_paper import MPA, Ledger
+from tests.allocate_reference import Rules, allocate_reference, proxies_reference
 
-COMPENSATIONS = ("shared", "none", "capped", "demand", "signal")
+SHAPES = ("ragged", "layers-even", "rectangular")
+READINGS = ("capped", "demand", "signal")
+KINDS = (*SHAPES, "mpa", *READINGS)
+"""Of methods: ours by its shape, the paper's by its reading of HCC, and MPA alone."""
 NOISY = ("huge", "mixed")
 """Score flavours whose float64 sums depend on the order of summation."""
 
 Kept = list[list[list[list[int]]]]
 """Kept token indices by layer, row and head."""
+
+
+def method_of(kind: str, **options: Any) -> MadaKV | MPA:
+    """A method of a kind, without those options that it lacks or that would change nothing in it."""
+    name, own = ("madakv", {"shape": kind}) if kind in SHAPES else ("mpa", {})
+    if kind in READINGS:
+        name, own = "madakv-paper", {"compensation": kind}
+    if kind == "rectangular":
+        options.pop("safeguard", None)
+    if kind == "ragged" and options.get("safeguard") == 0:
+        options.pop("protected", None)
+    if options.get("proxies", "question") != "question":
+        options.pop("max_proxies", None)
+    known = resolve(name).options
+    method: Any = resolve(name, **own, **{option: value for option, value in options.items() if option in known})
+    return method
 
 
 def quick(examples: int) -> settings:
@@ -41,7 +61,12 @@ class Prompt:
     seed: int
     heads: int
     layers: int
-    method: MadaKV
+    method: MadaKV | MPA
+
+    @property
+    def between_layers(self) -> str:
+        """What layers hand on to each other."""
+        return Rules.of(self.method).between_layers
 
     @property
     def modality(self) -> Tensor:
@@ -125,10 +150,10 @@ def rows(draw: st.DrawFn, *, padding: bool = True) -> list[int]:
 
 
 @st.composite
-def methods(draw: st.DrawFn, /, **fixed: Any) -> MadaKV:
+def methods(draw: st.DrawFn, /, **fixed: Any) -> MadaKV | MPA:
     options: dict[str, st.SearchStrategy[Any]] = {
         "budget": st.one_of(st.floats(0.01, 1.0), st.integers(1, 70), st.sampled_from([0.05, 0.2, 0.5, 1.0])),
-        "compensation": st.sampled_from(COMPENSATIONS),
+        "kind": st.sampled_from(KINDS),
         "theta": st.one_of(st.sampled_from([0.9, 0.5, 1.0]), st.floats(0.01, 1.0)),
         "proxies": st.one_of(st.just("question"), st.integers(1, 70)),
         "max_proxies": st.integers(1, 40),
@@ -136,7 +161,7 @@ def methods(draw: st.DrawFn, /, **fixed: Any) -> MadaKV:
         "safeguard": st.sampled_from([1.0, 0.2, 0.0, 0.5]),
         "protected": st.sampled_from([0.5, 0.0, 1.0]),
     }
-    return MadaKV(**{name: fixed.get(name) or draw(option) for name, option in options.items()})
+    return method_of(**{name: fixed.get(name) or draw(option) for name, option in options.items()})
 
 
 @st.composite
@@ -169,10 +194,11 @@ PEAKED = [0.02, 0.02, 0.90, 0.02, 0.02, 0.02, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(
-    ("compensation", "layers", "expected"),
+    ("kind", "layers", "expected"),
     [
         # 4 entries a layer, 2 of them for the newest proxies; the image holds nearly all the weight.
-        ("none", [PEAKED, PEAKED, PEAKED], [[0, 2, 6, 7], [0, 2, 6, 7], [0, 2, 6, 7]]),
+        ("rectangular", [PEAKED, PEAKED, PEAKED], [[0, 2, 6, 7], [0, 2, 6, 7], [0, 2, 6, 7]]),
+        ("mpa", [PEAKED, PEAKED, PEAKED], [[0, 2, 6, 7], [0, 2, 6, 7], [0, 2, 6, 7]]),
         # 0.9 of the image's weight is in one token: a layer needs 3, and the last one gets what is over.
         ("capped", [PEAKED, PEAKED, PEAKED], [[2, 6, 7], [2, 6, 7], [0, 1, 2, 5, 6, 7]]),
         # A flat layer demands the whole prompt and gets it; 2 entries are the floor of each later layer.
@@ -180,14 +206,12 @@ PEAKED = [0.02, 0.02, 0.90, 0.02, 0.02, 0.02, 0.0, 0.0]
         # The flat layer keeps its 4, and its demand for 8 costs the next layer half of the surplus.
         ("signal", [FLAT, PEAKED, PEAKED], [[0, 1, 6, 7], [2, 7], [0, 1, 2, 5, 6, 7]]),
         # Of 12 entries each layer is sure of 2, a proxy and its best; the 6 others are the best left of all layers.
-        ("shared", [FLAT, PEAKED, PEAKED], [[0, 1, 2, 3, 4, 5, 7], [0, 2, 7], [2, 7]]),
+        ("ragged", [FLAT, PEAKED, PEAKED], [[0, 1, 2, 3, 4, 5, 7], [0, 2, 7], [2, 7]]),
     ],
 )
-def test_worked_by_hand(compensation: Any, layers: list[list[float]], expected: list[list[int]]) -> None:
+def test_worked_by_hand(kind: str, layers: list[list[float]], expected: list[list[int]]) -> None:
     psi = [torch.tensor([[layer]]) for layer in layers]
-    method = MadaKV(
-        budget=0.5, theta=0.9, compensation=compensation, safeguard=0.5 if compensation == "shared" else 1
-    )
+    method = method_of(kind, budget=0.5, theta=0.9, safeguard=0.5)
     modality = torch.tensor([IMAGE_THEN_QUESTION])
     assert as_lists(allocate(psi, modality, method)) == [[[indices]] for indices in expected]
     assert allocate_reference(psi, modality, method) == [[[indices]] for indices in expected]
@@ -197,7 +221,7 @@ def test_a_signal_may_leave_more_than_the_last_layers_can_hold() -> None:
     """Every layer demands everything, so each pays for the one before, until the rest is enough for all."""
     psi = [torch.ones(1, 1, 100)] * 8
     modality = torch.tensor([[1] * 99 + [0]])
-    method = MadaKV(budget=0.9, theta=1.0, compensation="signal")
+    method = method_of("signal", budget=0.9, theta=1.0)
     plans = allocate(psi, modality, method)
     assert [int(plan.counts) for plan in plans] == [90, 89, 88, 86, 83, 78, 100, 100]
     assert as_lists(plans) == allocate_reference(psi, modality, method)
@@ -212,13 +236,12 @@ def test_a_signal_may_leave_more_than_the_last_layers_can_hold() -> None:
         (5, [2, 3, 9]),
     ],
 )
-@pytest.mark.parametrize("compensation", ["none", "shared"])
-def test_text_pooling_takes_neighbours_of_the_same_kind(compensation: Any, width: int, expected: list[int]) -> None:
+@pytest.mark.parametrize("shape", ["rectangular", "ragged"])
+def test_text_pooling_takes_neighbours_of_the_same_kind(shape: str, width: int, expected: list[int]) -> None:
     modality = torch.tensor([[0, 0, 0, 0, 0, 1, 0, 0, 1, 0]])
     psi = torch.tensor([[[0.4, 0.0, 0.1, 0.0, 0.9, 0.0, 0.0, 0.0, 0.0, 0.0]]])
-    (plan,) = allocate(
-        [psi], modality, MadaKV(budget=3, max_proxies=1, text_pooling=width, compensation=compensation, safeguard=1.0)
-    )
+    method = method_of(shape, budget=3, max_proxies=1, text_pooling=width, safeguard=1.0)
+    (plan,) = allocate([psi], modality, method)
     assert plan.indices[0][0].tolist() == expected
 
 
@@ -249,18 +272,18 @@ def test_a_prompt_never_costs_more_than_its_budget(prompt: Prompt) -> None:
         totals = prompt.totals(b)
         pot = average * prompt.heads * prompt.layers
         assert sum(totals) <= pot
-        if prompt.method.compensation == "shared":
+        if prompt.between_layers == "shared":
             assert sum(totals) == pot
-        if prompt.method.compensation == "none":
+        if prompt.between_layers == "none":
             assert totals == [average * prompt.heads] * prompt.layers
-        if prompt.method.compensation in ("demand", "signal"):
+        if prompt.between_layers in ("demand", "signal"):
             reserve = average * prompt.heads // 2
             for done in range(prompt.layers):
                 assert pot - sum(totals[:done]) >= reserve * (prompt.layers - done)
 
 
 @quick(80)
-@given(prompts(compensation="none", safeguard=1.0))
+@given(st.one_of(prompts(kind="rectangular"), prompts(kind="mpa")))
 def test_heads_of_an_even_layer_keep_the_same_number(prompt: Prompt) -> None:
     for layer in prompt.kept():
         for row, average in zip(layer, prompt.averages, strict=True):
@@ -279,20 +302,20 @@ def test_a_whole_budget_keeps_every_token(prompt: Prompt) -> None:
 @quick(80)
 @given(prompts())
 def test_a_part_of_each_share_is_the_newest_proxies(prompt: Prompt) -> None:
-    method, kept = prompt.method, prompt.kept()
+    rules, kept = Rules.of(prompt.method), prompt.kept()
     for b, kinds in enumerate(prompt.modality.tolist()):
         pot = prompt.averages[b] * prompt.heads * prompt.layers
-        proxies = proxies_reference(kinds, method.proxies, method.max_proxies)
+        proxies = proxies_reference(kinds, rules.proxies, rules.max_proxies)
         for layer, total in enumerate(prompt.totals(b)):
             # "signal" keeps its allotment whole; every other layer starts from an even one. Layers that share are
             # sure of a part of the average.
             even = min(pot // (prompt.layers - layer), prompt.tokens[b] * prompt.heads)
-            allotment = total if method.compensation == "signal" else even
+            allotment = total if rules.between_layers == "signal" else even
             for h, indices in enumerate(kept[layer][b]):
                 share = allotment // prompt.heads + (h < allotment % prompt.heads)
-                if method.compensation == "shared":
-                    share = int(prompt.averages[b] * method.safeguard)
-                protected = proxies[max(len(proxies) - int(share * method.protected), 0) :]
+                if rules.between_layers == "shared":
+                    share = int(prompt.averages[b] * rules.safeguard)
+                protected = proxies[max(len(proxies) - int(share * rules.protected), 0) :]
                 assert set(indices).issuperset(protected)
             pot -= total
 
@@ -301,7 +324,7 @@ def test_a_part_of_each_share_is_the_newest_proxies(prompt: Prompt) -> None:
 @given(prompts())
 def test_the_recursion_hands_on_exactly_what_is_left(prompt: Prompt) -> None:
     """phi[l+1] = phi[l] - K[l] / (H * (L - l)) in exact arithmetic, K counted on what layer l kept."""
-    assume(prompt.method.compensation != "shared")
+    assume(prompt.between_layers != "shared")
     H, L = prompt.heads, prompt.layers
     for b, (average, tokens) in enumerate(zip(prompt.averages, prompt.tokens, strict=True)):
         ledger = Ledger(torch.tensor([average]), torch.tensor([tokens]), H, L)
@@ -311,7 +334,7 @@ def test_the_recursion_hands_on_exactly_what_is_left(prompt: Prompt) -> None:
             even = min(int(H * phi), tokens * H)
             assert ledger.even().tolist() == [even]
             assert ledger.ample.tolist() == [phi >= tokens]
-            if prompt.method.compensation == "capped":
+            if prompt.between_layers == "capped":
                 assert kept <= even
             if number == L:
                 # Nobody comes after it: the last layer keeps its allotment whole.
@@ -328,7 +351,7 @@ def test_padding_and_neighbours_in_the_batch_change_nothing(prompt: Prompt, data
     row = prompt.rows[0]
     alone = replace(prompt, rows=[row])
     gaps = data.draw(st.lists(st.integers(0, 3), min_size=len(row) + 1, max_size=len(row) + 1))
-    if prompt.method.text_pooling > 1:
+    if Rules.of(prompt.method).text_pooling > 1:
         # Neighbours are neighbours in the padded row, so only padding around it leaves them as they are.
         gaps[1:-1] = [0] * (len(row) - 1)
     place = [sum(gaps[: i + 1]) + i for i in range(len(row))]
@@ -348,7 +371,7 @@ def test_padding_and_neighbours_in_the_batch_change_nothing(prompt: Prompt, data
 def test_names_of_modalities_do_not_matter(prompt: Prompt, names: list[int]) -> None:
     """Only text is special (proxies, pooling); with scores that tie nowhere the very plan stays."""
     # "demand" and a safeguard split in proportion to whole numbers, which do tie; the lower id gets the odd entry.
-    assume(prompt.method.compensation != "demand")
+    assume(prompt.between_layers != "demand")
     renamed = [[kind if kind <= 0 else names[kind - 1] for kind in row] for row in prompt.rows]
     assert replace(prompt, rows=renamed).kept() == prompt.kept()
 
@@ -357,7 +380,7 @@ def test_names_of_modalities_do_not_matter(prompt: Prompt, names: list[int]) -> 
 @given(prompts(flavours=("coarse", "equal", "zero")), st.permutations([1, 2, 3]))
 def test_names_of_modalities_do_not_change_the_cost(prompt: Prompt, names: list[int]) -> None:
     # Where shares tie, the lower id gets the odd entry, and "capped" may then find that it needs none.
-    assume(prompt.method.compensation != "capped")
+    assume(prompt.between_layers != "capped")
     renamed = replace(prompt, rows=[[k if k <= 0 else names[k - 1] for k in row] for row in prompt.rows])
     for b in range(len(prompt.rows)):
         assert renamed.totals(b) == prompt.totals(b)
@@ -387,16 +410,16 @@ def test_kept_per_modality_counts_what_a_loop_counts(prompt: Prompt) -> None:
 # --- Corners that went wrong, or could ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("compensation", COMPENSATIONS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "row",
     [[0], [1], [1] * 9, [0] * 9, [0, 1], [1, 0], [3] * 5 + [0], [-1, -1, 2], [2, -1, -1], [0, 1, 2, 3], [-1] * 5],
     ids=str,
 )
-def test_odd_prompts_are_read(row: list[int], compensation: Any) -> None:
+def test_odd_prompts_are_read(row: list[int], kind: str) -> None:
     modality = torch.tensor([row, row[::-1]])
     for budget in (0.01, 0.2, 0.5, 1.0, 1, 3, 100):
-        method = MadaKV(budget=budget, compensation=compensation, safeguard=0.2)
+        method = method_of(kind, budget=budget, safeguard=0.2)
         psi = [scores("uniform", layer, (2, 3, len(row))) for layer in range(3)]
         assert as_lists(allocate(psi, modality, method)) == allocate_reference(psi, modality, method)
 
@@ -406,14 +429,14 @@ def test_a_demand_for_all_the_weight_is_not_a_matter_of_summation_order() -> Non
     tiny = 2.0**-53
     psi = [torch.tensor([[[tiny, tiny, 1.0, 0.5]]])] * 2
     modality = torch.tensor([[1, 1, 1, 0]])
-    method = MadaKV(compensation="capped", theta=1.0, budget=0.8)
+    method = method_of("capped", theta=1.0, budget=0.8)
     assert as_lists(allocate(psi, modality, method)) == [[[[2, 3]]], [[[0, 1, 2, 3]]]]
 
 
-@pytest.mark.parametrize("compensation", COMPENSATIONS)
-def test_padding_does_not_move_a_demand_for_all_the_weight(compensation: Any) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_padding_does_not_move_a_demand_for_all_the_weight(kind: str) -> None:
     """Scores over many orders of magnitude, whose float64 sum depends on how many terms stand around them."""
-    method = MadaKV(compensation=compensation, theta=1.0, budget=0.7, safeguard=0.2)
+    method = method_of(kind, theta=1.0, budget=0.7, safeguard=0.2)
     for pad in range(1, 24):
         generator = torch.Generator().manual_seed(pad)
         psi = [(torch.randn(1, 2, 40, generator=generator) * 12).softmax(-1) for _ in range(3)]
@@ -425,27 +448,13 @@ def test_padding_does_not_move_a_demand_for_all_the_weight(compensation: Any) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("compensation", ["demand", "signal"])
-def test_the_default_dtype_decides_nothing(compensation: Any, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", ["layers-even", "demand", "signal"])
+def test_the_default_dtype_decides_nothing(kind: str, dtype: torch.dtype) -> None:
     """Models are often loaded under a half-precision default, which rounds (and overflows) counts of entries."""
     # 3 * 101 is no bfloat16, and 300 * 240 is more than float16 can hold.
     cases = [
-        Prompt(
-            [[0, 1, 2] * 100 + [0]],
-            "attention",
-            0,
-            3,
-            6,
-            MadaKV(budget=0.334, compensation=compensation, safeguard=0.2),
-        ),
-        Prompt(
-            [[0, 1, 2] * 133 + [0]],
-            "attention",
-            0,
-            300,
-            3,
-            MadaKV(budget=0.6, compensation=compensation, safeguard=0.2),
-        ),
+        Prompt([[0, 1, 2] * 100 + [0]], "attention", 0, 3, 6, method_of(kind, budget=0.334, safeguard=0.2)),
+        Prompt([[0, 1, 2] * 133 + [0]], "attention", 0, 300, 3, method_of(kind, budget=0.6, safeguard=0.2)),
     ]
     for case in cases:
         psi, expected = case.psi, case.totals(0)
@@ -459,17 +468,17 @@ def test_the_default_dtype_decides_nothing(compensation: Any, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("compensation", COMPENSATIONS)
-def test_scores_of_any_float_dtype(compensation: Any, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores_of_any_float_dtype(kind: str, dtype: torch.dtype) -> None:
     modality = torch.tensor([[0, 0, 1, 1, 1, 1, 2, 2, 2, 0, 0, 0]])
     psi = [scores("attention", layer, (1, 2, 12)).to(dtype) for layer in range(3)]
-    method = MadaKV(compensation=compensation, budget=0.5, safeguard=0.2)
+    method = method_of(kind, budget=0.5, safeguard=0.2)
     exact = [layer.to(torch.float32) for layer in psi]
     assert as_lists(allocate(psi, modality, method)) == as_lists(allocate(exact, modality, method))
 
 
 def test_neither_scores_nor_modality_are_written_to() -> None:
-    prompt = Prompt([[0, 1, 1, 2, 0], [-1, 3, 3, 0]], "uniform", 0, 2, 3, MadaKV(compensation="signal"))
+    prompt = Prompt([[0, 1, 1, 2, 0], [-1, 3, 3, 0]], "uniform", 0, 2, 3, method_of("signal"))
     psi, modality = prompt.psi, prompt.modality
     allocate(psi, modality, prompt.method)
     assert all(torch.equal(*pair) for pair in zip(psi, prompt.psi, strict=True))
@@ -477,9 +486,9 @@ def test_neither_scores_nor_modality_are_written_to() -> None:
 
 
 def test_a_method_may_be_named_and_its_options_given() -> None:
-    prompt = Prompt([[0, 1, 1, 2, 0, 0]], "uniform", 0, 2, 3, MadaKV(budget=0.5, theta=0.7, compensation="capped"))
-    by_name = allocate(prompt.psi, prompt.modality, "madakv", budget=0.5, theta=0.7, compensation="capped")
-    changed = allocate(prompt.psi, prompt.modality, MadaKV(theta=0.7, compensation="capped"), budget=0.5)
+    prompt = Prompt([[0, 1, 1, 2, 0, 0]], "uniform", 0, 2, 3, MadaKV(budget=0.5, safeguard=0.2))
+    by_name = allocate(prompt.psi, prompt.modality, "madakv", budget=0.5, safeguard=0.2)
+    changed = allocate(prompt.psi, prompt.modality, MadaKV(safeguard=0.2), budget=0.5)
     assert as_lists(by_name) == as_lists(changed) == prompt.kept()
 
 
@@ -507,6 +516,8 @@ def test_an_int_budget_of_any_size_is_no_limit() -> None:
         ("theta", float("nan")),
         ("theta", "0.9"),
         ("compensation", "always"),
+        ("compensation", "none"),
+        ("shape", "square"),
         ("groups", "median"),
         ("proxies", 0),
         ("proxies", -3),
@@ -523,8 +534,9 @@ def test_an_int_budget_of_any_size_is_no_limit() -> None:
     ],
 )
 def test_an_option_that_cannot_be_meant(option: str, value: Any) -> None:
+    paper = option in ("theta", "compensation")
     with pytest.raises(ConfigurationError, match=f"^{option} must be .*got ") as raised:
-        MadaKV(**{option: value})
+        resolve("madakv-paper" if paper else "madakv", **{option: value})
     assert repr(value) in str(raised.value)
     assert "\n" not in str(raised.value)
 

@@ -51,7 +51,8 @@ def test_every_error_is_a_madakv_error_and_exported() -> None:
 
 
 def test_a_methods_repr_rebuilds_it() -> None:
-    method = madakv.MadaKV(budget=0.1, theta=0.8, proxies=16)
+    weights = madakv.MadaKV.Weights(values=False)
+    method = madakv.MadaKV(budget=0.1, safeguard=0.8, proxies=16, weights=weights)
     assert eval(repr(method), {"MadaKV": madakv.MadaKV}) == method
 
 

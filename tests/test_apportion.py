@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from madakv.budget import apportion
-from madakv.budget.reference import apportion_reference
+from tests.allocate_reference import apportion_reference
 
 
 def split(total: int, weights: list[float], caps: list[int]) -> list[int]:

@@ -200,14 +200,14 @@ def test_budgets_as_typed(text: str, value: float | int) -> None:
 
 
 def test_methods_with_options() -> None:
-    (method,) = expand("madakv:theta=0.8:compensation=none:proxies=4", "0.2")
-    assert method == madakv.MadaKV(budget=0.2, theta=0.8, compensation="none", proxies=4)
-    result = run("generate", "--method", "madakv:theta")
+    (method,) = expand("madakv:safeguard=0.8:shape=layers-even:proxies=4", "0.2")
+    assert method == madakv.MadaKV(budget=0.2, safeguard=0.8, shape="layers-even", proxies=4)
+    result = run("generate", "--method", "madakv:safeguard")
     assert result.exit_code == 2
     assert "name:option=value" in result.stderr
-    result = run("generate", "--method", "madakv:theta=high")
+    result = run("generate", "--method", "madakv:safeguard=high")
     assert result.exit_code == 2
-    assert "theta must be" in result.stderr
+    assert "safeguard must be" in result.stderr
 
 
 def test_methods_and_budgets_multiply() -> None:

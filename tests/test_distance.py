@@ -49,7 +49,7 @@ def test_errors_are_those_of_the_definition() -> None:
     torch.manual_seed(6)
     model, inputs = tiny.llava(), tiny.document()
     layers = read_with_answer(model, inputs, ANSWER)
-    for method in (from_text("snapkv:window=4", budget=0.3), from_text("madakv:safeguard=0.2", budget=0.2)):
+    for method in (from_text("snapkv:window_size=4", budget=0.3), from_text("madakv:safeguard=0.2", budget=0.2)):
         echo = read_with_echo(model, inputs, method.echoed) if method.echoed else []
         plans = plans_of(layers, method, echo)
         measured = errors(layers, plans, method)

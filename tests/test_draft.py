@@ -26,10 +26,11 @@ def drafted(
 def test_kept_is_what_question_and_draft_attend_to() -> None:
     """The second reading's plans are those of psi from full attention, question and draft together."""
     model, inputs = tiny.llava(), tiny.document()
-    method = resolve("madakv", budget=0.2, values=False, answer_weight=2.0, context=0, echo=0)
-    with madakv.evict(model, method) as run:
+    without = resolve("madakv", budget=0.2, values=False, context=0, echo=0)
+    method = resolve(without, draft=4, answer_weight=2.0)
+    with madakv.evict(model, without) as run:
         draft = tiny.greedy(model, inputs, 4)
-    with madakv.evict(model, method, draft=4) as run:
+    with madakv.evict(model, method) as run:
         out = tiny.greedy(model, inputs, 8)
     assert run.last is not None
     assert out[0, 0] == draft[0, 0]
@@ -63,7 +64,7 @@ def test_scores_weigh_what_an_entry_adds(lookahead: int) -> None:
         tiny.greedy(model, inputs, 6)
     weighed = []
     for layer in layers:
-        psi = method.score(layer.view) + method.answer_weight * layer.paid[:lookahead].sum(0).mean(1)[None]
+        psi = method.score(layer.view) + method.weights.answer_weight * layer.paid[:lookahead].sum(0).mean(1)[None]
         weight = model.get_decoder().layers[len(weighed)].self_attn.o_proj.weight
         heads, D = layer.view.query.shape[1], layer.view.value.shape[-1]
         value = layer.view.value.repeat_interleave(heads // layer.view.value.shape[1], 1)

@@ -16,7 +16,7 @@ from madakv.hf.cache import RaggedCache
 from madakv.hf.echo import Echo, echo_of, echo_places
 from madakv.hf.replay import ReadPrompt
 from madakv.methods import resolve
-from madakv.methods.base import AUTOMATIC_ECHO
+from madakv.methods.grouped import AUTOMATIC_ECHO
 from tests import tiny
 
 

@@ -25,8 +25,9 @@ from tests.tolerance import assert_same
 EVEN = {"safeguard": 1.0}
 COMPETING = {"safeguard": 0.2}
 """Options under which heads keep different numbers of entries."""
-UNEVEN = {"compensation": "capped", "theta": 0.5, **COMPETING}
+UNEVEN = {"method": "madakv-paper", "theta": 0.5}
 """Options under which layers do, too."""
+READINGS = [{"method": "madakv-paper", "compensation": reading} for reading in ("demand", "signal")]
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +50,7 @@ def test_budget_one_changes_nothing(lengths: tuple[int, ...]) -> None:
     assert run.last.kept_share == 1.0
 
 
-@pytest.mark.parametrize("options", [EVEN, COMPETING, UNEVEN, {"compensation": "demand"}, {"compensation": "signal"}])
+@pytest.mark.parametrize("options", [EVEN, COMPETING, UNEVEN, *READINGS])
 @pytest.mark.parametrize("budget", [0.05, 0.2, 0.5, 7])
 def test_the_account_holds(budget: float | int, options: dict[str, Any]) -> None:
     tokens, mask = tiny.ids(60, 44)
@@ -121,10 +122,8 @@ def test_psi_is_the_attention_the_model_really_pays() -> None:
         assert_same(psi, question.unflatten(1, (2, 4)).mean(2), 1e-4)
 
 
-@pytest.mark.parametrize("compensation", ["none", "shared"])
-def test_prefill_holds_the_kept_entries_and_one_full_layer(
-    compensation: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("shape", ["layers-even", "ragged"])
+def test_prefill_holds_the_kept_entries_and_one_full_layer(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, (tokens, _) = tiny.llama(), tiny.ids(64)
     living: list[weakref.ref[Any]] = []
     peaks: list[int] = []
@@ -139,7 +138,7 @@ def test_prefill_holds_the_kept_entries_and_one_full_layer(
     monkeypatch.setattr(RaggedLayer, "update", watched)
     gc.disable()
     try:
-        with madakv.evict(model, budget=0.25, compensation=compensation, echo=0) as run:
+        with madakv.evict(model, budget=0.25, shape=shape, echo=0) as run:
             cache = RaggedCache(model.config, run.method)
             model(tokens, past_key_values=cache)
     finally:
@@ -147,7 +146,7 @@ def test_prefill_holds_the_kept_entries_and_one_full_layer(
     one_layer = 64 * 2 * 8 * 2 * 4
     assert cache.full_nbytes == 3 * one_layer
     assert cache.nbytes == cache.full_nbytes // 4
-    if compensation == "none":
+    if shape == "layers-even":
         assert peaks == [one_layer + done * one_layer // 4 for done in range(3)]
     else:
         assert max(peaks) <= one_layer + cache.nbytes

@@ -189,9 +189,9 @@ def test_limits_are_drawn_by_the_seed_and_grow_by_adding(tmp_path: Path) -> None
 
 
 def test_the_method_of_a_row_can_be_made_again(data: Path, tmp_path: Path) -> None:
-    run(command(data, tmp_path, "bundled", datasets="TN", methods="madakv:theta=0.8", budgets="0.2", limit="1"))
+    run(command(data, tmp_path, "bundled", datasets="TN", methods="madakv:safeguard=0.8", budgets="0.2", limit="1"))
     (row,) = read_all(tmp_path, Row)
-    assert row.method == repr(from_text("madakv:theta=0.8", budget=0.2))
+    assert row.method == repr(from_text("madakv:safeguard=0.8", budget=0.2))
 
 
 def test_where_every_answer_fails_the_reason_is_told(data: Path, tmp_path: Path) -> None:
@@ -206,5 +206,5 @@ def test_where_every_answer_fails_the_reason_is_told(data: Path, tmp_path: Path)
     failed = 2 * 2 * PER_DATASET
     told = f"{folder}: {failed} of {failed} answers failed, {failed} by InputError: "
     assert told in done.stderr
-    assert "not finite" in done.stderr
+    assert "NaN" in done.stderr
     assert f"    {told}" in (tmp_path / "out" / "report.md").read_text()

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from madakv.budget.reference import proxies_reference
 from madakv.scoring import proxy_mask, spread_mask
 from madakv.scoring.proxies import newest
+from tests.allocate_reference import proxies_reference
 
 
 def marked(row: list[int], rule: str | int = "question", at_most: int = 32) -> list[int]:

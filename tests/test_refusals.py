@@ -192,9 +192,9 @@ def test_bad_budgets(budget: Any) -> None:
     ("method", "options", "message"),
     [
         ("madakw", {}, "did you mean 'madakv'"),
-        ("madakv", {"thetta": 0.9}, "no option 'thetta'; its options: budget, lookahead, draft, answer"),
-        ("madakv", {"theta": 0.0}, "theta must be"),
-        ("madakv", {"compensation": "other"}, "compensation must be one of"),
+        ("madakv", {"ekko": 9}, "no option 'ekko'; its options: budget, lookahead, draft, echo"),
+        ("madakv-paper", {"theta": 0.0}, "theta must be"),
+        ("madakv-paper", {"compensation": "other"}, "compensation must be one of"),
         ("madakv", {"groups": "median"}, "groups must be one of"),
         ("madakv", {"proxies": "answer"}, "proxies must be"),
         ("madakv", {"text_pooling": 4}, "text_pooling must be odd"),
@@ -209,9 +209,9 @@ def test_bad_methods_and_options(method: Any, options: dict[str, Any], message: 
 
 
 def test_options_override_a_method_object() -> None:
-    with madakv.evict(tiny.llama(), madakv.MadaKV(budget=0.5, theta=0.7), budget=0.1) as run:
+    with madakv.evict(tiny.llama(), madakv.MadaKV(budget=0.5, safeguard=0.7), budget=0.1) as run:
         pass
-    assert run.method == madakv.MadaKV(budget=0.1, theta=0.7)
+    assert run.method == madakv.MadaKV(budget=0.1, safeguard=0.7)
 
 
 def test_an_evicted_cache_is_of_no_use_outside_its_block() -> None:

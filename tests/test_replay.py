@@ -26,7 +26,7 @@ METHODS = [
     *("full", "madakv", "madakv:safeguard=0.2", "snapkv", "lookm", "meda", "prefixkv"),
     *("madakv:lookahead=2", "h2o:lookahead=3", "lookm:lookahead=1"),
     *("madakv:echo=16", "snapkv:echo=64:context=8", "madakv:echo=64:lookahead=3"),
-    *("madakv:draft=4", "snapkv:draft=1:window=4", "lookm:draft=12", "meda:draft=3"),
+    *("madakv:draft=4", "snapkv:draft=1:window_size=4", "lookm:draft=12", "meda:draft=3"),
     "madakv:echo=24:draft=4:safeguard=0.2",
 ]
 
@@ -70,11 +70,11 @@ def test_a_second_question_is_read_into_the_evicted_cache() -> None:
     model, inputs = tiny.llava(), tiny.document()
     more = [9, 10, 11]
     prompt = ReadPrompt.of(model, inputs)
-    with madakv.evict(model, "snapkv", budget=0.3, window=4) as run:
+    with madakv.evict(model, "snapkv", budget=0.3, window_size=4) as run:
         cache = prompt.evicted(model, run)
         first = continue_greedily(model, cache, prompt.logits, seen=prompt.ids, end=set(), max_new_tokens=3)
         replayed = read_more(model, cache, [first[-1], *more])
-    with madakv.evict(model, "snapkv", budget=0.3, window=4):
+    with madakv.evict(model, "snapkv", budget=0.3, window_size=4):
         out = model(**inputs, use_cache=True)
         stepped = out.past_key_values
         for token in [*first, *more]:

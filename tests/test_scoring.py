@@ -205,8 +205,8 @@ def test_all_that_is_heard_adds_up_in_units_of_attention() -> None:
     torch.manual_seed(2)
     view = make_view()
     later, most = (torch.rand(2, 2, 3, 13) * (MODALITY >= 0)[:, None, None] for _ in range(2))
-    options = "context=4:context_weight=0.5:window=question:kernel=1:answer_weight=3.0:echo=8:echo_weight=0.25"
-    method = from_text(f"snapkv:{options}")
+    heard = "context=4:context_weight=0.5:draft=2:answer_weight=3.0:echo=8:echo_weight=0.25"
+    method = from_text(f"snapkv:window_size=question:kernel_size=1:{heard}")
     scores = Scores(method, MODALITY.device)
     scores.add_layer(view)
     want = proxy_attention(view, proxy_mask(MODALITY)) + 0.5 * context_attention_reference(view, 4)

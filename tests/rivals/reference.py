@@ -147,10 +147,10 @@ def keep_one(rank: Sequence[float], kinds: Sequence[int], protect: Sequence[int]
 # --- StreamingLLM (arXiv 2309.17453), section 3.2 -------------------------------------------------------------
 
 
-def keep_streaming_llm(psi: list[Layer], kinds: list[int], budget: float | int, *, sinks: int = 4) -> Keeps:
+def keep_streaming_llm(psi: list[Layer], kinds: list[int], budget: float | int, *, n_sink: int = 4) -> Keeps:
     """The first tokens, at most half of the part, and as many of the last ones as then fit."""
     tokens, C = tokens_of(kinds), account(kinds, budget)
-    first = min(sinks, C // 2)
+    first = min(n_sink, C // 2)
     kept = tokens[:first] + tokens[len(tokens) - (C - first) :]
     return [[kept for _ in layer] for layer in psi]
 
@@ -174,9 +174,9 @@ def keep_h2o(psi: list[Layer], kinds: list[int], budget: float | int) -> Keeps:
 # --- SnapKV (arXiv 2404.14469), section 4 ---------------------------------------------------------------------
 
 
-def score_snapkv(row: Row, *, window: str | int = 32, groups: str = "mean") -> Layer:
+def score_snapkv(row: Row, *, window_size: str | int = 32, groups: str = "mean") -> Layer:
     """Voting: the attention of the observation window."""
-    return paid(row, observers(row.kinds, window), groups)
+    return paid(row, observers(row.kinds, window_size), groups)
 
 
 def keep_snapkv(
@@ -184,16 +184,16 @@ def keep_snapkv(
     kinds: list[int],
     budget: float | int,
     *,
-    window: str | int = 32,
-    kernel: int = 7,
+    window_size: str | int = 32,
+    kernel_size: int = 7,
     pooling: str = "max",
     scope: str = "all",
 ) -> Keeps:
     """The window, its newest half of the part at most, then the best by votes, which are pooled before the window."""
-    C, watching = account(kinds, budget), observers(kinds, window)
+    C, watching = account(kinds, budget), observers(kinds, window_size)
     keeps = []
     for layer in psi:
-        ranks = [pooled(head, kinds, watching, width=kernel, how=pooling, scope=scope) for head in layer]
+        ranks = [pooled(head, kinds, watching, width=kernel_size, how=pooling, scope=scope) for head in layer]
         keeps.append([keep_one(rank, kinds, watching, C, C // 2) for rank in ranks])
     return keeps
 
@@ -202,14 +202,14 @@ def keep_snapkv(
 
 
 def keep_pyramidkv(
-    psi: list[Layer], kinds: list[int], budget: float | int, *, window: str | int = 8, steepness: float = 20.0
+    psi: list[Layer], kinds: list[int], budget: float | int, *, window_size: str | int = 8, steepness: float = 20.0
 ) -> Keeps:
     """k[L-1] = k_total / (beta L), k[0] = 2 k_total / L - k[L-1], a straight line between, and the window on top.
 
     The window is kept in all layers alike: half of an average part at most goes to it.
     """
     L, H, N, C = len(psi), len(psi[0]), len(tokens_of(kinds)), account(kinds, budget)
-    watching, keeps = observers(kinds, window), []
+    watching, keeps = observers(kinds, window_size), []
     top = min(len(watching), C // 2)
     last = 1 / steepness
     first = 2 - last
@@ -231,11 +231,11 @@ def keep_pyramidkv(
 
 
 def keep_adakv(
-    psi: list[Layer], kinds: list[int], budget: float | int, *, window: str | int = 32, safeguard: float = 0.2
+    psi: list[Layer], kinds: list[int], budget: float | int, *, window_size: str | int = 32, safeguard: float = 0.2
 ) -> Keeps:
     """B_h = (1 - safeguard) B*_h + safeguard B / H, B*_h being how many of the layer's B best are of head h."""
     C, keeps = account(kinds, budget), []
-    protect = observers(kinds, window)
+    protect = observers(kinds, window_size)
     sure = protect[max(0, len(protect) - C // 2) :]
     others = [i for i in tokens_of(kinds) if i not in sure]
     for layer in psi:
@@ -305,7 +305,7 @@ def score_prefixkv(row: Row) -> Layer:
     return [mean for _ in heads]
 
 
-def keep_prefixkv(psi: list[Layer], kinds: list[int], budget: float | int, *, sinks: int = 4) -> Keeps:
+def keep_prefixkv(psi: list[Layer], kinds: list[int], budget: float | int, *, n_sink: int = 4) -> Keeps:
     """R[l] = min{o: P[l](o) >= p} for the greatest p at which the layers fit; the ends are protected.
 
     P only changes at the layers' own cumulative priorities, so that trying these finds p without a search.
@@ -322,7 +322,7 @@ def keep_prefixkv(psi: list[Layer], kinds: list[int], budget: float | int, *, si
 
     fitting = [p for p in sorted(held for layer in priority for held in layer) if sum(sizes(p)) <= C * L]
     totals = of_layers(kinds, budget, H, sizes(fitting[-1]) if fitting else [1] * L)
-    ends = sorted({*tokens[: min(sinks, C // 4)], tokens[-1]})
+    ends = sorted({*tokens[: min(n_sink, C // 4)], tokens[-1]})
     keeps = []
     for layer, total in zip(psi, totals, strict=True):
         parts = zip(layer, of_heads(total, H), strict=True)
@@ -333,14 +333,14 @@ def keep_prefixkv(psi: list[Layer], kinds: list[int], budget: float | int, *, si
 # --- MixKV (arXiv 2510.20707) ---------------------------------------------------------------------------------
 
 
-def score_mixkv(row: Row, *, window: str | int = 32, kernel: int = 5) -> Layer:
+def score_mixkv(row: Row, *, window_size: str | int = 32, kernel_size: int = 5) -> Layer:
     """(1 - r) (attention + value norm) + r diversity for the tokens before the window."""
     kinds, tokens = row.kinds, tokens_of(row.kinds)
-    T, watching = len(tokens), observers(kinds, window)
+    T, watching = len(tokens), observers(kinds, window_size)
     candidates = [i for i in tokens if i not in watching]
     layer = []
-    for h, votes in enumerate(score_snapkv(row, window=window)):
-        attention = pooled(votes, kinds, watching, width=kernel, how="mean")
+    for h, votes in enumerate(score_snapkv(row, window_size=window_size)):
+        attention = pooled(votes, kinds, watching, width=kernel_size, how="mean")
         unit = {i: [x / math.sqrt(dot(row.key[h][i], row.key[h][i])) for x in row.key[h][i]] for i in tokens}
         mean = [sum(column) / T for column in zip(*unit.values(), strict=True)]
         pairs = [dot(unit[i], unit[j]) for i in tokens for j in tokens if i != j]
@@ -363,9 +363,9 @@ def _scaled(x: dict[int, float], typical: float) -> dict[int, float]:
     return {i: value * typical / (mean + 1e-8) for i, value in unit.items()}
 
 
-def keep_mixkv(psi: list[Layer], kinds: list[int], budget: float | int, *, window: str | int = 32) -> Keeps:
+def keep_mixkv(psi: list[Layer], kinds: list[int], budget: float | int, *, window_size: str | int = 32) -> Keeps:
     """The window, then the best; attention was pooled before it was mixed."""
-    return keep_snapkv(psi, kinds, budget, window=window, kernel=1)
+    return keep_snapkv(psi, kinds, budget, window_size=window_size, kernel_size=1)
 
 
 # --- MadaKV as published (arXiv 2506.15724): w_m, phi_m, k_m, phi[l+1] ----------------------------------------

@@ -115,38 +115,47 @@ def rival(
 R = reference
 RIVALS: dict[str, Rival] = {
     "streaming_llm": rival("streaming_llm", None, R.keep_streaming_llm),
-    "streaming_llm without sinks": rival("streaming_llm", None, R.keep_streaming_llm, {"sinks": 0}),
+    "streaming_llm without sinks": rival("streaming_llm", None, R.keep_streaming_llm, {"n_sink": 0}),
     "h2o": rival("h2o", R.score_h2o, R.keep_h2o),
     "h2o, max over groups": rival("h2o", R.score_h2o, R.keep_h2o, {"groups": "max"}),
     "snapkv": rival("snapkv", R.score_snapkv, R.keep_snapkv),
-    "snapkv, short window": rival("snapkv", R.score_snapkv, R.keep_snapkv, {"window": 3, "kernel": 3}),
-    "snapkv, question": rival("snapkv", R.score_snapkv, R.keep_snapkv, {"window": "question", "groups": "max"}),
-    "snapkv, mean": rival("snapkv", R.score_snapkv, R.keep_snapkv, {"window": 4, "kernel": 5, "pooling": "mean"}),
+    "snapkv, short window": rival("snapkv", R.score_snapkv, R.keep_snapkv, {"window_size": 3, "kernel_size": 3}),
+    "snapkv, question": rival("snapkv", R.score_snapkv, R.keep_snapkv, {"window_size": "question", "groups": "max"}),
+    "snapkv, mean": rival(
+        "snapkv", R.score_snapkv, R.keep_snapkv, {"window_size": 4, "kernel_size": 5, "pooling": "mean"}
+    ),
     "snapkv, text pools": rival(
-        "snapkv", R.score_snapkv, R.keep_snapkv, {"window": 4, "pooling_scope": "text"}, {"scope": "text"}
+        "snapkv", R.score_snapkv, R.keep_snapkv, {"window_size": 4, "pooling_scope": "text"}, {"scope": "text"}
     ),
     "snapkv, kinds pool": rival(
-        "snapkv", R.score_snapkv, R.keep_snapkv, {"window": 4, "pooling_scope": "modality"}, {"scope": "modality"}
+        "snapkv",
+        R.score_snapkv,
+        R.keep_snapkv,
+        {"window_size": 4, "pooling_scope": "modality"},
+        {"scope": "modality"},
     ),
     "pyramidkv": rival(
-        "pyramidkv", lambda row, window=8: R.score_snapkv(row, window=window), R.keep_pyramidkv, {"window": 8}
+        "pyramidkv",
+        lambda row, window_size=8: R.score_snapkv(row, window_size=window_size),
+        R.keep_pyramidkv,
+        {"window_size": 8},
     ),
     "pyramidkv, flatter": rival(
         "pyramidkv",
-        lambda row, window=2: R.score_snapkv(row, window=window),
+        lambda row, window_size=2: R.score_snapkv(row, window_size=window_size),
         R.keep_pyramidkv,
-        {"window": 2, "steepness": 3.0},
+        {"window_size": 2, "steepness": 3.0},
     ),
     "adakv": rival("adakv", R.score_snapkv, R.keep_adakv),
-    "adakv, short window": rival("adakv", R.score_snapkv, R.keep_adakv, {"window": 3}),
-    "adakv, no safeguard": rival("adakv", R.score_snapkv, R.keep_adakv, {"window": 2, "safeguard": 0.0}),
-    "adakv, even": rival("adakv", R.score_snapkv, R.keep_adakv, {"window": 2, "safeguard": 1.0}),
+    "adakv, short window": rival("adakv", R.score_snapkv, R.keep_adakv, {"window_size": 3}),
+    "adakv, no safeguard": rival("adakv", R.score_snapkv, R.keep_adakv, {"window_size": 2, "safeguard": 0.0}),
+    "adakv, even": rival("adakv", R.score_snapkv, R.keep_adakv, {"window_size": 2, "safeguard": 1.0}),
     "lookm": rival("lookm", R.score_h2o, R.keep_lookm),
     "meda": rival("meda", R.score_h2o, R.keep_meda),
     "prefixkv": rival("prefixkv", R.score_prefixkv, R.keep_prefixkv),
-    "prefixkv without sinks": rival("prefixkv", R.score_prefixkv, R.keep_prefixkv, {"sinks": 0}),
+    "prefixkv without sinks": rival("prefixkv", R.score_prefixkv, R.keep_prefixkv, {"n_sink": 0}),
     "mixkv": rival("mixkv", R.score_mixkv, R.keep_mixkv),
-    "mixkv, short window": rival("mixkv", R.score_mixkv, R.keep_mixkv, {"window": 3}),
+    "mixkv, short window": rival("mixkv", R.score_mixkv, R.keep_mixkv, {"window_size": 3}),
     "madakv-paper": rival("madakv-paper", R.score_madakv, R.keep_madakv_paper),
     "madakv-paper, other theta": rival("madakv-paper", R.score_madakv, R.keep_madakv_paper, {"theta": 0.5}),
     "mpa": rival("mpa", R.score_madakv, R.keep_madakv_paper, None, {"compensate": False}),
@@ -278,10 +287,10 @@ def test_meda_refuses_scores_without_layers() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("streaming_llm", {"sinks": -1}, "sinks must be"),
-        ("prefixkv", {"sinks": 1.5}, "sinks must be"),
-        ("snapkv", {"window": 0}, "window must be"),
-        ("snapkv", {"kernel": 4}, "kernel must be odd"),
+        ("streaming_llm", {"n_sink": -1}, "n_sink must be"),
+        ("prefixkv", {"n_sink": 1.5}, "n_sink must be"),
+        ("snapkv", {"window_size": 0}, "window_size must be"),
+        ("snapkv", {"kernel_size": 4}, "kernel_size must be odd"),
         ("snapkv", {"pooling": "median"}, "pooling must be one of"),
         ("snapkv", {"pooling_scope": "image"}, "pooling_scope must be one of"),
         ("pyramidkv", {"steepness": 0.5}, "steepness must be"),
@@ -290,7 +299,7 @@ def test_meda_refuses_scores_without_layers() -> None:
         ("h2o", {"groups": "median"}, "groups must be one of"),
         ("h2o", {"lookahead": -1}, "lookahead must be"),
         ("h2o", {"lookahead": True}, "lookahead must be"),
-        ("mixkv", {"window": "answer"}, "window must be"),
+        ("mixkv", {"window_size": "answer"}, "window_size must be"),
         ("random", {"proxies": 0}, "proxies must be"),
         ("random", {"seed": "x"}, "seed must be"),
     ],

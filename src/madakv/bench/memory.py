@@ -15,7 +15,7 @@ from madakv.bench.prompt import Prompt
 from madakv.bench.results import Row
 from madakv.bench.settings import Settings
 from madakv.bench.subject import Subject
-from madakv.budget.ledger import prompt_entries
+from madakv.budget.entries import prompt_entries
 
 
 @torch.no_grad()

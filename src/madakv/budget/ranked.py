@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from madakv.budget.apportion import apportion
+from madakv.budget.entries import per_head, prompt_entries
 from madakv.budget.layers import layer_entries
-from madakv.budget.ledger import per_head, prompt_entries
 from madakv.budget.top import top
 from madakv.modality import Modality
 from madakv.plan import KeepPlan

@@ -95,7 +95,7 @@ def generate(
     method: Annotated[
         str,
         typer.Option(
-            metavar="NAME", help="How to evict; options behind colons, as in madakv:draft=8. See `madakv methods`."
+            metavar="NAME", help="How to evict; options behind colons, as in madakv:echo=256. See `madakv methods`."
         ),
     ] = "madakv",
     budget: Annotated[

@@ -19,14 +19,14 @@ TABLE_1: Mapping[str, Mapping[str, float]] = {
 TABLE_1_BUDGET = 0.2
 
 TABLE_3: Mapping[str, Mapping[str, float]] = {
-    "snapkv:window=question:kernel=1": {"TN": 2.47, "IEdit": 3.55, "ALFRED": 14.32},
+    "snapkv:window_size=question:kernel_size=1": {"TN": 2.47, "IEdit": 3.55, "ALFRED": 14.32},
     "mpa": {"TN": 6.58, "IEdit": 5.72, "ALFRED": 14.86},
     "hcc": {"TN": 5.51, "IEdit": 5.19, "ALFRED": 14.61},
     "madakv-paper": {"TN": 9.38, "IEdit": 6.97, "ALFRED": 15.06},
 }
 """Its Table 3: neither MPA nor HCC, each alone, and both."""
 HALVES: Mapping[str, tuple[str, str]] = {
-    "snapkv:window=question:kernel=1": ("no", "no"),
+    "snapkv:window_size=question:kernel_size=1": ("no", "no"),
     "mpa": ("yes", "no"),
     "hcc": ("no", "yes"),
     "madakv-paper": ("yes", "yes"),

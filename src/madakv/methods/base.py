@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from madakv.budget.ledger import check_budget
+from madakv.budget.entries import check_budget
 from madakv.errors import ConfigurationError
 from madakv.merge import Merge
-from madakv.methods.options import check_choice, check_number, check_positive
+from madakv.methods.options import check_number
+from madakv.methods.renamed import Renaming, warn_renamed
 from madakv.plan import KeepPlan
-from madakv.scoring import (
-    GroupReduction,
-    LayerView,
-    over_groups,
-    proxy_and_context_attention,
-    proxy_attention,
-)
-
-AUTOMATIC_ECHO = 128
+from madakv.scoring import LayerView
 
 
 class Allocator(ABC):
@@ -60,7 +53,7 @@ class Allocator(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method(ABC):
+class Method(metaclass=Renaming):
     """A way to evict; its `repr` is its provenance in every result.
 
     Attributes:
@@ -69,37 +62,67 @@ class Method(ABC):
             before anything is evicted. The prompt then takes its full memory until that many tokens are there.
         draft: how many tokens of the answer are drafted on the evicted cache, for the prompt to be read a second time
             and their attention added to the scores. Only `generate` drafts; it takes a second prefill, and no memory.
-        answer_weight: how much a token of the answer (`draft`, `lookahead`) counts against one of the prompt.
     """
 
     name: ClassVar[str]
     sees_all_layers: ClassVar[bool] = False
     """Whether every layer must be scored before the first is evicted, which costs the full cache's peak."""
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Options by their former names, which work for one more version."""
 
     budget: float | int = 0.2
     lookahead: int = 0
     draft: int = 0
-    answer_weight: float = 1.0
 
     def __post_init__(self) -> None:
         check_budget(self.budget)
         check_number("lookahead", self.lookahead)
         check_number("draft", self.draft)
-        check_positive("answer_weight", self.answer_weight)
         if self.draft and self.lookahead:
             raise ConfigurationError(
                 f"lookahead={self.lookahead} and draft={self.draft}: both look at the answer; choose one"
             )
 
+    @classmethod
+    def modern(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """Options by their present names; warns of former ones."""
+        modern: dict[str, Any] = {}
+        for name, value in options.items():
+            new = cls.renamed.get(name, name)
+            if new in modern or (new != name and new in options):
+                raise ConfigurationError(f"{new} was given twice: {name} is its former name")
+            if new != name:
+                warn_renamed(cls.__name__, name, new)
+            modern[new] = value
+        return modern
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """Every option by the name it is typed with, those of `weights` behind the others."""
+        return flat({field.name: field.default for field in fields(cls)})
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The values of `defaults`."""
+        return flat({field.name: getattr(self, field.name) for field in fields(self)})
+
     @property
     def label(self) -> str:
         """The method as it is typed: its name and the options that differ from their defaults, budget aside."""
+        defaults = self.defaults()
         differing = [
-            f"{field.name}={value}"
-            for field in fields(self)
-            if field.name != "budget" and (value := getattr(self, field.name)) != field.default
+            f"{option}={value}"
+            for option, value in self.options.items()
+            if option != "budget" and value != defaults[option]
         ]
         return ":".join([self.name, *differing])
+
+    def idle(self) -> dict[str, str]:
+        """Options that change nothing as the others stand, with the reason, such as `draft=0`.
+
+        `resolve` refuses them if they differ from their defaults: whoever set them meant something else.
+        """
+        return {}
 
     @property
     def waits(self) -> bool:
@@ -136,7 +159,7 @@ class Method(ABC):
 
     def later_score(self, attention: Tensor) -> Tensor:
         """What a generated token adds to psi, [B, H, N], from its attention to the prompt, [B, H, G, N]."""
-        return attention.mean(2) * self.answer_weight
+        return attention.mean(2)
 
     def echo_score(self, most: Tensor) -> Tensor:  # noqa: ARG002
         """What an echo adds to psi, [B, H, N], from the most that any of it attends to, [B, H, G, N]."""
@@ -158,70 +181,8 @@ def no_scores(view: LayerView) -> Tensor:
     return torch.zeros(view.key.shape[:3], dtype=torch.float32, device=view.key.device)
 
 
-@dataclass(frozen=True, kw_only=True)
-class GroupedMethod(Method):
-    """A method that scores by attention.
-
-    Attributes:
-        groups: how the query heads that share a KV head agree on a score.
-        context: how many queries of the prompt, at even distances, say what later ones are expected to attend to;
-            0: none.
-        context_weight: how much the average of these counts against one token of the question.
-        echo: how many text tokens of the prompt are read once more behind it, whose entries are not kept: the most
-            that any of them attends to an entry says what later questions are expected to look up (the idea of
-            KVzip, arXiv 2505.23416, without a second prefill); 0: none. The prompt takes as much longer to read.
-            `"auto"`: AUTOMATIC_ECHO of them if the model can take them back, and else none.
-        echo_weight: how much that counts against one token of the question.
-    """
-
-    groups: GroupReduction = "mean"
-    context: int = 0
-    context_weight: float = 1.0
-    echo: int | Literal["auto"] = 0
-    echo_weight: float = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_choice("groups", self.groups, GroupReduction)
-        check_number("context", self.context)
-        check_positive("context_weight", self.context_weight)
-        if self.echo != "auto":
-            check_number("echo", self.echo)
-        check_positive("echo_weight", self.echo_weight)
-
-    @abstractmethod
-    def heard(self, modality: Tensor) -> Tensor:
-        """[B, N] bool: the queries whose attention scores."""
-
-    def weigh(self, attention: Tensor, view: LayerView) -> Tensor:  # noqa: ARG002
-        """psi from the attention of those queries, both [B, H, N] fp32."""
-        return attention
-
-    @final
-    def score(self, view: LayerView) -> Tensor:
-        """What the queries of `heard` attend to, as `weigh` has it, and what the prompt's own do, if asked for."""
-        if self.keeps_everything:
-            return no_scores(view)
-        heard = self.heard(view.modality)
-        if not self.context:
-            return self.weigh(proxy_attention(view, heard, self.groups), view)
-        attention, expected = proxy_and_context_attention(view, heard, self.context, self.groups)
-        return self.weigh(attention, view) + expected * self.context_weight
-
-    def later_score(self, attention: Tensor) -> Tensor:
-        """The mean or the maximum over the group."""
-        return over_groups(attention, self.groups) * self.answer_weight
-
-    @property
-    def echoed(self) -> int:
-        """As asked for."""
-        return AUTOMATIC_ECHO if self.echo == "auto" else self.echo
-
-    @property
-    def echo_is_optional(self) -> bool:
-        """If nobody asked for it."""
-        return self.echo == "auto"
-
-    def echo_score(self, most: Tensor) -> Tensor:
-        """The mean or the maximum over the group."""
-        return over_groups(most, self.groups) * self.echo_weight
+def flat(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with those of their `weights`, if they have any, behind them."""
+    own = dict(options)
+    weights = own.pop("weights", None)
+    return own if weights is None else own | {field.name: getattr(weights, field.name) for field in fields(weights)}

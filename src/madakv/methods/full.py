@@ -25,6 +25,10 @@ class Full(Method):
         if self.budget != 1.0:
             raise ConfigurationError(f"the method 'full' keeps everything; its budget is 1.0, not {self.budget!r}")
 
+    def idle(self) -> dict[str, str]:
+        """All that would be heard of an answer."""
+        return super().idle() | {"lookahead": "everything kept", "draft": "everything kept"}
+
     def score(self, view: LayerView) -> Tensor:
         """Zeros: nothing is compared."""
         return no_scores(view)

@@ -8,7 +8,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from madakv.budget.ranked import RankedPlans
-from madakv.methods.base import Allocator, GroupedMethod
+from madakv.methods.base import Allocator
+from madakv.methods.grouped import GroupedMethod
 from madakv.modality import Modality
 from madakv.plan import KeepPlan
 

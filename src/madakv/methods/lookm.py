@@ -10,7 +10,8 @@ from torch import Tensor
 
 from madakv.budget.ranked import RankedPlans
 from madakv.merge import Merge
-from madakv.methods.base import Allocator, GroupedMethod
+from madakv.methods.base import Allocator
+from madakv.methods.grouped import GroupedMethod
 from madakv.methods.options import check_choice
 from madakv.modality import Modality
 from madakv.plan import KeepPlan

@@ -29,7 +29,7 @@ class MixKV(SnapKV):
     """
 
     name: ClassVar[str] = "mixkv"
-    kernel: int = 5
+    kernel_size: int = 5
     pooling: Pooling = "mean"
 
     def weigh(self, attention: Tensor, view: LayerView) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from madakv.budget.ranked import RankedPlans
 from madakv.methods.base import Allocator, Method
-from madakv.methods.options import check_number
+from madakv.methods.options import check_number, check_positive
 from madakv.modality import Modality
 from madakv.plan import KeepPlan
 from madakv.scoring import LayerView, proxy_attention
@@ -30,27 +30,40 @@ class PrefixKV(Method):
     estimate the layers' shares on a few samples once.
 
     Attributes:
-        sinks: how many first tokens are always kept (code: 4), at most a quarter of an average share.
+        n_sink: how many first tokens are always kept (code: 4), at most a quarter of an average share.
+        answer_weight: how much a token of the answer (`draft`, `lookahead`) counts against one of the prompt.
     """
 
     name: ClassVar[str] = "prefixkv"
     sees_all_layers: ClassVar[bool] = True
-    sinks: int = 4
+    renamed: ClassVar[Mapping[str, str]] = {"sinks": "n_sink"}
+    n_sink: int = 4
+    answer_weight: float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("sinks", self.sinks)
+        check_number("n_sink", self.n_sink)
+        check_positive("answer_weight", self.answer_weight)
+
+    def idle(self) -> dict[str, str]:
+        """The weight of an answer that nobody looks at."""
+        heard = self.draft or self.lookahead
+        return super().idle() | ({} if heard else {"answer_weight": "neither draft nor lookahead"})
 
     def score(self, view: LayerView) -> Tensor:
         """The attention of all queries, averaged over heads."""
         return _over_heads(proxy_attention(view, view.modality != Modality.PADDING))
+
+    def later_score(self, attention: Tensor) -> Tensor:
+        """The mean over the group."""
+        return super().later_score(attention) * self.answer_weight
 
     def allocator(self, modality: Tensor, *, heads: int, layers: int) -> Allocator:
         """Shares of the layers by cumulative priority."""
         valid = modality != Modality.PADDING
         place = valid.cumsum(-1) - 1
         plans = RankedPlans(modality, heads=heads, layers=layers, budget=self.budget)
-        ends = (place < torch.clamp(plans.average // 4, max=self.sinks)[:, None]) | (
+        ends = (place < torch.clamp(plans.average // 4, max=self.n_sink)[:, None]) | (
             place == plans.tokens[:, None] - 1
         )
         plans.protect(valid & ends)

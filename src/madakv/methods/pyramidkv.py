@@ -21,12 +21,12 @@ class PyramidKV(SnapKV):
     that the pyramid stands however large the budget is, where theirs turns flat.
 
     Attributes:
-        window: see `SnapKV` (8 in the authors' LongBench settings).
+        window_size: see `SnapKV` (8 in the authors' LongBench settings).
         steepness: beta; beyond the window, the last layer gets 1 / beta of the average (code: 20).
     """
 
     name: ClassVar[str] = "pyramidkv"
-    window: ProxyRule = 8
+    window_size: ProxyRule = 8
     steepness: float = 20.0
 
     def __post_init__(self) -> None:

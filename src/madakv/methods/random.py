@@ -34,6 +34,10 @@ class Random(Method):
         check_number("seed", self.seed)
         check_proxies("proxies", self.proxies)
 
+    def idle(self) -> dict[str, str]:
+        """A draft, whose attention nobody compares."""
+        return super().idle() | {"draft": "chance alone deciding"}
+
     def score(self, view: LayerView) -> Tensor:
         """Zeros: nothing is compared."""
         return no_scores(view)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -9,7 +10,8 @@ import torch
 from torch import Tensor
 
 from madakv.budget.ranked import RankedPlans
-from madakv.methods.base import Allocator, GroupedMethod
+from madakv.methods.base import Allocator
+from madakv.methods.grouped import GroupedMethod
 from madakv.methods.options import check_choice, check_proxies, check_width
 from madakv.plan import KeepPlan
 from madakv.scoring import ProxyRule, proxy_mask
@@ -27,33 +29,39 @@ class SnapKV(GroupedMethod):
     where theirs counts missing ones as zeros.
 
     Attributes:
-        window: the last tokens whose attention scores, and which are kept (32 in the authors' LongBench settings).
-            `"question"` takes the text after the last picture, see `ProxyRule`.
-        kernel: width of the pool (7 there).
+        window_size: the last tokens whose attention scores, and which are kept (32 in the authors' LongBench
+            settings). `"question"` takes the text after the last picture, see `ProxyRule`.
+        kernel_size: width of the pool (7 there).
         pooling: "max" (there), or "mean".
         pooling_scope: which tokens pool with which, see `PoolingScope`; published: all with all.
     """
 
     name: ClassVar[str] = "snapkv"
-    window: ProxyRule = 32
-    kernel: int = 7
+    renamed: ClassVar[Mapping[str, str]] = {"window": "window_size", "kernel": "kernel_size"}
+    window_size: ProxyRule = 32
+    kernel_size: int = 7
     pooling: Pooling = "max"
     pooling_scope: PoolingScope = "all"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_proxies("window", self.window)
-        check_width("kernel", self.kernel)
+        check_proxies("window_size", self.window_size)
+        check_width("kernel_size", self.kernel_size)
         check_choice("pooling", self.pooling, Pooling)
         check_choice("pooling_scope", self.pooling_scope, PoolingScope)
 
+    def idle(self) -> dict[str, str]:
+        """How neighbours pool, where there are none."""
+        alone = "kernel_size=1"
+        return super().idle() | ({"pooling": alone, "pooling_scope": alone} if self.kernel_size == 1 else {})
+
     def heard(self, modality: Tensor) -> Tensor:
         """The window."""
-        return proxy_mask(modality, self.window)
+        return proxy_mask(modality, self.window_size)
 
     def rank(self, psi: Tensor, modality: Tensor) -> Tensor:
         """[B, H, N]: what is kept first, from summed scores."""
-        return pool(psi, modality, self.kernel, self.pooling, self.pooling_scope, without=self.heard(modality))
+        return pool(psi, modality, self.kernel_size, self.pooling, self.pooling_scope, without=self.heard(modality))
 
     def layer_weights(self, layers: int) -> Tensor:
         """[L], how the budget beyond the window is shared by the layers: evenly."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -24,15 +25,20 @@ class StreamingLLM(Method):
     positions within the cache: prompts here fit the model's context.
 
     Attributes:
-        sinks: how many first tokens (paper: 4), at most half of a head's share.
+        n_sink: how many first tokens (paper: 4), at most half of a head's share.
     """
 
     name: ClassVar[str] = "streaming_llm"
-    sinks: int = 4
+    renamed: ClassVar[Mapping[str, str]] = {"sinks": "n_sink"}
+    n_sink: int = 4
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_number("sinks", self.sinks)
+        check_number("n_sink", self.n_sink)
+
+    def idle(self) -> dict[str, str]:
+        """A draft, whose attention nobody compares."""
+        return super().idle() | {"draft": "positions alone deciding"}
 
     def score(self, view: LayerView) -> Tensor:
         """Zeros: positions alone decide."""
@@ -40,15 +46,15 @@ class StreamingLLM(Method):
 
     def allocator(self, modality: Tensor, *, heads: int, layers: int) -> Allocator:
         """Even shares, ranked by position."""
-        return _Positional(RankedPlans(modality, heads=heads, layers=layers, budget=self.budget), self.sinks)
+        return _Positional(RankedPlans(modality, heads=heads, layers=layers, budget=self.budget), self.n_sink)
 
 
 class _Positional(Allocator):
-    def __init__(self, plans: RankedPlans, sinks: int) -> None:
+    def __init__(self, plans: RankedPlans, n_sink: int) -> None:
         self._plans = plans
         valid = plans.modality != Modality.PADDING
         place = valid.cumsum(-1) - 1
-        first = place < torch.clamp(plans.average // 2, max=sinks)[:, None]
+        first = place < torch.clamp(plans.average // 2, max=n_sink)[:, None]
         self._rank = torch.where(first, place.shape[-1], place)
 
     def decide(self, psi: Tensor) -> KeepPlan:

@@ -69,7 +69,7 @@ def allocate(
         modality: [B, N] integer, 0 text, 1 image, 2 video, 3 audio, -1 padding.
         method: a name from `madakv.list_methods()` or a method object.
         budget: overrides the method's budget.
-        options: further fields of the method.
+        options: further options of the method; or `compression_ratio`, 1 - budget, instead of a budget.
 
     Returns:
         One `KeepPlan` per layer.

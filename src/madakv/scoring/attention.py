@@ -16,7 +16,7 @@ from madakv.scoring.scratch import scratch_elements
 from madakv.scoring.view import LayerView
 
 GroupReduction = Literal["mean", "max"]
-"""How the G query heads that share a KV head agree on one score."""
+"""How the G query heads that share a KV head (GQA) agree on one score."""
 
 _PRODUCT_ROWS = 64
 """Query rows that a CPU multiplies with keys at a time, over the heads of a group: with fewer, fewer keys are read

@@ -1,4 +1,4 @@
-"""The matrix behind a layer's attention: what a head's output does to the residual stream."""
+"""The matrix behind a layer's attention (o_proj): what a head's output does to the residual stream."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class OutputProjection:
     """A module that takes the outputs of all query heads side by side, and adds its own to the residual stream.
 
     Args:
-        module: from [n, Hq * Dv] to [n, hidden]; affine.
-        norm: an RMS norm between it and the residual stream, if there is one.
+        module: o_proj, from [n, Hq * Dv] to [n, hidden]; affine.
+        norm: the RMSNorm between it and the residual stream, if there is one (Gemma's post-attention norm).
     """
 
     def __init__(self, module: nn.Module, norm: nn.Module | None = None) -> None:
@@ -27,8 +27,8 @@ class OutputProjection:
     def metric(self, value: Tensor, query_heads: int) -> Tensor:
         """What turns a value into the square of what it can add to the residual stream, at most attention.
 
-        With W_g the columns of the projection that query head g is multiplied with, a KV head's metric M is the mean
-        of W_g^T W_g over its G query heads, so that v^T M v is the mean of |W_g v|^2.
+        With W_g the columns of o_proj that query head g is multiplied with, a KV head's metric M is the mean of
+        W_g^T W_g over its G query heads (GQA), so that v^T M v is the mean of |W_g v|^2.
 
         Args:
             value: [B, H, N, Dv]; gives shape, dtype and device.
@@ -51,12 +51,12 @@ class OutputProjection:
 
     @property
     def is_normed(self) -> bool:
-        """Whether a norm stands behind it."""
+        """Whether an RMSNorm stands behind it."""
         return self._norm is not None
 
     @torch.no_grad()
     def typical(self, heads: Tensor, heard: Tensor) -> Tensor:
-        """What a norm behind the projection divides by: the root mean square of what comes out.
+        """What an RMSNorm behind o_proj divides by: the root mean square of what comes out.
 
         Args:
             heads: [B, N, Hq, Dv], outputs of all heads.

@@ -24,10 +24,10 @@ def value_norms(value: Tensor) -> Tensor:
 def output_norms(view: LayerView) -> Tensor:
     """How far each value can move the residual stream: the root mean square of |W_g v| over the query heads g.
 
-    A norm between projection and stream divides by what all values together make; so does this.
+    An RMSNorm between o_proj and the stream divides by what all values together make; so does this.
 
     Args:
-        view: the layer's prefill; where its projection is not known, W_g is taken to be the identity.
+        view: the layer's prefill; where its o_proj is not known, W_g is taken to be the identity.
 
     Returns:
         [B, H, N] fp32.

@@ -22,8 +22,8 @@ class LayerView:
         scaling: factor on the logits.
         softcap: logits become `softcap * tanh(logits / softcap)` before masking; None = no cap.
         sinks: [Hq] logits of a virtual key that takes attention and has no value; None = none.
-        projection: what becomes of the heads' outputs; None = nobody knows.
-        divisor: [B] what a norm behind the projection divides by; None = there is no norm.
+        projection: o_proj, what becomes of the heads' outputs; None = nobody knows.
+        divisor: [B] what an RMSNorm behind o_proj divides by; None = there is none.
     """
 
     query: Tensor

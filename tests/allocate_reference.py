@@ -1,23 +1,58 @@
 """MadaKV's allocation once more, slowly: loops over rows, layers, heads and tokens, Python floats only.
 
 `madakv.allocate` decides the same for all rows and heads at once; tests hold the two together. Nothing here is
-shared with that code, so that a mistake in one shows as a difference between both.
+shared with that code, so that a mistake in one shows as a difference between both. Ours and the paper's are one here:
+what differs between them is what `Rules` says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import Any
 
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from madakv.methods.madakv import MadaKV
+from madakv import MadaKV
+from madakv.methods.madakv_paper import HCC, MPA, MadaKVPaper
 
 PADDING = -1
 TEXT = 0
 MODALITIES = range(4)
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a method's options come to.
+
+    Attributes:
+        between_layers: "shared", "none", "capped", "demand" or "signal": what layers hand on to each other.
+        safeguard: share of its even part that a head is sure of.
+        one_kind: whether modalities do not count.
+    """
+
+    budget: float | int
+    between_layers: str
+    proxies: str | int
+    max_proxies: int
+    protected: float
+    theta: float = 1.0
+    safeguard: float = 1.0
+    text_pooling: int = 1
+    one_kind: bool = False
+
+    @classmethod
+    def of(cls, method: MadaKV | MPA) -> Rules:
+        alike = ("budget", "proxies", "max_proxies", "protected")
+        own: dict[str, Any] = {name: method.options[name] for name in alike}
+        if isinstance(method, MadaKV):
+            between = "shared" if method.shape == "ragged" else "none"
+            sure = 1.0 if method.shape == "rectangular" else method.safeguard
+            return cls(between_layers=between, safeguard=sure, text_pooling=method.weights.text_pooling, **own)
+        if not isinstance(method, MadaKVPaper):
+            return cls(between_layers="none", **own)
+        one_kind = isinstance(method, HCC)
+        return cls(between_layers=method.compensation, theta=method.theta, one_kind=one_kind, **own)
 
 
 @dataclass(frozen=True)
@@ -44,7 +79,7 @@ class _Head:
         return sorted(kept)
 
 
-def allocate_reference(psi: Sequence[Tensor], modality: Tensor, method: MadaKV) -> list[list[list[list[int]]]]:
+def allocate_reference(psi: Sequence[Tensor], modality: Tensor, method: MadaKV | MPA) -> list[list[list[list[int]]]]:
     """Decide which prompt entries stay, one row, layer and head at a time.
 
     Args:
@@ -55,20 +90,23 @@ def allocate_reference(psi: Sequence[Tensor], modality: Tensor, method: MadaKV) 
     Returns:
         The sorted kept token indices, indexed by layer, row and head.
     """
+    rules = Rules.of(method)
     scores: list[list[list[list[float]]]] = [layer.tolist() for layer in psi]
-    rows = [_allocate_row([layer[b] for layer in scores], kinds, method) for b, kinds in enumerate(modality.tolist())]
+    rows = [_allocate_row([layer[b] for layer in scores], kinds, rules) for b, kinds in enumerate(modality.tolist())]
     return [[row[number] for row in rows] for number in range(len(scores))]
 
 
 def _allocate_row(
-    psi: Sequence[Sequence[Sequence[float]]], kinds: Sequence[int], method: MadaKV
+    psi: Sequence[Sequence[Sequence[float]]], kinds: Sequence[int], rules: Rules
 ) -> list[list[list[int]]]:
     """All layers of one row: the kept indices per layer and head."""
     L, H, N = len(psi), len(psi[0]), sum(kind != PADDING for kind in kinds)
-    average = round(method.budget * N) if isinstance(method.budget, float) else min(method.budget, N)
-    proxies = proxies_reference(kinds, method.proxies, method.max_proxies)
-    if method.compensation == "shared":
-        return _share(psi, kinds, proxies, average, method)
+    average = round(rules.budget * N) if isinstance(rules.budget, float) else min(rules.budget, N)
+    proxies = proxies_reference(kinds, rules.proxies, rules.max_proxies)
+    if rules.one_kind:
+        kinds = [min(kind, TEXT) for kind in kinds]
+    if rules.between_layers == "shared":
+        return _share(psi, kinds, proxies, average, rules)
     pot = average * H * L
     reserve = average * H // 2
     steered = 0
@@ -81,7 +119,7 @@ def _allocate_row(
         last = left == 1
 
         allotment = even
-        if method.compensation == "signal" and number > 1:
+        if rules.between_layers == "signal" and number > 1:
             if last:
                 allotment = most
             elif not ample:
@@ -90,15 +128,15 @@ def _allocate_row(
         heads = []
         for h, scores in enumerate(layer):
             entries = allotment // H + (1 if h < allotment % H else 0)
-            heads.append(_consider(scores, kinds, proxies, entries, method))
+            heads.append(_consider(scores, kinds, proxies, entries, rules))
 
-        if method.safeguard < 1:
-            heads = _compete(heads, layer, kinds, method)
+        if rules.safeguard < 1:
+            heads = _compete(heads, layer, kinds, rules)
         protected = sum(len(head.protected) for head in heads)
         demanded = sum(sum(head.demand) for head in heads)
-        if method.compensation in ("none", "signal") or ample or last:
+        if rules.between_layers in ("none", "signal") or ample or last:
             counts = [head.share for head in heads]
-        elif method.compensation == "capped":
+        elif rules.between_layers == "capped":
             counts = [[min(pair) for pair in zip(head.demand, head.share, strict=True)] for head in heads]
         else:
             wanted = [sum(head.demand) for head in heads]
@@ -121,7 +159,7 @@ def _share(
     kinds: Sequence[int],
     proxies: Sequence[int],
     average: int,
-    method: MadaKV,
+    rules: Rules,
 ) -> list[list[list[int]]]:
     """All layers of one row, where what no head is sure of goes to the best of all, known from the first."""
     L, H = len(psi), len(psi[0])
@@ -129,11 +167,11 @@ def _share(
     others = []
     for number, layer in enumerate(psi):
         for h, scores in enumerate(layer):
-            head = _consider(scores, kinds, proxies, int(average * method.safeguard), method)
+            head = _consider(scores, kinds, proxies, int(average * rules.safeguard), rules)
             kept[number][h] = head.keep(head.share)
             for i, kind in enumerate(kinds):
                 if kind != PADDING and i not in kept[number][h]:
-                    others.append((-_ranking_score(scores, kinds, i, method.text_pooling), number, h, i))
+                    others.append((-_ranking_score(scores, kinds, i, rules.text_pooling), number, h, i))
     free = average * H * L - sum(len(indices) for heads in kept for indices in heads)
     for _, number, h, i in sorted(others)[:free]:
         kept[number][h].append(i)
@@ -141,32 +179,32 @@ def _share(
 
 
 def _consider(
-    psi: Sequence[float], kinds: Sequence[int], proxies: Sequence[int], entries: int, method: MadaKV
+    psi: Sequence[float], kinds: Sequence[int], proxies: Sequence[int], entries: int, rules: Rules
 ) -> _Head:
     """Rank one head's candidates and split its entries among the modalities."""
-    protect = min(int(entries * method.protected), len(proxies))
+    protect = min(int(entries * rules.protected), len(proxies))
     protected = list(proxies[len(proxies) - protect :])
     ranked: list[list[int]] = []
     weight: list[float] = []
     demand: list[int] = []
     for modality in MODALITIES:
         candidates = [i for i, kind in enumerate(kinds) if kind == modality and i not in protected]
-        ranked.append(sorted(candidates, key=lambda i: (-_ranking_score(psi, kinds, i, method.text_pooling), i)))
+        ranked.append(sorted(candidates, key=lambda i: (-_ranking_score(psi, kinds, i, rules.text_pooling), i)))
         values = sorted((psi[i] for i in candidates), reverse=True)
         weight.append(_plain_sum(values))
-        demand.append(_fewest(values, method.theta * weight[-1]))
+        demand.append(_fewest(values, rules.theta * weight[-1]))
     share = apportion_reference(entries - protect, weight, [len(candidates) for candidates in ranked])
     return _Head(protected=protected, ranked=ranked, share=share, demand=demand)
 
 
 def _compete(
-    heads: Sequence[_Head], psi: Sequence[Sequence[float]], kinds: Sequence[int], method: MadaKV
+    heads: Sequence[_Head], psi: Sequence[Sequence[float]], kinds: Sequence[int], rules: Rules
 ) -> list[_Head]:
     """The heads once they have competed for what lies above their safeguard, with new shares."""
-    sure = method.safeguard
+    sure = rules.safeguard
     even = [sum(head.share) for head in heads]
     entries = [
-        (-_ranking_score(psi[h], kinds, i, method.text_pooling), h, i, m)
+        (-_ranking_score(psi[h], kinds, i, rules.text_pooling), h, i, m)
         for h, head in enumerate(heads)
         for m, candidates in enumerate(head.ranked)
         for i in candidates
