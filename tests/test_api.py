@@ -28,6 +28,7 @@ def test_exported_names() -> None:
         "__version__",
         "allocate",
         "evict",
+        "fast_linears",
         "known_families",
         "list_methods",
         "register_family",

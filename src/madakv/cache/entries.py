@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from copy import copy
 from typing import Any, Self, TypeVar
 
 import torch
@@ -29,12 +30,12 @@ class Entries(ABC):
     """
 
     def __init__(self, counts: Tensor) -> None:
-        self._recount(counts, tuple(counts.flatten().tolist()))
+        self._recount(counts)
 
-    def _recount(self, counts: Tensor, lengths: tuple[int, ...]) -> None:
+    def _recount(self, counts: Tensor) -> None:
         """Note how many there are now; what was derived of earlier ones is void."""
         self.counts = counts
-        self.lengths = lengths
+        self.lengths: tuple[int, ...] = tuple(counts.flatten().tolist())
         self._derived: dict[Any, Any] = {}
 
     @classmethod
@@ -70,6 +71,12 @@ class Entries(ABC):
     @abstractmethod
     def to(self, device: torch.device | str) -> Self:
         """The same entries on another device."""
+
+    def _moved(self, device: torch.device | str) -> Self:
+        """A shallow copy whose counts are on a device, without asking it how many they are."""
+        moved = copy(self)
+        moved.counts, moved._derived = self.counts.to(device), {}
+        return moved
 
     @property
     @abstractmethod

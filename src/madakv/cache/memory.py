@@ -97,14 +97,13 @@ class LayerMemory:
         plan, order = own.followed_by(more, self.span)
         head, place = more.owners(), more.positions
         H, old = keys.shape[1], self.kept
-        entries = [
-            torch.cat([kept, tail[head // H, head % H, place]])[order]
-            for kept, tail in ((old.keys, keys), (old.values, values))
-        ]
+        source = (head // H, head % H, place)
+        keys_of_all = torch.cat([old.keys, keys[source]])[order]
+        values_of_all = torch.cat([old.values, values[source]])[order]
         self.span += keys.shape[2]
         self.full_nbytes += sum(x.numel() * x.element_size() for x in (keys, values))
         self.tail = Tail()
-        self._hold(self._store.pack(*entries, plan.counts))
+        self._hold(self._store.pack(keys_of_all, values_of_all, plan.counts))
         return plan
 
     @property

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from copy import copy
 from typing import Self
 
 import torch
@@ -48,13 +47,12 @@ class RaggedEntries(Entries):
         source = own.find(plan)
         self._keys = self._keys[source]
         self._values = self._values[source]
-        self._recount(plan.counts, tuple(plan.counts.flatten().tolist()))
+        self._recount(plan.counts)
 
     def to(self, device: torch.device | str) -> Self:
         """A copy there; the same memory where it is there already."""
-        moved = copy(self)
+        moved = self._moved(device)
         moved._keys, moved._values = self._keys.to(device), self._values.to(device)
-        moved._recount(self.counts.to(device), self.lengths)
         return moved
 
     @property

@@ -345,7 +345,7 @@ class RaggedCache(Cache):
 
     def reset(self) -> None:
         """Forget everything; the next tokens are a new prompt."""
-        super().reset()
+        super().reset()  # type: ignore[no-untyped-call]
         self.prompt, self.reading, self._cut, self._expected = None, None, None, []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +56,9 @@ def _padding(mask: Any, tokens: int) -> Tensor | None:
     if isinstance(mask, dict):
         # Prepared for a static cache, one for each kind of layer.
         mask = next((own for own in mask.values() if isinstance(own, Tensor)), None)
-    if not isinstance(mask, Tensor) or mask.dim() == 2:
+    if not isinstance(mask, Tensor):
+        return None
+    if mask.dim() == 2:
         return mask
     hidden = hidden_by(mask[..., :tokens])
     return None if hidden is None else (~hidden).to(torch.int64)
@@ -74,7 +76,8 @@ def record_full(cache: Cache, modality: Tensor, run: Run, layers: Sequence[int])
     others = [layer for i, layer in enumerate(cache.layers) if i not in layers]
     plans, bytes_of_prompt = [], 0
     for i in layers:
-        keys, values = cast(Tensor, cache.layers[i].keys), cast(Tensor, cache.layers[i].values)
+        layer: Any = cache.layers[i]
+        keys, values = layer.keys, layer.values
         plans.append(KeepPlan.everything(modality, keys.shape[1]).to("cpu"))
         per_token = sum(x.shape[1] * x.shape[3] * x.element_size() for x in (keys, values))
         bytes_of_prompt += modality.numel() * per_token

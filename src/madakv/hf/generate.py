@@ -21,7 +21,7 @@ from madakv.run import Run
 
 def guarded(model: PreTrainedModel, run: Run) -> Callable[..., Any]:
     """The model's `generate` inside the block of a run."""
-    generate = model.generate
+    generate: Callable[..., Any] = model.generate  # type: ignore[assignment]
 
     @functools.wraps(generate)
     def call(inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:

@@ -80,9 +80,8 @@ def _evicting(model: PreTrainedModel, run: Run, empty: RaggedCache, configs: lis
     }
     if callable(getattr(model, "generate", None)):
         overrides["generate"] = guarded(model, run)
-        overrides["prepare_inputs_for_generation"] = masks_for_steps(
-            takes_kinds(model.prepare_inputs_for_generation, model.forward)
-        )
+        prepare_inputs: Any = model.prepare_inputs_for_generation
+        overrides["prepare_inputs_for_generation"] = masks_for_steps(takes_kinds(prepare_inputs, model.forward))
     stack.enter_context(_overridden(model, overrides))
 
 

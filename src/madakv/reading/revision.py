@@ -76,7 +76,7 @@ class Revision:
         """Attention of later tokens over a layer's memory, which are heard on the way; see `ragged_attention`."""
         memory, mask = self._memories[number], options.get("mask")
         part = ragged_partial(query, memory.kept, memory.tail, **options)
-        logits = {name: options.get(name) for name in ("scaling", "softcap")}
+        logits: dict[str, Any] = {name: options.get(name) for name in ("scaling", "softcap")}
         on_entries = weights_on_entries(query, memory.kept, part.lse, **logits)
         on_tail = weights_on_tail(query, memory.tail, part.lse, mask=mask, **logits)
         # Heads of uneven length lie one behind another, as one head of one row.
