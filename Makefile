@@ -83,13 +83,13 @@ results-%:
 BENCH := $(BIN)/madakv bench
 speed: venv
 	rm -rf results/speed/*/
-	$(BENCH) decode --shape llava-1.5-7b --layers 2 --context 3300 --budgets 1.0,0.2,0.05 --repeats 9 \
+	$(BENCH) decode --fast-linears --shape llava-1.5-7b --layers 2 --context 3300 --budgets 1.0,0.2,0.05 --repeats 9 \
 		--out results/speed/llava-3k
-	$(BENCH) decode --shape llava-1.5-7b --layers 2 --context 32768 --budgets 1.0,0.2,0.05 --tokens 4 \
+	$(BENCH) decode --fast-linears --shape llava-1.5-7b --layers 2 --context 32768 --budgets 1.0,0.2,0.05 --tokens 4 \
 		--out results/speed/llava-32k
-	$(BENCH) decode --shape qwen2.5-vl-7b --layers 2 --context 3300,32768 --budgets 1.0,0.2,0.05 --tokens 8 \
+	$(BENCH) decode --fast-linears --shape qwen2.5-vl-7b --layers 2 --context 3300,32768 --budgets 1.0,0.2,0.05 --tokens 8 \
 		--out results/speed/qwen
-	$(BENCH) decode --shape qwen2.5-vl-7b --layers 2 --context 32768 --batch 8 --shortest 1.0 --budgets 1.0,0.2,0.05 \
+	$(BENCH) decode --fast-linears --shape qwen2.5-vl-7b --layers 2 --context 32768 --batch 8 --shortest 1.0 --budgets 1.0,0.2,0.05 \
 		--tokens 2 --repeats 3 --out results/speed/qwen-8-rows
 	$(BENCH) kernel --shape llava-1.5-7b,qwen2.5-vl-7b --context 20000,40000 --budgets 0.2 --out results/speed/kernel
 	$(BENCH) prefill --shape llava-1.5-7b --layers 1 --context 2048,8192 --methods madakv,madakv:echo=0 --budgets 1.0,0.2 \

@@ -4,8 +4,9 @@
 
     auto     triton on a GPU, native on a CPU, torch elsewhere; the default
     torch    PyTorch's operations
-    native   madakv's kernel for CPUs, which a C++ compiler builds when it is first used; bfloat16, heads of multiples
-             of 32 up to 512, at most 16 query rows per KV head, no softcap: all else goes to PyTorch's operations
+    native   madakv's kernel for CPUs, which a C++ compiler builds when it is first used; bfloat16, float16 and
+             float32, heads of multiples of 8 up to 512, at most 64 query rows per KV head, no softcap: all else goes
+             to PyTorch's operations
     triton   madakv's kernel for GPUs
     flash    the package flash-attn, from 2.6.0 on; bfloat16 or float16, heads of at most 256
     varlen   the copy of it that PyTorch ships; likewise, and no softcaps
@@ -63,7 +64,7 @@ def decode_attention(
     )
     backend = chosen(query.device.type) if fits else "torch"
     if backend in ("torch", "native"):
-        # `ragged_attention` sees to both.
+        # `step_attention` and `ragged_attention` see to both.
         return None
     if backend != "triton":
         from madakv.attention.varlen import KERNELS, check_model, varlen_decode
