@@ -31,8 +31,8 @@ FLOORS = [
 
 INTERNALS = ("transformers.cache_utils", "transformers.masking_utils", "transformers.integrations")
 
-VERSION = {("provenance", "__init__")}
-"""Results name the package's version, which stands at the top."""
+VERSION = {("provenance", "__init__"), ("cli", "__init__")}
+"""Results and the command name the package's version, which stands at the top."""
 
 
 @cache

@@ -12,6 +12,7 @@ import torch
 import madakv
 from madakv import ConfigurationError
 from madakv.attention import backend
+from madakv.attention.decode import decode_attention
 from tests.families.zoo import FAMILIES, left_padded
 from tests.tolerance import assert_same
 
@@ -42,7 +43,7 @@ def test_models_answer_the_same(family: str, options: dict[str, Any], monkeypatc
     model, inputs = made.model(), left_padded([made.prompt(seed) for seed in (0, 1)])
     want = decoded(monkeypatch, "torch", model, inputs, **options)
     calls = []
-    kernel = backend.decode_attention
+    kernel = decode_attention
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         out = kernel(*args, **kwargs)

@@ -17,6 +17,7 @@ from torch import Tensor
 import madakv
 from madakv import ConfigurationError
 from madakv.attention import backend, ragged_attention_reference, varlen
+from madakv.attention.decode import decode_attention
 from madakv.attention.varlen import VarlenSchedule, varlen_decode
 from madakv.cache import RaggedEntries, Tail
 from madakv.plan import KeepPlan
@@ -195,12 +196,12 @@ def test_the_backend_calls_the_kernel_that_is_asked_for(
     monkeypatch.setattr(backend, "chosen", lambda _: kernel)
     query, entries, tail = made(LENGTHS["uneven"], 2, 16, dtype)
     options: dict[str, Any] = {"scaling": 0.2, "mask": None, "softcap": 3.0, "sinks": None}
-    got = backend.decode_attention(query, entries, tail, **options)
+    got = decode_attention(query, entries, tail, **options)
     assert got is not None
     assert got.dtype == dtype
     assert_same(got, ragged_attention_reference(query, entries, tail, **options), TOLERANCE[dtype])
     assert calls == [3.0]
-    assert backend.decode_attention(query.expand(-1, -1, 2, -1), entries, tail, **options) is None
+    assert decode_attention(query.expand(-1, -1, 2, -1), entries, tail, **options) is None
 
 
 @pytest.mark.parametrize(
@@ -213,7 +214,7 @@ def test_what_it_cannot_serve_is_an_error(
     monkeypatch.setattr(backend, "chosen", lambda _: "flash")
     query, entries, tail = made(LENGTHS["uneven"], 1, dim, dtype)
     with pytest.raises(ConfigurationError, match=why):
-        backend.decode_attention(query, entries, tail, scaling=1.0, mask=None, softcap=None, sinks=None)
+        decode_attention(query, entries, tail, scaling=1.0, mask=None, softcap=None, sinks=None)
 
 
 def test_a_package_that_is_missing_or_too_old_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@
     flash    the package flash-attn, from 2.6.0 on; bfloat16 or float16, heads of at most 256
     varlen   the copy of it that PyTorch ships; likewise, and no softcaps
 
-Which calls are PyTorch's operations whatever is asked for, `decode_attention` says.
+Which calls are PyTorch's operations whatever is asked for, `decode.decode_attention` says.
 """
 
 from __future__ import annotations
@@ -22,74 +22,13 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
-import torch
-from torch import Tensor
-
-from madakv.cache import Entries, Tail
 from madakv.errors import ConfigurationError
 
 VARIABLE = "MADAKV_BACKEND"
 BACKENDS = ("auto", "torch", "native", "triton", "flash", "varlen")
 _LEAST_FLASH = (2, 6)
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 logger = logging.getLogger(__name__)
-
-
-def decode_attention(
-    query: Tensor,
-    entries: Entries,
-    tail: Tail,
-    *,
-    scaling: float,
-    mask: Tensor | None,
-    softcap: float | None,
-    sinks: Tensor | None,
-) -> Tensor | None:
-    """Attention of one new token per row by a kernel of its own; see `ragged_attention` for the arguments.
-
-    Returns:
-        [B, Hq, 1, Dv]; None where PyTorch's operations are to be used: other backends, several new tokens, masks that
-        differ between heads, dtypes that were mixed by autocast, or gradients.
-
-    Raises:
-        ConfigurationError: `MADAKV_BACKEND` asks for what is missing, or cannot serve this model.
-    """
-    fits = (
-        query.shape[2] == 1
-        and query.dtype in _DTYPES
-        and query.dtype == entries.keys.dtype == tail.keys.dtype
-        and (mask is None or mask.shape[1:3] == (1, 1))
-        and not (torch.is_grad_enabled() and query.requires_grad)
-    )
-    backend = chosen(query.device.type) if fits else "torch"
-    if backend in ("torch", "native"):
-        # `step_attention` and `ragged_attention` see to both.
-        return None
-    if backend != "triton":
-        from madakv.attention.varlen import KERNELS, check_model, varlen_decode
-
-        check_model(query, entries)
-        return varlen_decode(
-            query, entries, tail, KERNELS[backend], scaling=scaling, mask=mask, softcap=softcap, sinks=sinks
-        )
-    from madakv.attention.triton import decode_schedule, ragged_decode
-
-    # The tail holds them already; the kernel writes the same bytes to the same place.
-    key, value, before = tail.newest()
-    return ragged_decode(
-        query,
-        key,
-        value,
-        entries,
-        *tail.buffers,
-        before,
-        entries.once(decode_schedule),
-        scaling=scaling,
-        mask=mask,
-        softcap=softcap,
-        sinks=sinks,
-    )
 
 
 @cache

@@ -13,8 +13,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from madakv.attention.backend import decode_attention
 from madakv.attention.cpu import cpu_attention
+from madakv.attention.decode import decode_attention
 from madakv.attention.ragged import ragged_attention
 from madakv.cache import Entries, FixedTail, Tail
 
