@@ -16,7 +16,7 @@ from torch import Tensor
 
 import madakv
 from madakv import ConfigurationError
-from madakv.attention import backend, ragged_attention_reference, varlen
+from madakv.attention import backend, decode, ragged_attention_reference, varlen
 from madakv.attention.decode import decode_attention
 from madakv.attention.varlen import VarlenSchedule, varlen_decode
 from madakv.cache import RaggedEntries, Tail
@@ -171,7 +171,7 @@ def test_models_answer_the_same(family: str, monkeypatch: pytest.MonkeyPatch) ->
     model, inputs = zoo.model(), left_padded([zoo.prompt(seed) for seed in (0, 1)])
     logits = {}
     for name in ("torch", "flash"):
-        monkeypatch.setattr(backend, "chosen", lambda _, name=name: name)
+        monkeypatch.setattr(decode, "chosen", lambda _, name=name: name)
         with madakv.evict(model, budget=0.4, safeguard=0.2):
             answer = model.generate(
                 **inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True
@@ -193,7 +193,7 @@ def test_the_backend_calls_the_kernel_that_is_asked_for(
         return varlen.flash_attn(*args, scaling=scaling, softcap=softcap)
 
     monkeypatch.setitem(varlen.KERNELS, kernel, counted)
-    monkeypatch.setattr(backend, "chosen", lambda _: kernel)
+    monkeypatch.setattr(decode, "chosen", lambda _: kernel)
     query, entries, tail = made(LENGTHS["uneven"], 2, 16, dtype)
     options: dict[str, Any] = {"scaling": 0.2, "mask": None, "softcap": 3.0, "sinks": None}
     got = decode_attention(query, entries, tail, **options)
@@ -211,7 +211,7 @@ def test_the_backend_calls_the_kernel_that_is_asked_for(
 def test_what_it_cannot_serve_is_an_error(
     dtype: torch.dtype, dim: int, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(backend, "chosen", lambda _: "flash")
+    monkeypatch.setattr(decode, "chosen", lambda _: "flash")
     query, entries, tail = made(LENGTHS["uneven"], 1, dim, dtype)
     with pytest.raises(ConfigurationError, match=why):
         decode_attention(query, entries, tail, scaling=1.0, mask=None, softcap=None, sinks=None)

@@ -164,8 +164,8 @@ class Evicted(Contender):
         output, cache = subject.output(**prompt.inputs, **prompt.told)
         return Read(self._with_room(cache, room), None if run is None else run.last, output)
 
-    def _with_room(self, cache: RaggedCache, room: int) -> RaggedCache:
-        if self.compiled is not None:
+    def _with_room(self, cache: Cache, room: int) -> Cache:
+        if self.compiled is not None and isinstance(cache, RaggedCache):
             cache.reserve(room)
         return cache
 
