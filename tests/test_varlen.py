@@ -16,7 +16,7 @@ from torch import Tensor
 
 import madakv
 from madakv import ConfigurationError
-from madakv.attention import backend, decode, ragged_attention_reference, varlen
+from madakv.attention import backend, cpu, decode, ragged_attention_reference, varlen
 from madakv.attention.decode import decode_attention
 from madakv.attention.varlen import VarlenSchedule, varlen_decode
 from madakv.cache import RaggedEntries, Tail
@@ -171,7 +171,8 @@ def test_models_answer_the_same(family: str, monkeypatch: pytest.MonkeyPatch) ->
     model, inputs = zoo.model(), left_padded([zoo.prompt(seed) for seed in (0, 1)])
     logits = {}
     for name in ("torch", "flash"):
-        monkeypatch.setattr(decode, "chosen", lambda _, name=name: name)
+        for asks in (cpu, decode):
+            monkeypatch.setattr(asks, "chosen", lambda _, name=name: name)
         with madakv.evict(model, budget=0.4, safeguard=0.2):
             answer = model.generate(
                 **inputs, max_new_tokens=4, do_sample=False, return_dict_in_generate=True, output_logits=True
