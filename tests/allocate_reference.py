@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
+from math import floor
 from typing import Any
 
 from torch import Tensor
@@ -101,7 +103,7 @@ def _allocate_row(
 ) -> list[list[list[int]]]:
     """All layers of one row: the kept indices per layer and head."""
     L, H, N = len(psi), len(psi[0]), sum(kind != PADDING for kind in kinds)
-    average = round(rules.budget * N) if isinstance(rules.budget, float) else min(rules.budget, N)
+    average = entries_reference(rules.budget, N)
     proxies = proxies_reference(kinds, rules.proxies, rules.max_proxies)
     if rules.one_kind:
         kinds = [min(kind, TEXT) for kind in kinds]
@@ -248,6 +250,11 @@ def _ranking_score(psi: Sequence[float], kinds: Sequence[int], i: int, text_pool
     reach = text_pooling // 2
     window = range(max(i - reach, 0), min(i + reach + 1, len(kinds)))
     return max(psi[j] for j in window if kinds[j] == TEXT)
+
+
+def entries_reference(budget: float | int, N: int) -> int:
+    """Entries per head and layer on average: no more than the share of N tokens, as close as floats can tell."""
+    return min(budget, N) if isinstance(budget, int) else floor((Fraction(budget) + Fraction(1, 10**12)) * N)
 
 
 def proxies_reference(kinds: Sequence[int], rule: str | int, at_most: int) -> list[int]:

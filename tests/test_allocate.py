@@ -13,7 +13,7 @@ from torch import Tensor
 from madakv import ConfigurationError, InputError, KeepPlan, MadaKV, allocate
 from madakv.methods import resolve
 from madakv.methods.madakv_paper import MPA, Ledger
-from tests.allocate_reference import Rules, allocate_reference, proxies_reference
+from tests.allocate_reference import Rules, allocate_reference, entries_reference, proxies_reference
 
 SHAPES = ("ragged", "layers-even", "rectangular")
 READINGS = ("capped", "demand", "signal")
@@ -89,8 +89,7 @@ class Prompt:
     @property
     def averages(self) -> list[int]:
         """Entries per head and layer that the budget allows each row."""
-        budget = self.method.budget
-        return [min(budget, N) if isinstance(budget, int) else round(budget * N) for N in self.tokens]
+        return [entries_reference(self.method.budget, N) for N in self.tokens]
 
     def kept(self) -> Kept:
         return as_lists(allocate(self.psi, self.modality, self.method))

@@ -6,13 +6,13 @@ import gc
 import sys
 import types
 import weakref
+from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
-import transformers.modeling_flash_attention_utils  # noqa: F401  # looks for flash_attn, which tests put a stand-in for
 from torch import Tensor
 
 import madakv
@@ -82,6 +82,8 @@ def flash_attn_varlen_func(
 @pytest.fixture(autouse=True)
 def _package(monkeypatch: pytest.MonkeyPatch) -> None:
     package = types.ModuleType("flash_attn")
+    # transformers looks for it as well.
+    package.__spec__ = ModuleSpec("flash_attn", None)
     package.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "flash_attn", package)
 

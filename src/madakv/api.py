@@ -38,9 +38,8 @@ def evict(
     Args:
         model: a transformers model in eval mode, text-only or of a known multimodal family.
         method: a name from `madakv.list_methods()` or a method object such as `madakv.MadaKV(safeguard=0.2)`.
-        budget: share of the prompt's KV entries that stays, a float in (0, 1]; or an int, entries per head and
-            layer on average. None: the method's own. It is kept to the letter: 0.01 of a prompt of 20 tokens is
-            none at all.
+        budget: share of the prompt's KV entries that stays, a float in (0, 1], rounded down; or an int, entries
+            per head and layer on average; see `Method.budget`. None: the method's own.
         trigger: when to evict, a `madakv.reading.Trigger`. None: as the method has it, which is while the prompt is
             read, or after its `lookahead`.
         store: how kept entries are held, a class derived from `madakv.cache.Entries`.

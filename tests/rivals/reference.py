@@ -3,7 +3,7 @@
 Nothing here is shared with `madakv.methods`, `madakv.scoring` or `madakv.budget.ranked`; only the split of whole
 numbers by largest remainder is `madakv.budget.apportion`, which has tests of its own. `score_*` measures one layer
 and gives [H][N]; `keep_*` decides all layers from such scores and gives the sorted kept positions, [L][H]. Where
-the papers leave the prompt's account open, the methods' docstrings close it: C = round(budget * N) entries per head
+the papers leave the prompt's account open, the methods' docstrings close it: C = floor(budget * N) entries per head
 and layer on average, protected tokens counted, the newest of them first and at most half of a head's part.
 """
 
@@ -17,6 +17,7 @@ import torch
 
 from madakv.budget import apportion
 from madakv.scoring import LayerView
+from tests.allocate_reference import entries_reference
 
 PADDING, TEXT = -1, 0
 
@@ -53,8 +54,7 @@ def tokens_of(kinds: Sequence[int]) -> list[int]:
 
 def account(kinds: Sequence[int], budget: float | int) -> int:
     """C, entries per head and layer on average."""
-    N = len(tokens_of(kinds))
-    return min(budget, N) if isinstance(budget, int) else round(budget * N)
+    return entries_reference(budget, len(tokens_of(kinds)))
 
 
 def observers(kinds: Sequence[int], rule: str | int) -> list[int]:

@@ -318,7 +318,7 @@ def test_random_keeps_the_newest_of_the_question_and_anything_else_equally_often
     plans = decided(resolve("random", budget=0.2), views)
     for b in range(2):
         N = int((modality[b] >= 0).sum())
-        C = round(0.2 * N)
+        C = reference.entries_reference(0.2, N)
         kept = torch.zeros(modality.shape[1])
         for plan in plans:
             for positions in plan.indices[b]:
@@ -364,7 +364,7 @@ def test_the_account_holds_for_every_method(name: str, prompt: str) -> None:
         assert len(plans) == L
         for b, row in enumerate(rows):
             N = len(row)
-            average = min(budget, N) if isinstance(budget, int) else round(budget * N)
+            average = reference.entries_reference(budget, N)
             kept = sum(int(plan.counts[b].sum()) for plan in plans)
             assert kept <= average * H * L
             if name in WHOLE_ACCOUNT or average == N:

@@ -7,6 +7,9 @@ from torch import Tensor
 
 from madakv.errors import ConfigurationError
 
+_SLACK = 1e-12
+"""What a share may be off by, as floats reckon: 0.29 * 100 is 28.999999999999996, and means 29."""
+
 
 def prompt_entries(budget: float | int, tokens: Tensor) -> Tensor:
     """Entries per head and layer that a budget allows on average.
@@ -16,7 +19,7 @@ def prompt_entries(budget: float | int, tokens: Tensor) -> Tensor:
         tokens: [B] int64, prompt tokens of each row without padding.
 
     Returns:
-        [B] int64, `round(budget * N)` or `min(budget, N)`.
+        [B] int64, `budget * N` rounded down, or `min(budget, N)`.
 
     Raises:
         ConfigurationError: a budget of another kind or out of range.
@@ -24,7 +27,7 @@ def prompt_entries(budget: float | int, tokens: Tensor) -> Tensor:
     check_budget(budget)
     if isinstance(budget, int):
         return tokens.clamp_max(min(budget, torch.iinfo(torch.int64).max))
-    return (tokens.to(torch.float64) * budget).round().to(torch.int64)
+    return (tokens.to(torch.float64) * (budget + _SLACK)).floor().to(torch.int64)
 
 
 def check_budget(budget: float | int) -> None:

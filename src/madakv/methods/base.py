@@ -57,7 +57,9 @@ class Method(metaclass=Renaming):
     """A way to evict; its `repr` is its provenance in every result.
 
     Attributes:
-        budget: share of the prompt that stays, a float in (0, 1], or entries per head and layer, an int.
+        budget: share of the prompt that stays, a float in (0, 1], or entries per head and layer on average, an int.
+            A share is never exceeded: what it is of each row's tokens is rounded down to whole entries per head and
+            layer. Less than one entry is none: of such a prompt nothing is kept, and answers see only themselves.
         lookahead: how many generated tokens are read with the full cache, and add their attention to the scores,
             before anything is evicted. The prompt then takes its full memory until that many tokens are there.
         draft: how many tokens of the answer are drafted on the evicted cache, for the prompt to be read a second time

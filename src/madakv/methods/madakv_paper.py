@@ -35,6 +35,7 @@ class MPA(ProxyMethod):
     """
 
     name: ClassVar[str] = "mpa"
+    weights: ProxyMethod.Weights = ProxyMethod.Weights(context_weight=0.25, echo_weight=0.5)
 
     def kinds(self, modality: Tensor) -> Tensor:
         """[B, N]: between which kinds of token entries are split."""
