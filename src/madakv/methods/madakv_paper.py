@@ -24,6 +24,8 @@ from madakv.scoring.proxies import newest
 
 Compensation = Literal["capped", "demand", "signal"]
 """How HCC is read; see `MadaKVPaper.compensation`."""
+_WEIGHTS = ProxyMethod.Weights(context_weight=0.25, echo_weight=0.5)
+"""As in `MadaKV`: what the paper does not have counts alike in both."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class MPA(ProxyMethod):
     """
 
     name: ClassVar[str] = "mpa"
-    weights: ProxyMethod.Weights = ProxyMethod.Weights(context_weight=0.25, echo_weight=0.5)
+    weights: ProxyMethod.Weights = _WEIGHTS
 
     def kinds(self, modality: Tensor) -> Tensor:
         """[B, N]: between which kinds of token entries are split."""
