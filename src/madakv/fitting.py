@@ -38,12 +38,12 @@ def check_inputs(model: Any, inputs: Any) -> None:
         )
 
 
-def _named_ids(config: Mapping[str, Any]) -> Iterator[int]:
+def _named_ids(config: Mapping[Any, Any]) -> Iterator[int]:
     """The token ids in a config and in those within it."""
     for name, value in config.items():
         if isinstance(value, Mapping):
             yield from _named_ids(value)
-        elif name.endswith(("_token_id", "_token_index")) and isinstance(value, int):
+        elif str(name).endswith(("_token_id", "_token_index")) and isinstance(value, int):
             yield value
 
 
