@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from madakv import bundled
 from madakv.cli.app import app
+from madakv.errors import InputError
+from madakv.fitting import check_inputs
 
 ASKED = "image i1 <image> ? show i1"
 
@@ -101,3 +104,12 @@ def test_a_processor_without_patch_size(folder: Path) -> None:
 def test_a_template_that_does_not_work(folder: Path, template: str, words: str, prompt: str) -> None:
     (folder / "chat_template.jinja").write_text(template)
     refused(folder, "LlavaProcessor cannot process this prompt", words, prompt=prompt)
+
+
+def test_ids_that_the_config_names_may_lie_beyond_the_vocabulary() -> None:
+    """Gemma 3's token of pictures does; it is never looked up."""
+    model, _ = bundled.load()
+    model.config.image_token_id = 5000
+    check_inputs(model, {"input_ids": torch.tensor([[3, 5000, 4]])})
+    with pytest.raises(InputError, match="token id 5001"):
+        check_inputs(model, {"input_ids": torch.tensor([[3, 5001, 5000]])})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+import torch
 
 from madakv.errors import InputError
 
-_PLACEHOLDERS = ("image_token_id", "video_token_id", "audio_token_id")
 _SIZES = {
     "patch_size": "patch_size",
     "temporal_patch_size": "temporal_patch_size",
@@ -18,7 +20,7 @@ _SIZES = {
 def check_inputs(model: Any, inputs: Any) -> None:
     """Raise InputError if a prompt has token ids beyond the model's vocabulary, which a GPU dies of.
 
-    Placeholders of pictures may lie beyond it: some models never look them up.
+    Ids that the config names, such as those of pictures, may lie beyond it: some models never look them up.
 
     Args:
         model: a transformers model.
@@ -26,16 +28,23 @@ def check_inputs(model: Any, inputs: Any) -> None:
     """
     ids = inputs["input_ids"]
     known = model.get_input_embeddings().weight.shape[0]
-    beyond = ids >= known
-    for name in _PLACEHOLDERS:
-        placeholder = getattr(model.config, name, None)
-        if placeholder is not None:
-            beyond &= ids != placeholder
-    if beyond.any():
+    beyond = ids[ids >= known]
+    if beyond.numel():
+        beyond = beyond[~torch.isin(beyond, beyond.new_tensor([*_named_ids(model.config.to_dict())]))]
+    if beyond.numel():
         raise InputError(
-            f"the tokenizer gives token id {ids[beyond].max().item()}, but the model knows {known:,}: "
+            f"the tokenizer gives token id {beyond.max().item()}, but the model knows {known:,}: "
             "take both from one model"
         )
+
+
+def _named_ids(config: Mapping[Any, Any]) -> Iterator[int]:
+    """The token ids in a config and in those within it."""
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _named_ids(value)
+        elif str(name).endswith(("_token_id", "_token_index")) and isinstance(value, int):
+            yield value
 
 
 def differing_sizes(model: Any, processor: Any) -> str:

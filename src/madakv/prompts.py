@@ -81,7 +81,7 @@ def _told(processor: Any, error: Exception) -> str:
     if isinstance(error, TemplateError):
         line = f" in line {error.lineno}" if isinstance(error, TemplateSyntaxError) else ""
         return f"its chat template fails{line}: {error}"
-    if getattr(processor, "patch_size", 0) is None:
+    if isinstance(error, TypeError) and getattr(processor, "patch_size", 0) is None:
         return "its processor_config.json has no patch_size; it is that of vision_config in config.json"
     return f"{type(error).__name__}: {error}" if not isinstance(error, ValueError) else str(error)
 
