@@ -242,3 +242,19 @@ def test_an_echo_leaves_pictures_in_their_places() -> None:
         got = model(**inputs).logits
     assert run.last is not None
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"])
+def test_a_drafted_start_of_a_sound_has_no_sound_behind_it(name: str) -> None:
+    """These models look for one behind every such token, and in a prompt with the draft behind it found none."""
+    model, inputs = LISTED[name].model(), LISTED[name].prompt(0)
+    start, N = model.config.audio_start_token_id, inputs["input_ids"].shape[1]
+
+    def say_start(ids: Tensor, scores: Tensor) -> Tensor:
+        return scores.index_fill(1, torch.tensor([start]), 1e4) if ids.shape[1] == N + 1 else scores
+
+    options = {"max_new_tokens": 6, "do_sample": False, "logits_processor": [say_start]}
+    want = model.generate(**inputs, **options)
+    assert want[0, N + 1] == start
+    with madakv.evict(model, budget=1.0, draft=3):
+        assert torch.equal(model.generate(**inputs, **options), want)

@@ -13,8 +13,12 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from madakv.errors import UnsupportedOptionError
 from madakv.hf.cache import RaggedCache
 from madakv.hf.options import check_taken_back, effective, most_new_tokens
+<<<<<<< HEAD
 from madakv.modality import placeholder_ids
 from madakv.reading import probes
+=======
+from madakv.modality import Modality, ids_named_after, placeholder_ids
+>>>>>>> h-families
 
 _CALL_OPTIONS = (
     *("attention_mask", "generation_config", "logits_processor", "stopping_criteria", "streamer", "tokenizer"),
@@ -146,8 +150,10 @@ class _Call:
     def read_again(self, ids: Tensor, drafted: Tensor, stops: Tensor, kept: RaggedCache) -> None:
         """Read the prompt with the draft behind it into `kept`, which scores by both and keeps of the prompt."""
         later = drafted[:, ids.shape[1] :]
-        named = [one for ids in placeholder_ids(self._model.config).values() for one in ids]
-        placeholder = torch.isin(later, torch.tensor(named, device=ids.device, dtype=torch.int64))
+        config = self._model.config
+        # Omni models count sounds by the tokens before them.
+        named = {*ids_named_after(config, Modality.AUDIO), *sum(placeholder_ids(config).values(), ())}
+        placeholder = torch.isin(later, torch.tensor(sorted(named), device=ids.device, dtype=torch.int64))
         # What follows an end is filling, and a placeholder stands for nothing here: both have nothing to say.
         unsaid = (stops.cumsum(-1) - stops.to(torch.int64) > 0) | placeholder
         filling = next(token for token in range(len(named) + 2) if token not in (*named, self._pad))

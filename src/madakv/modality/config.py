@@ -48,6 +48,12 @@ def find_placeholders(config: Any) -> list[Placeholder]:
     return list(found.values())
 
 
+def ids_named_after(config: Any, kind: Modality) -> tuple[int, ...]:
+    """All token ids that a config names after a modality: placeholders, and what stands around or between them."""
+    named = ((path.rpartition(".")[2], value) for path, value in _walk(config))
+    return tuple(one for name, value in named if _is_id(name) and _kind_in(name) == kind for one in as_ids(value))
+
+
 def has_media(config: Any) -> bool:
     """Whether a config has a part that reads something other than text, or a placeholder for it."""
     parts = (name for name, value in _fields(config) if _is_part(name, value))
@@ -116,10 +122,12 @@ def _is_part(name: str, value: Any) -> bool:
 
 def _kind_of(name: str) -> Modality | None:
     """The modality of a placeholder's id, by its attribute's name; None if it is named as something else."""
+    return _kind_in(name) if _is_id(name) and _MARKER_WORDS.isdisjoint(name.split("_")) else None
+
+
+def _is_id(name: str) -> bool:
     words = name.split("_")
-    if words[-1] not in _ID_WORDS or _TOKEN_WORDS.isdisjoint(words) or not _MARKER_WORDS.isdisjoint(words):
-        return None
-    return _kind_in(name)
+    return words[-1] in _ID_WORDS and not _TOKEN_WORDS.isdisjoint(words)
 
 
 def _kind_in(name: str) -> Modality | None:
