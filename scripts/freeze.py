@@ -172,18 +172,23 @@ def turns(first: dict[str, Any], second: dict[str, Any], *seeds: int) -> Mode:
     return run
 
 
-@torch.no_grad()
-def by_forward(subject: Subject) -> Result:
+def by_forward(*seeds: int, masked: bool) -> Mode:
     """A loop of one's own, in which the second step reads several tokens."""
-    inputs, logits = subject.batch([subject.prompt(0), subject.prompt(2)]), []
-    mask = inputs["attention_mask"]
-    out = subject.model(**inputs, use_cache=True)
-    for width in (1, 3, 1, 1):
-        logits.append(out.logits[:, -1].float().clone())
-        new = torch.randint(5, 80, (2, width))
-        mask = torch.nn.functional.pad(mask, (0, width), value=1)
-        out = subject.model(input_ids=new, attention_mask=mask, past_key_values=out.past_key_values, use_cache=True)
-    return {"ids": torch.stack(logits).argmax(-1), "logits": [*logits, out.logits.float().flatten(0, 1)]}
+
+    @torch.no_grad()
+    def run(subject: Subject) -> Result:
+        inputs, logits = subject.batch([subject.prompt(seed) for seed in seeds]), []
+        mask = inputs["attention_mask"]
+        out = subject.model(**inputs, use_cache=True)
+        for width in (1, 3, 1, 1):
+            logits.append(out.logits[:, -1].float().clone())
+            new = torch.randint(5, 80, (len(mask), width))
+            mask = torch.nn.functional.pad(mask, (0, width), value=1)
+            seen = {"attention_mask": mask} if masked else {}
+            out = subject.model(input_ids=new, past_key_values=out.past_key_values, use_cache=True, **seen)
+        return {"ids": torch.stack(logits).argmax(-1), "logits": [*logits, out.logits.float().flatten(0, 1)]}
+
+    return run
 
 
 def compiled(subject: Subject) -> Result:
@@ -216,7 +221,8 @@ MODES: dict[str, tuple[dict[str, Any], Mode]] = {
 """For every family of COMMON methods, and every method of CLOSE families."""
 
 MORE: dict[str, tuple[dict[str, Any], Mode]] = {
-    "forward": (EXACT, by_forward),
+    "loop": (EXACT, by_forward(0, masked=False)),
+    "forward": (EXACT, by_forward(0, 2, masked=True)),
     "tiny budget": ({"budget": 0.02}, by_generate()),
     "whole budget": ({"budget": 1.0}, padded(0, 1)),
     "share, padded": ({"budget": 0.2}, padded(2, 0, 1)),

@@ -8,6 +8,8 @@ of its own, and they take turns, so that what else the machine does falls on bot
 ratios, with their quartiles. Eviction of a bf16 model has madakv's products with weights with it in either checkout,
 in a block of their own where there is one, `madakv.fast_linears`.
 
+The row of DynamicCache, where madakv has no part, tells how still the machine was: new / old should be 1.
+
 `--limit 1.03` ends with 1 if the newer checkout takes more of any row.
 """
 
@@ -21,6 +23,7 @@ import subprocess
 import sys
 import time
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +74,7 @@ class Worker:
         return self._models[dtype]
 
     def measure(self, contender: str, dtype: str) -> dict[str, float]:
-        """Milliseconds of CPU time of a prefill, and of a decode step on average."""
+        """Milliseconds of CPU time of a prefill, and of a decode step, the median of them."""
         import torch
         from transformers.cache_utils import DynamicCache
 
@@ -87,11 +90,12 @@ class Worker:
             cache = DynamicCache(config=model.config) if method is None else None
             begun = time.process_time()
             cache = model(self._ids[:, : self._prompt], past_key_values=cache, use_cache=True).past_key_values
-            read = time.process_time()
+            ticks = [time.process_time()]
             for ids in steps:
                 model(ids, past_key_values=cache, use_cache=True)
-            ended = time.process_time()
-        return {"prefill": (read - begun) * 1e3, "step": (ended - read) * 1e3 / len(steps)}
+                ticks.append(time.process_time())
+        taken = [later - earlier for earlier, later in pairwise(ticks)]
+        return {"prefill": (ticks[0] - begun) * 1e3, "step": statistics.median(taken) * 1e3}
 
 
 def work(sizes: list[int]) -> None:
