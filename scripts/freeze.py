@@ -393,7 +393,8 @@ def record(tests: Path, out: Path, only: str, stride: int) -> None:
     run(score_cases())
     print(f"scores: {len(cases)} cases, {time.perf_counter() - begun:.0f} s", file=sys.stderr)
     for name, build in subjects(tests).items():
-        make = cache(build)
+        # Whoever is the first to ask for a model draws no less and no more than the others.
+        make = cache(torch.random.fork_rng()(build))
         if run(family_cases(name, make)):
             weights[name] = digest(make().model)
             print(f"{name}: {len(cases)} cases, {time.perf_counter() - begun:.0f} s", file=sys.stderr)
