@@ -479,13 +479,8 @@ def test_a_decode_step_neither_copies_the_cache_nor_asks_the_device() -> None:
             layer = cache.layers[1]
             query, sinks = torch.randn(2, 8, 1, 8), torch.randn(8)
             with Watch():
-<<<<<<< HEAD
                 # What is derived of the entries is made once.
                 attend(query, layer.memory, scaling=1.0, sinks=sinks)
-=======
-                # What is watched is PyTorch's operations, which make their tables at the first step.
-                layer.attend(query, scaling=1.0, sinks=sinks)
->>>>>>> h-kernels
             calls.clear()
             made = 0
             with Watch():

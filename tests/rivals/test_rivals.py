@@ -512,7 +512,7 @@ def test_the_cache_holds_merged_entries(method: str, how: str, lookahead: int) -
     assert run.last is not None
     changed = False
     for number, plan in enumerate(run.last.plans):
-        entries = cache.layers[number].entries
+        entries = cache.layers[number].memory.entries
         for b in range(2):
             for h in range(2):
                 kept = plan.indices[b][h]
@@ -535,7 +535,7 @@ def test_merging_none_drops_what_is_evicted() -> None:
     assert run.last is not None
     for number, plan in enumerate(run.last.plans):
         want = torch.cat([full.layers[number].keys[0, h, plan.indices[0][h]] for h in range(2)])
-        assert_same(cache.layers[number].entries.keys, want)
+        assert_same(cache.layers[number].memory.entries.keys, want)
 
 
 # --- Lookahead ------------------------------------------------------------------------------------------------
@@ -730,7 +730,9 @@ def test_generate_goes_on_after_a_short_answer(name: str) -> None:
         longer = torch.cat([out.sequences, turn], 1)
         more = model.generate(longer, past_key_values=out.past_key_values, max_new_tokens=4, do_sample=False)
         assert more.shape[1] == longer.shape[1] + 4
-        assert run.last is kept, "the prompt is evicted once"
+        assert kept is not None
+        assert run.last is not None
+        assert run.last.plans is kept.plans, "the prompt is evicted once"
 
 
 def test_prefixkv_keeps_the_same_tokens_in_all_heads_after_a_lookahead() -> None:

@@ -13,12 +13,8 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from madakv.errors import UnsupportedOptionError
 from madakv.hf.cache import RaggedCache
 from madakv.hf.options import check_taken_back, effective, most_new_tokens
-<<<<<<< HEAD
-from madakv.modality import placeholder_ids
-from madakv.reading import probes
-=======
 from madakv.modality import Modality, ids_named_after, placeholder_ids
->>>>>>> h-families
+from madakv.reading import probes
 
 _CALL_OPTIONS = (
     *("attention_mask", "generation_config", "logits_processor", "stopping_criteria", "streamer", "tokenizer"),
