@@ -74,8 +74,6 @@ def _evicting(model: PreTrainedModel, run: Run, empty: RaggedCache, configs: lis
     overrides: dict[str, Any] = {
         "generate_batch": _refuse_generate_batch,
         "compile": refuse_compile,
-        "__deepcopy__": _refuse_deepcopy,
-        "__reduce_ex__": _refuse_pickle,
         "get_compiled_call": compiled_steps(model, model.get_compiled_call, prepare),
     }
     if callable(getattr(model, "generate", None)):
@@ -83,6 +81,9 @@ def _evicting(model: PreTrainedModel, run: Run, empty: RaggedCache, configs: lis
         prepare_inputs: Any = model.prepare_inputs_for_generation
         overrides["prepare_inputs_for_generation"] = masks_for_steps(takes_kinds(prepare_inputs, model.forward))
     stack.enter_context(_overridden(model, overrides))
+    for part in (model, decoder):
+        # Whoever copies a part of the model copies the hooks on its decoder.
+        stack.enter_context(_overridden(part, {"__deepcopy__": _refuse_deepcopy, "__reduce_ex__": _refuse_pickle}))
 
 
 @contextmanager
@@ -104,7 +105,7 @@ def _hooked(hook: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _overridden(model: PreTrainedModel, overrides: dict[str, Any]) -> Iterator[None]:
+def _overridden(model: torch.nn.Module, overrides: dict[str, Any]) -> Iterator[None]:
     """Attributes of the model itself, over those of its class."""
     own = {name: model.__dict__[name] for name in overrides if name in model.__dict__}
     model.__dict__.update(overrides)
