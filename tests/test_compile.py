@@ -156,7 +156,7 @@ class NoWaiting(TorchDispatchMode):
 
 
 def test_a_step_never_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor does what generate prepares for it; the first step still makes tables. The CPU kernel, which has none, is out."""
+    """Nor does what generate prepares for it; the first step makes tables. The CPU kernel, which has none, is out."""
     monkeypatch.setattr("madakv.attention.cpu.chosen", lambda _: "torch")
     model, (ids, mask) = tiny.llama(), tiny.ids(20, 12)
     with madakv.evict(model, budget=0.3, safeguard=0.2) as run, torch.no_grad():
