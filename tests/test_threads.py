@@ -71,11 +71,10 @@ def test_threads_get_what_each_gets_alone(of: Any, options: dict[str, Any]) -> N
             assert all(all(same) for same in pool.map(run, range(THREADS)))
 
 
-def test_threads_that_draft_get_what_each_gets_alone() -> None:
-    model = tiny.llava()
-    inputs = prompts(model)
-    barrier = Barrier(THREADS)
-    with madakv.evict(model, budget=0.4, draft=3):
+def answered_alike(model: Any, **options: Any) -> bool:
+    """Whether threads that generate inside one block get the tokens that each gets alone."""
+    inputs, barrier = prompts(model), Barrier(THREADS)
+    with madakv.evict(model, budget=0.4, **options):
         alone = [tiny.greedy(model, own, 5) for own in inputs]
 
         def run(number: int) -> bool:
@@ -83,24 +82,19 @@ def test_threads_that_draft_get_what_each_gets_alone() -> None:
             return all(torch.equal(tiny.greedy(model, inputs[number], 5), alone[number]) for _ in range(ROUNDS))
 
         with ThreadPoolExecutor(THREADS) as pool:
-            assert all(pool.map(run, range(THREADS)))
+            return all(pool.map(run, range(THREADS)))
+
+
+def test_threads_that_draft_get_what_each_gets_alone() -> None:
+    assert answered_alike(tiny.llava(), draft=3)
 
 
 def test_a_setting_that_one_call_silences_is_not_silenced_for_another() -> None:
-    """Calls that name a cache of their own once changed the model's settings while they ran."""
+    """Calls once changed the model's own settings while they ran, where these name a kind of cache."""
     model = tiny.llama()
     model.generation_config.cache_implementation = "static"
     try:
-        inputs, barrier = prompts(model), Barrier(THREADS)
-        with madakv.evict(model, budget=0.4):
-            alone = [tiny.greedy(model, own, 5) for own in inputs]
-
-            def run(number: int) -> bool:
-                barrier.wait()
-                return all(torch.equal(tiny.greedy(model, inputs[number], 5), alone[number]) for _ in range(ROUNDS))
-
-            with ThreadPoolExecutor(THREADS) as pool:
-                assert all(pool.map(run, range(THREADS)))
+        assert answered_alike(model)
         assert model.generation_config.cache_implementation == "static"
     finally:
         model.generation_config.cache_implementation = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -11,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from madakv.errors import NestedEvictionError, UnsupportedOptionError
-from madakv.hf.attention import norms_behind, register
+from madakv.hf.attention import register
 from madakv.hf.cache import RaggedCache
 from madakv.hf.capture import compiled_steps, masks_for_steps
 from madakv.hf.echo import Echo, echo_of
@@ -19,12 +18,9 @@ from madakv.hf.full import RecordFull
 from madakv.hf.generate import guarded, run_cache
 from madakv.hf.kinds import takes_kinds
 from madakv.hf.layer import IMPLEMENTATION
-from madakv.hf.options import check_forward_options, check_later_pass, hidden_by, new_tokens
-from madakv.hf.record import RecordPass, note_kept_whole, record
+from madakv.hf.passes import PreparePass, RecordPass, require_cache
 from madakv.hf.supported import check_supported, refuse_compile
 from madakv.methods import Full
-from madakv.modality import Modality, prompt_modality
-from madakv.reading import Revision
 from madakv.run import Run
 
 
@@ -64,7 +60,7 @@ def _evicting(model: PreTrainedModel, run: Run, empty: RaggedCache, configs: lis
     for hook in (
         model.register_forward_pre_hook(prepare, with_kwargs=True),
         model.register_forward_hook(RecordPass(run), with_kwargs=True),
-        decoder.register_forward_pre_hook(_require_cache, with_kwargs=True),
+        decoder.register_forward_pre_hook(require_cache, with_kwargs=True),
     ):
         stack.enter_context(_hooked(hook))
     if echoed:
@@ -115,76 +111,6 @@ def _overridden(model: torch.nn.Module, overrides: dict[str, Any]) -> Iterator[N
         for name in overrides:
             model.__dict__.pop(name, None)
         model.__dict__.update(own)
-
-
-class PreparePass:
-    """The hook before the model: sees to it that there is a cache, and tells it of a new prompt."""
-
-    def __init__(self, model: PreTrainedModel, run: Run) -> None:
-        self._model_config = model.config
-        self._run = run
-        self._model = model
-        self._signature = inspect.signature(type(model).forward)
-        self._norms = norms_behind(model.get_decoder())
-
-    def __call__(
-        self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Before a pass."""
-        given = kwargs.get("past_key_values")
-        if torch.compiler.is_compiling() or (isinstance(given, RaggedCache) and given.checked):
-            return args, kwargs
-        if module.training:
-            raise UnsupportedOptionError("the model is in training mode; call model.eval() before evicting")
-        if args:
-            names = list(self._signature.parameters)[1:]
-            kwargs = dict(zip(names, args, strict=False)) | kwargs
-        check_forward_options(kwargs, self._model_config)
-        if kwargs.get("past_key_values") is None:
-            kwargs["past_key_values"] = run_cache(self._model, self._run)
-            kwargs["use_cache"] = True
-        cache: RaggedCache = kwargs["past_key_values"]
-        if cache.awaits_prompt:
-            cache.begin(self._modality(kwargs), self._norms)
-        else:
-            self._prepare_later(cache, kwargs)
-        return (), kwargs
-
-    def _modality(self, kwargs: dict[str, Any]) -> torch.Tensor:
-        mask = kwargs.get("attention_mask")
-        modality = prompt_modality(
-            self._model_config,
-            kwargs.get("input_ids"),
-            attention_mask=mask,
-            mm_token_type_ids=kwargs.get("mm_token_type_ids"),
-            inputs_embeds=kwargs.get("inputs_embeds"),
-        )
-        hidden = hidden_by(mask)
-        return modality if hidden is None else modality.masked_fill(hidden.to(modality.device), Modality.PADDING)
-
-    def _prepare_later(self, cache: RaggedCache, kwargs: dict[str, Any]) -> None:
-        """See to a pass behind the prompt's."""
-        check_later_pass(cache, kwargs)
-        new = new_tokens(kwargs)
-        if new is None:
-            return
-        if cache.reading is not None and cache.reading.is_due_before(new.shape[1]):
-            record(cache, self._run)
-        if isinstance(cache.reading, Revision):
-            mask = kwargs.get("attention_mask")
-            own = kwargs if mask is None else {**kwargs, "attention_mask": mask[:, -new.shape[1] :]}
-            cache.reading.announce(self._modality(own))
-        elif new.shape[1] > 1 and cache.reading is None:
-            note_kept_whole(self._run, new.shape[1])
-        cache.take_room(new.shape[1])
-
-
-def _require_cache(_module: torch.nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Before the decoder: whoever came past the model itself would run uncompressed."""
-    if not isinstance(kwargs.get("past_key_values"), RaggedCache):
-        raise UnsupportedOptionError(
-            "inside `madakv.evict`, call the model that was given to it: not a part of it, and not its .forward"
-        )
 
 
 def _refuse_generate_batch(*_: Any, **__: Any) -> None:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from typing import Any
 
-import torch
 from transformers import Cache
 
-from madakv.errors import UnsupportedModelError
 from madakv.hf.cache import RaggedCache
 from madakv.run import Kept, Run
 
@@ -49,27 +46,3 @@ def note_kept_whole(run: Run, tokens: int) -> None:
             tokens,
         )
     run.last = replace(run.last, later_tokens=run.last.later_tokens + tokens)
-
-
-class RecordPass:
-    """The hook behind the model: makes sure that every layer was read, and decides what is due."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-
-    def __call__(self, module: torch.nn.Module, _args: tuple[Any, ...], kwargs: dict[str, Any], _output: Any) -> None:
-        """After a pass.
-
-        Raises:
-            UnsupportedModelError: layers that should have been evicted were not read.
-        """
-        cache: RaggedCache = kwargs["past_key_values"]
-        if cache.reading is None:
-            return
-        if cache.unread_layers:
-            raise UnsupportedModelError(
-                f"{type(module).__name__} ran layers {cache.unread_layers} without madakv's attention: "
-                "they do not go through transformers' AttentionInterface, or change the keys on the way there"
-            )
-        if cache.reading.is_due:
-            record(cache, self._run)
