@@ -41,3 +41,19 @@ def test_after_the_prefill_is_after_the_prefill_for_every_method(method: str) ->
         cache: Any = model(tiny.ids(40)[0]).past_key_values
     assert run.last is not None
     assert cache.nbytes == run.last.kv_bytes <= 0.3 * run.last.kv_bytes_full
+
+
+def test_a_mask_that_changes_between_calls_of_generate_is_looked_at() -> None:
+    """Within a call, `generate` hides what it hid before; what the next call hides is up to whoever makes it."""
+    model = tiny.llama()
+    tokens, mask = tiny.ids(40, 30)
+    with madakv.evict(model, budget=0.5, echo=0):
+        first = model.generate(
+            tokens, attention_mask=mask, max_new_tokens=4, do_sample=False, return_dict_in_generate=True
+        )
+        other = torch.ones_like(first.sequences)
+        other[:, :10] = 0
+        with pytest.raises(UnsupportedOptionError, match="hides other prompt tokens"):
+            model.generate(
+                first.sequences, attention_mask=other, past_key_values=first.past_key_values, max_new_tokens=3
+            )
