@@ -157,6 +157,15 @@ class RaggedCache(Cache):
         finally:
             self.checked = False
 
+    @contextmanager
+    def in_generate(self) -> Iterator[None]:
+        """Passes inside the block are those of one `generate` call."""
+        self.generating, self._mask_seen = True, False
+        try:
+            yield
+        finally:
+            self.generating = False
+
     def cut_at(self, tokens: int | None) -> int | None:
         """Note how many of the tokens of the decoder's pass its caller asked for, or None; returns what was noted."""
         before, self._cut = self._cut, tokens

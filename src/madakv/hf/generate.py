@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -39,27 +39,23 @@ def guarded(model: PreTrainedModel, run: Run) -> Callable[..., Any]:
         with ExitStack() as stack:
 
             def fresh() -> RaggedCache:
-                return stack.enter_context(_generating(run_cache(model, run, room=room)))
+                cache = run_cache(model, run, room=room)
+                stack.enter_context(cache.in_generate())
+                return cache
 
             if cache is None and run.method.draft:
                 ids = kwargs.pop("input_ids", None) if inputs is None else inputs
                 return generate_with_draft(model, generate, ids, fresh, run.method.draft, **kwargs)
-            cache = fresh() if cache is None else stack.enter_context(_generating(cache))
+            if cache is None:
+                cache = fresh()
+            else:
+                stack.enter_context(cache.in_generate())
             cache.reserve(room)
             out = generate(inputs, past_key_values=cache, **kwargs)
             finish(cache, run)
         return out
 
     return call
-
-
-@contextmanager
-def _generating(cache: RaggedCache) -> Iterator[RaggedCache]:
-    cache.generating = True
-    try:
-        yield cache
-    finally:
-        cache.generating = False
 
 
 def run_cache(model: Any, run: Run, *, room: int | None = None) -> RaggedCache:

@@ -185,7 +185,8 @@ class Reading:
     @property
     def is_due(self) -> bool:
         """Whether to decide, now that a pass is over."""
-        if self._at_once:
+        # Of a method that sees all layers, the first moment at which it can be decided.
+        if self._trigger.at_once:
             return True
         return self._listener.reduce != "most" and self._trigger.after_pass(self._memories[0].tail.length)
 
