@@ -8,11 +8,11 @@ A table stands between two marks, and says where it comes from:
     <!-- /table -->
 
 `budgets` has a line per method and a column per budget: the share of the full cache's average that is left, with its
-95 % interval, which `bare` leaves out; of a folder with a `*` in it, for every folder that fits. `tasks 0.1` has a column per dataset, at
-that budget. Further words choose: `methods=a;b` the lines and their order, `budgets=0.2;0.05` the columns,
-`model=NAME` the model, `scorer=NAME` the scorer. `file` takes the folder's `table.md` as it is. `bench decode` (or
-another command of `madakv bench`) shows the rows of the folder's `decode.json`; `contenders=a;b` chooses among them,
-with `_` for a blank.
+95 % interval, which `bare` leaves out; of a folder with a `*` in it, for every folder that fits. `tasks 0.1` has a
+column per dataset, at that budget. Further words choose: `methods=a;b` the lines and their order,
+`budgets=0.2;0.05` the columns, `model=NAME` the model, `scorer=NAME` the scorer. `file` takes the folder's `table.md`
+as it is. `bench decode` (or another command of `madakv bench`) shows the rows of the folder's `decode.json`;
+`contenders=a;b` chooses among them, with `_` for a blank.
 """
 
 from __future__ import annotations
