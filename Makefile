@@ -1,11 +1,25 @@
-# `make demo` and `make test` each set up everything they need from a bare clone.
+# `make` alone says what there is; `make demo` and `make test` each set up everything they need from a bare clone.
 PYTHON ?= python3
 # On Linux this pulls PyTorch's default build; name another one here, e.g. for a CPU-only wheel.
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: venv demo test test-slow lint format results speed clean
+.PHONY: help venv demo test test-slow lint format results speed clean
+
+help:
+	@echo "Each of these sets up what it needs in $(VENV), from a bare clone:"
+	@echo "  make demo       a long document with pictures, full cache against a fifth: half a minute"
+	@echo "  make test       everything CI runs: lint, types, tests: minutes"
+	@echo "  make test-slow  tests that take minutes each, the wheel in an empty environment among them"
+	@echo "  make lint       ruff and mypy alone"
+	@echo "  make format     mend what ruff can mend"
+	@echo "  make results    answer the documents behind the tables again: an hour or two; goes on where it was stopped"
+	@echo "  make speed      measure speed and memory again, on a machine with nothing else to do"
+	@echo "  make venv       the environment alone"
+	@echo "  make clean      remove it, and all caches"
+	@echo "TORCH=...   which torch, such as TORCH=torch==2.13.0+cpu with PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
+	@echo "PYTHON=...  which Python, 3.11 or newer; now: $(PYTHON)"
 
 venv: $(VENV)/.ready
 
@@ -13,10 +27,11 @@ $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	$(BIN)/python -c "from madakv.native.build import kernels; kernels()"
 	touch $@
 
 demo: venv
-	$(BIN)/madakv generate --compare
+	$(BIN)/madakv demo
 
 test: venv lint
 	$(BIN)/python -m pytest

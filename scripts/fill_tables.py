@@ -8,11 +8,11 @@ A table stands between two marks, and says where it comes from:
     <!-- /table -->
 
 `budgets` has a line per method and a column per budget: the share of the full cache's average that is left, with its
-95 % interval; of a folder with a `*` in it, for every folder that fits. `tasks 0.1` has a column per dataset, at
-that budget. Further words choose: `methods=a;b` the lines and their order, `budgets=0.2;0.05` the columns,
-`model=NAME` the model, `scorer=NAME` the scorer. `file` takes the folder's `table.md` as it is. `bench decode` (or
-another command of `madakv bench`) shows the rows of the folder's `decode.json`; `contenders=a;b` chooses among them,
-with `_` for a blank.
+95 % interval, which `bare` leaves out; of a folder with a `*` in it, for every folder that fits. `tasks 0.1` has a
+column per dataset, at that budget. Further words choose: `methods=a;b` the lines and their order,
+`budgets=0.2;0.05` the columns, `model=NAME` the model, `scorer=NAME` the scorer. `file` takes the folder's `table.md`
+as it is. `bench decode` (or another command of `madakv bench`) shows the rows of the folder's `decode.json`;
+`contenders=a;b` chooses among them, with `_` for a blank.
 """
 
 from __future__ import annotations
@@ -29,7 +29,14 @@ from madakv.bench.table import page_table
 from madakv.markdown import as_percent, budget_text, markdown_table
 
 ROOT = Path(__file__).parents[1]
-FILES = ("README.md", "docs/choices.md", "docs/performance.md", "docs/suite.md", "training/small/README.md")
+FILES = (
+    "README.md",
+    "docs/choices.md",
+    "docs/performance.md",
+    "docs/results.md",
+    "docs/suite.md",
+    "training/small/README.md",
+)
 _TABLE = re.compile(r"(<!-- table (\S+) ([^>]+?) -->\n).*?(<!-- /table -->)", re.DOTALL)
 
 Line = dict[str, Any]
@@ -50,7 +57,7 @@ def table(folder: str, words: list[str]) -> str:
     found = [_lines(one, options) for one in sorted(ROOT.glob(f"{folder}/summary.json"))]
     if words[0] == "tasks":
         return _tasks(found[0], float(words[1]), options)
-    return _budgets(found, options)
+    return _budgets(found, options, bare="bare" in words)
 
 
 def _lines(summary: Path, options: dict[str, str]) -> list[Line]:
@@ -68,8 +75,8 @@ def _bench(folder: str, command: str, options: dict[str, str]) -> str:
     return page_table(command, [row for row in rows if not wanted or row.contender in wanted])
 
 
-def _budgets(found: list[list[Line]], options: dict[str, str]) -> str:
-    """A line per method; a column per budget of each of several results."""
+def _budgets(found: list[list[Line]], options: dict[str, str], *, bare: bool) -> str:
+    """A line per method; a column per budget of each of several results; without intervals, if `bare`."""
     head, columns = ["method"], []
     at = {(n, line["label"], line["budget"]): line for n, lines in enumerate(found) for line in lines}
     labels = _chosen(options, "methods", str) or _best_first(found[0])
@@ -87,7 +94,7 @@ def _budgets(found: list[list[Line]], options: dict[str, str]) -> str:
             low, high = line["interval"]
             share = f"{line['of_full']:.1%}"
             share = f"**{share}**" if line["of_full"] == best[n, budget] else share
-            cells.append(f"{share} ({100 * low:.0f} to {100 * high:.0f})")
+            cells.append(share if bare else f"{share} ({100 * low:.0f} to {100 * high:.0f})")
         body.append([f"`{label}`", *cells])
     return markdown_table(head, body)
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 import madakv
 from madakv.errors import UnsupportedOptionError
 from madakv.reading import AfterPrefill, Trigger
 from tests import tiny
-from tests.tolerance import assert_same
-from tests.toys.every_tokens import EveryTokens
 
 
 @dataclass(frozen=True)

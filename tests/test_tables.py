@@ -26,7 +26,7 @@ def test_a_changed_figure_is_noticed(tmp_path: Path) -> None:
     copy.parent.mkdir()
     copy.write_text(script)
     text = (tmp_path / "README.md").read_text()
-    (tmp_path / "README.md").write_text(text.replace("%** (", "1%** (", 1))
+    (tmp_path / "README.md").write_text(text.replace("%**", "1%**", 1))
     done = subprocess.run([sys.executable, str(copy), "--check"], capture_output=True, text=True)
     assert done.returncode == 1
     assert "README.md differ" in done.stderr

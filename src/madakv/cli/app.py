@@ -13,7 +13,7 @@ from madakv.cli.errors import one_line_errors
 _HELP = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
-    epilog="Example: madakv generate --compare   (a built-in model and document, offline)",
+    epilog="To begin with: madakv demo   (offline, half a minute)",
     context_settings=_HELP,
     no_args_is_help=True,
     add_completion=False,
@@ -75,6 +75,19 @@ def common(
     ] = False,
 ) -> None:
     """Let a vision-language model remember a fifth of its prompt: its KV cache is evicted while it reads."""
+
+
+@app.command(epilog="Example: madakv demo")
+def demo() -> None:
+    """See it at work, offline: one long document, read with the full cache and with a fifth of it.
+
+    In a checkout, more than 4,000 tokens with pictures; else the smaller document that comes with the package. The
+    last line says what was seen.
+    """
+    with one_line_errors():
+        from madakv.cli.demo import run_demo
+
+        run_demo()
 
 
 @app.command(
