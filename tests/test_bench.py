@@ -392,6 +392,9 @@ def broken_partial(*arguments: Any, **options: Any) -> Partial:
 
 def test_a_wrong_backend_gets_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("madakv.attention.ragged.ragged_partial", broken_partial)
+    for asks in ("step", "ragged"):
+        # The CPU's kernel is left out, so that all goes to what is broken.
+        monkeypatch.setattr(f"madakv.attention.{asks}.cpu_attention", lambda *_: None)
     case = ("--shape", "tiny", "--context", "40", "--repeats", "1", "--budgets", "0.5", "--json")
     for arguments in (("decode", *case, "--tokens", "1", "--no-rivals"), ("prefill", *case)):
         result = run(*arguments)

@@ -88,7 +88,7 @@ def test_an_evicted_cache_has_just_the_room_that_it_needs() -> None:
     contender = Evicted(METHODS[1], compiled=compiling("eager"))
     with contender.inside(subject) as run:
         read = contender.read(subject, prompt, 5, run)
-    tails = [layer.tail for layer in read.cache.ragged_layers]
+    tails = [layer.memory.tail for layer in read.cache.ragged_layers]
     assert [isinstance(tail, FixedTail) and tail.length for tail in tails] == [5, 5]
 
 

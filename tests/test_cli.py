@@ -243,10 +243,11 @@ def test_results_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "run.json").write_text("{")
-    for out in ("file", "broken"):
+    for out, says in (("file", "cannot use"), ("broken", "run.json")):
         result = run("eval", "--samples", "1", "--out", str(tmp_path / out))
         assert result.exit_code == 2
-        assert "cannot use" in result.stderr
+        assert says in result.stderr
+        assert result.stderr.strip().count("\n") == 0
 
 
 def test_methods_named_twice_run_once() -> None:

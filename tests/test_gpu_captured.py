@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import CompileConfig
 
-from madakv.hf import cache as cache_module
+from madakv.attention import memory
 from tests import tiny
 from tests.scripts import load_script
 
@@ -35,8 +35,8 @@ def test_the_same_answers_pass(how: CompileConfig) -> None:
 def test_steps_that_attend_otherwise_are_found(
     how: CompileConfig, monkeypatch: pytest.MonkeyPatch, factor: float
 ) -> None:
-    right = cache_module.captured_step
-    monkeypatch.setattr(cache_module, "captured_step", lambda *args, **options: right(*args, **options) * factor)
+    right = memory.captured_step
+    monkeypatch.setattr(memory, "captured_step", lambda *args, **options: right(*args, **options) * factor)
     found = captured.compare(tiny.llava(), [tiny.document()], how)
     assert not found["ok"]
     assert not found["relative_rms"] <= captured.TOLERANCE

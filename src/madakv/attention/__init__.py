@@ -1,6 +1,6 @@
 """Attention over what was kept: uneven heads, packed without padding, beside a tail of new tokens."""
 
-from madakv.attention.attend import attend
+from madakv.attention.memory import attend
 from madakv.attention.prompt import prompt_attention
 from madakv.attention.ragged import (
     ragged_attention,
