@@ -31,7 +31,7 @@ def test_without_a_checkout_the_document_that_comes_with_the_package_is_read(onl
     assert result.exit_code == 0, result.output
     last = result.output.strip().splitlines()[-1]
     assert re.fullmatch(
-        r"seen: 342 tokens with 12 pictures; both answers right; KV cache 2\.0 MiB -> \d+\.\d KiB \(\d+\.\d%\); "
+        r"seen: 341 tokens with 12 pictures; both answers right; KV cache 2\.0 MiB -> \d+\.\d KiB \(\d+\.\d%\); "
         r"decode \d+\.\d -> \d+\.\d ms per token; prefill \d+\.\d\dx the full cache's",
         last,
     ), last

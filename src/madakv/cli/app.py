@@ -13,7 +13,7 @@ from madakv.cli.errors import one_line_errors
 _HELP = {"help_option_names": ["-h", "--help"]}
 
 app = typer.Typer(
-    epilog="To begin with: madakv demo   (offline, half a minute)",
+    epilog="Example: madakv demo   (a built-in model and document, offline)",
     context_settings=_HELP,
     no_args_is_help=True,
     add_completion=False,
