@@ -87,7 +87,7 @@ class CopiesOfEntries(TorchDispatchMode):
         self.alive: list[bool] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.index.Tensor and args[0].dim() == 2:
+        if func is torch.ops.aten.index_select.default and args[0].dim() == 2:
             self.alive.append(self.old_keys() is not None)
         return func(*args, **(kwargs or {}))
 

@@ -99,10 +99,8 @@ class Entries(ABC):
             values: [B, H, N, Dv].
             plan: the entries to keep.
         """
-        H = keys.shape[1]
         head = plan.owners()
-        source = (head // H, head % H, plan.positions)
-        return cls.pack(keys[source], values[source], plan.counts)
+        return cls.pack(*(_picked(states, head, plan.positions) for states in (keys, values)), plan.counts)
 
     def replaced(self, keys: Tensor, values: Tensor) -> Self:
         """The same owners with other contents, [T, Dk] and [T, Dv]."""
@@ -118,7 +116,7 @@ class Entries(ABC):
         flat = counts.flatten()
         shift = self.starts[rows].flatten() - (flat.cumsum(0) - flat)
         source = torch.arange(int(flat.sum()), device=flat.device) + shift.repeat_interleave(flat)
-        return self.pack(self.keys[source], self.values[source], counts)
+        return self.pack(self.keys.index_select(0, source), self.values.index_select(0, source), counts)
 
     def rectangle(self, valid: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a whole prompt as [B, H, N, D], zero where `valid` ([B, N] bool) is false."""
@@ -139,3 +137,14 @@ class Entries(ABC):
     def even(self) -> bool:
         """Whether all rows and heads hold equally many entries, so that the memory is a plain [B, H, t, D]."""
         return len(set(self.lengths)) == 1
+
+
+def _picked(states: Tensor, head: Tensor, position: Tensor) -> Tensor:
+    """Entries [T, D] of states [B, H, N, D], by flat (row, head) index and position, both [T] int64."""
+    _, H, N, D = states.shape
+    row, column, step, inner = states.stride()
+    if (inner, step) != (1, D) or row % D or column % D:
+        return states[head // H, head % H, position]
+    # As rows of the memory behind: picking rows is ten times as fast on a CPU as picking by three indices.
+    rows = states.as_strided((((len(states) - 1) * row + (H - 1) * column) // D + N, D), (D, 1))
+    return rows.index_select(0, (head // H * row + head % H * column) // D + position)

@@ -45,8 +45,8 @@ class RaggedEntries(Entries):
     def narrow(self, own: KeepPlan, plan: KeepPlan) -> None:
         """Copy what stays, keys first, so that there are never two copies of both."""
         source = own.find(plan)
-        self._keys = self._keys[source]
-        self._values = self._values[source]
+        self._keys = self._keys.index_select(0, source)
+        self._values = self._values.index_select(0, source)
         self._recount(plan.counts)
 
     def to(self, device: torch.device | str) -> Self:

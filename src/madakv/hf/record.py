@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import cache
 
 from transformers import Cache
 
@@ -35,14 +36,18 @@ def finish(cache: Cache, run: Run) -> None:
         record(cache, run)
 
 
+@cache
+def _say_once() -> None:
+    logger.warning(
+        "tokens that are read several in one pass behind the prompt are kept whole, and counted in "
+        "run.last.later_tokens: only what the first pass on a cache reads is evicted. A prompt that is read in chunks "
+        "has to be read in one pass instead"
+    )
+
+
 def note_kept_whole(run: Run, tokens: int) -> None:
     """Note that a pass of several tokens behind the prompt is kept whole: a next turn, or a chunk made by hand."""
     if run.last is None:
         return
-    if not run.last.later_tokens:
-        logger.warning(
-            "%d tokens are read in one pass behind the prompt, and kept whole: what the first pass on a cache reads "
-            "is evicted. A prompt that is read in chunks has to be read in one pass instead",
-            tokens,
-        )
+    _say_once()
     run.last = replace(run.last, later_tokens=run.last.later_tokens + tokens)
