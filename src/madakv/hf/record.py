@@ -40,8 +40,8 @@ def finish(cache: Cache, run: Run) -> None:
 def _say_once() -> None:
     logger.warning(
         "tokens that are read several in one pass behind the prompt are kept whole, and counted in "
-        "run.last.later_tokens: only what the first pass on a cache reads is evicted. A prompt that is read in chunks "
-        "has to be read in one pass instead"
+        "run.last.later_tokens: only what the first pass on a cache reads is evicted. A prompt that is read in "
+        "chunks has to be read in one pass instead"
     )
 
 
