@@ -24,7 +24,6 @@ from madakv.hf.record import RecordPass, note_kept_whole, record
 from madakv.hf.supported import check_supported, refuse_compile
 from madakv.methods import Full
 from madakv.modality import Modality, prompt_modality
-from madakv.reading import Revision
 from madakv.run import Run
 
 
@@ -169,7 +168,7 @@ class PreparePass:
             return
         if cache.reading is not None and cache.reading.is_due_before(new.shape[1]):
             record(cache, self._run)
-        if isinstance(cache.reading, Revision):
+        if cache.reading is not None and cache.reading.repeats:
             mask = kwargs.get("attention_mask")
             own = kwargs if mask is None else {**kwargs, "attention_mask": mask[:, -new.shape[1] :]}
             cache.reading.announce(self._modality(own))
