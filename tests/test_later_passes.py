@@ -53,3 +53,14 @@ def test_a_mask_that_changes_between_calls_of_generate_is_looked_at() -> None:
             model.generate(
                 first.sequences, attention_mask=other, past_key_values=first.past_key_values, max_new_tokens=3
             )
+
+
+def test_what_is_read_before_the_first_of_several_decisions_is_kept() -> None:
+    """At a budget of 1.0, attention reads what it reads of a full cache."""
+    model, inputs = tiny.llama(), dict(zip(("input_ids", "attention_mask"), tiny.ids(40, 23), strict=True))
+    wanted = tiny.greedy(model, inputs, 12)
+    with madakv.evict(model, budget=1.0, trigger=WholeForSome(3)) as run:
+        assert torch.equal(tiny.greedy(model, inputs, 12), wanted)
+    assert run.last is not None
+    assert run.last.modality.shape == (2, 49)
+    assert run.last.kept_share == 1.0

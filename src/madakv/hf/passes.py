@@ -15,7 +15,6 @@ from madakv.hf.generate import run_cache
 from madakv.hf.options import check_forward_options, check_later_pass, hidden_by, new_tokens
 from madakv.hf.record import note_kept_whole, record
 from madakv.modality import Modality, prompt_modality
-from madakv.reading import Revision
 from madakv.run import Run
 
 
@@ -72,7 +71,7 @@ class PreparePass:
             return
         if cache.reading is not None and cache.reading.is_due_before(new.shape[1]):
             record(cache, self._run)
-        if isinstance(cache.reading, Revision):
+        if cache.reading is not None and cache.reading.repeats:
             mask = kwargs.get("attention_mask")
             own = kwargs if mask is None else {**kwargs, "attention_mask": mask[:, -new.shape[1] :]}
             cache.reading.announce(self._modality(own))

@@ -71,6 +71,7 @@ class Reading:
         if self._trigger.repeats:
             Revision.check(method)
         self._listener = lookahead(method)
+        self._later = prompt.modality[:, :0]
 
     # -- the prompt's pass
 
@@ -146,6 +147,15 @@ class Reading:
 
     # -- later passes
 
+    @property
+    def repeats(self) -> bool:
+        """Whether it is decided again, so that whatever is read has to be announced."""
+        return self._trigger.repeats
+
+    def announce(self, modality: Tensor) -> None:
+        """Say what the next pass behind the prompt's reads, [B, n] of `Modality` values."""
+        self._later = torch.cat([self._later, modality.to(self._later.device)], 1)
+
     @contextmanager
     def hearing_echo(self) -> Iterator[None]:
         """What is read inside the block is the prompt's own text once more; nothing is decided meanwhile."""
@@ -219,7 +229,7 @@ class Reading:
         if not self._trigger.repeats:
             return None
         kept = [Candidates.chosen(plan, *self.scores.parts(number)) for number, plan in enumerate(self._held)]
-        return Revision(self.method, self.prompt, self._memories, kept, self._frames, self._trigger)
+        return Revision(self.method, self.prompt, self._memories, kept, self._frames, self._trigger, self._later)
 
     @property
     def _at_once(self) -> bool:

@@ -34,6 +34,7 @@ class Revision:
         kept: what each of them holds.
         frames: a view of no tokens of each layer, for what entries are worth there.
         trigger: when to decide.
+        later: [B, n] of `Modality` values, of what was read behind the prompt before it was decided.
 
     Attributes:
         prompt: all that the next decision is made over, the tail aside.
@@ -47,6 +48,7 @@ class Revision:
         kept: Sequence[Candidates],
         frames: Sequence[LayerView],
         trigger: Trigger,
+        later: Tensor,
     ) -> None:
         self.method = method
         self.prompt = prompt
@@ -55,8 +57,15 @@ class Revision:
         self._frames = frames
         self._trigger = trigger
         self._listener = lookahead(method)
-        self._later = prompt.modality[:, :0]
+        self._later = later
+        # Of these, the first decision knew already.
+        self._known = later.shape[1]
         self._tails: list[Tensor | None] = [None] * len(memories)
+
+    @property
+    def repeats(self) -> bool:
+        """That is what it is for."""
+        return True
 
     @staticmethod
     def check(method: Method) -> None:
@@ -92,13 +101,16 @@ class Revision:
     @property
     def is_due(self) -> bool:
         """Whether to decide, now that a pass is over."""
-        since = self._memories[0].tail.length
-        return since > 0 and self._trigger.after_pass(since)
+        return self._since > 0 and self._trigger.after_pass(self._since)
 
     def is_due_before(self, tokens: int) -> bool:
         """Whether to decide before a pass of so many tokens."""
-        since = self._memories[0].tail.length
-        return tokens > 1 and since > 0 and self._trigger.before_turn(since)
+        return tokens > 1 and self._since > 0 and self._trigger.before_turn(self._since)
+
+    @property
+    def _since(self) -> int:
+        """Tokens that were read since the last decision."""
+        return self._memories[0].tail.length - self._known
 
     @torch.no_grad()
     def decide(self) -> list[KeepPlan]:
@@ -108,7 +120,7 @@ class Revision:
         for number, memory in enumerate(self._memories):
             self._take_tail(number, memory, visible, span)
         self.prompt = Prompt(torch.cat([self.prompt.modality, self._later], 1))
-        self._later, self._tails = self._later[:, :0], [None] * len(self._memories)
+        self._later, self._known, self._tails = self._later[:, :0], 0, [None] * len(self._memories)
         heads = self._kept[0].plan.counts.shape[1]
         decisions = Decisions(self.method, self.prompt.modality, heads=heads, layers=len(self._memories))
         wanted = decisions.decide_all([own.dense(self.prompt.length) for own in self._kept])
