@@ -10,6 +10,7 @@ from torch import Tensor
 
 import madakv
 from madakv import ConfigurationError, UnsupportedOptionError
+from madakv.cache import Entries
 from tests import tiny
 from tests.tolerance import assert_same
 from tests.toys.every_tokens import EveryTokens
@@ -47,6 +48,17 @@ def test_a_store_of_ones_own(options: dict[str, Any]) -> None:
         assert_same(torch.stack(got.logits), torch.stack(want.logits), 0.2)
         # It does matter how they are held.
         assert not torch.equal(torch.stack(got.logits[1:]), torch.stack(want.logits[1:]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"store": "int8"}, {"store": Entries}, {"store": int}, {"trigger": "each turn"}, {"trigger": EveryTokens}],
+    ids=str,
+)
+def test_what_is_no_store_and_no_trigger_is_refused(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(ConfigurationError, match=f"^{name} must be .*; got "), madakv.evict(tiny.llama(), **options):
+        pass
 
 
 def test_a_store_of_ones_own_follows_beams_and_turns() -> None:

@@ -29,7 +29,7 @@ def evict(
     `past_key_values` on. The model is restored on exit, after an exception too.
 
     The first forward pass on a cache is its prompt; what is read later on the same cache, such as the next turn of
-    a conversation, is kept whole. The cache can only be used inside such a block.
+    a conversation, is kept whole, unless the trigger decides again. The cache can only be used inside such a block.
 
     `generate(..., cache_implementation="static")` keeps later tokens at fixed addresses, with room for as many as the
     call may generate, so that transformers compiles the steps into CUDA graphs as it does for a static cache; on
@@ -50,7 +50,7 @@ def evict(
         A `Run`, whose `last` tells what the most recent prompt's eviction kept.
 
     Raises:
-        ConfigurationError: unknown method or option, or a bad value.
+        ConfigurationError: unknown method or option, or a bad value; a trigger or store that is none.
         UnsupportedModelError: see `madakv.register_family` for unknown multimodal families.
         UnsupportedOptionError: training mode; or, inside the block, a generation option that cannot be combined
             with eviction.

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from inspect import isabstract
 
 import torch
 from torch import Tensor
 
 from madakv.cache import Entries, RaggedEntries
+from madakv.errors import ConfigurationError
 from madakv.methods import Method
 from madakv.modality import KINDS, Modality
 from madakv.plan import KeepPlan
@@ -87,11 +89,18 @@ class Run:
         trigger: when it evicts; None: as the method has it.
         store: how kept entries are held.
         last: what the most recent prefill kept, whichever thread it ran in; None before the first.
+
+    Raises:
+        ConfigurationError: what was given as trigger or store is none.
     """
 
     def __init__(
         self, method: Method, *, trigger: Trigger | None = None, store: type[Entries] = RaggedEntries
     ) -> None:
+        if trigger is not None and not isinstance(trigger, Trigger):
+            raise ConfigurationError(f"trigger must be an object of a class derived from Trigger; got {trigger!r}")
+        if not (isinstance(store, type) and issubclass(store, Entries)) or isabstract(store):
+            raise ConfigurationError(f"store must be a class derived from Entries, with all it asks for; got {store!r}")
         self.method = method
         self.trigger = trigger
         self.store = store

@@ -160,7 +160,10 @@ class Method(metaclass=Renaming):
         return None
 
     def later_score(self, attention: Tensor) -> Tensor:
-        """What a generated token adds to psi, [B, H, N], from its attention to the prompt, [B, H, G, N]."""
+        """What a generated token adds to psi, [B, H, N], from its attention to the prompt, [B, H, G, N].
+
+        It is all that later tokens themselves score by where a trigger decides again; `score` never sees them.
+        """
         return attention.mean(2)
 
     def echo_score(self, most: Tensor) -> Tensor:  # noqa: ARG002
