@@ -45,9 +45,12 @@ def test_a_store_of_ones_own(options: dict[str, Any]) -> None:
         assert torch.equal(own.positions, other.positions)
     assert small.kv_bytes < 0.55 * plain.kv_bytes
     if want.logits is not None:
-        assert_same(torch.stack(got.logits), torch.stack(want.logits), 0.2)
+        # Up to where the answers part: behind that, other tokens are read.
+        parts = (got.sequences != want.sequences)[0, inputs["input_ids"].shape[1] :].nonzero()[:1, 0]
+        alike = slice(1, int(parts) + 1 if len(parts) else None)
+        assert_same(torch.stack(got.logits[alike]), torch.stack(want.logits[alike]), 0.1)
         # It does matter how they are held.
-        assert not torch.equal(torch.stack(got.logits[1:]), torch.stack(want.logits[1:]))
+        assert not torch.equal(torch.stack(got.logits[alike]), torch.stack(want.logits[alike]))
 
 
 @pytest.mark.parametrize(

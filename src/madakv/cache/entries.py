@@ -100,7 +100,8 @@ class Entries(ABC):
             plan: the entries to keep.
         """
         head = plan.owners()
-        return cls.pack(*(_picked(states, head, plan.positions) for states in (keys, values)), plan.counts)
+        keys, values = (_picked(states, head, plan.positions) for states in (keys, values))
+        return cls.pack(keys, values, plan.counts)
 
     def replaced(self, keys: Tensor, values: Tensor) -> Self:
         """The same owners with other contents, [T, Dk] and [T, Dv]."""
