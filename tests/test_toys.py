@@ -163,3 +163,19 @@ def test_rows_of_a_batch_are_told_apart_when_it_repeats() -> None:
     for plan, lone in zip(plans, run.last.plans, strict=True):
         for kept, own in zip(plan.indices[1], lone.indices[0], strict=True):
             assert (kept - 17).tolist() == own.tolist()
+
+
+def test_scores_that_are_not_attention_are_given_to_later_tokens_too() -> None:
+    """By chance, later tokens stay as often as others; they once had no score, and went."""
+    model, (tokens, _) = tiny.llama(), tiny.ids(40)
+    with madakv.evict(model, "random", budget=0.5, trigger=EveryTokens(20)) as run:
+        steps(model, {"input_ids": tokens}, 20)
+    assert run.last is not None
+    later = sum(int((plan.positions >= 40).sum()) for plan in run.last.plans)
+    assert later > 0.25 * sum(len(plan.positions) for plan in run.last.plans)
+
+
+@pytest.mark.parametrize("options", [{"store": Int8Entries}, {"trigger": EveryTokens(4)}], ids=str)
+def test_the_full_cache_has_neither(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigurationError, match="own cache"), madakv.evict(tiny.llama(), "full", **options):
+        pass

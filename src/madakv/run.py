@@ -100,7 +100,9 @@ class Run:
         if trigger is not None and not isinstance(trigger, Trigger):
             raise ConfigurationError(f"trigger must be an object of a class derived from Trigger; got {trigger!r}")
         if not (isinstance(store, type) and issubclass(store, Entries)) or isabstract(store):
-            raise ConfigurationError(f"store must be a class derived from Entries, and complete; got {store!r}")
+            raise ConfigurationError(
+                f"store must be a class derived from Entries, with all it asks for; got {store!r}"
+            )
         self.method = method
         self.trigger = trigger
         self.store = store

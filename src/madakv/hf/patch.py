@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from madakv.errors import NestedEvictionError, UnsupportedOptionError
+from madakv.cache import RaggedEntries
+from madakv.errors import ConfigurationError, NestedEvictionError, UnsupportedOptionError
 from madakv.hf.attention import register
 from madakv.hf.cache import RaggedCache
 from madakv.hf.capture import compiled_steps, masks_for_steps
@@ -37,6 +38,7 @@ def patched(model: Any, run: Run) -> Iterator[None]:
         )
     with ExitStack() as stack:
         if type(run.method) is Full:
+            _check_untouched(run)
             # The full cache is transformers' own, bit for bit.
             stack.enter_context(
                 _hooked(model.register_forward_hook(RecordFull(run, empty.evicted_layers), with_kwargs=True))
@@ -80,6 +82,14 @@ def _evicting(model: PreTrainedModel, run: Run, empty: RaggedCache, configs: lis
     for part in (model, decoder):
         # Whoever copies a part of the model copies the hooks on its decoder.
         stack.enter_context(_overridden(part, {"__deepcopy__": _refuse_deepcopy, "__reduce_ex__": _refuse_pickle}))
+
+
+def _check_untouched(run: Run) -> None:
+    if run.trigger is not None or run.store is not RaggedEntries:
+        raise ConfigurationError(
+            "the method 'full' is transformers' own cache, which has neither trigger nor store; budget=1.0 of another "
+            "method keeps everything in one"
+        )
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from madakv.attention import ragged_partial, weights_on_entries, weights_on_tail
 from madakv.cache import LayerMemory
 from madakv.errors import ConfigurationError
 from madakv.methods import Method
+from madakv.methods.grouped import GroupedMethod
 from madakv.plan import KeepPlan
 from madakv.reading.allocate import Decisions
 from madakv.reading.candidates import Candidates
@@ -138,10 +139,15 @@ class Revision:
         """Make candidates of a layer's tail."""
         keys, values = memory.tail.written()
         device = visible.device
-        view = replace(self._frames[number], key=keys, value=values, modality=self._later.to(keys.device))
+        frame = self._frames[number]
+        query = keys.new_zeros(len(keys), frame.query.shape[1], *keys.shape[2:])
+        view = replace(frame, query=query, key=keys, value=values, modality=self._later.to(keys.device))
         worth = self.method.worth(view)
         psi = self._tails[number]
-        psi = torch.zeros(keys.shape[:3]) if psi is None else psi
+        psi = keys.new_zeros(keys.shape[:3], dtype=torch.float32) if psi is None else psi
+        if not isinstance(self.method, GroupedMethod):
+            # Not by who attends to them: later tokens have a score of their own, as those of the prompt had.
+            psi = psi + self.method.score(view).to(psi.device)
         more = Candidates.chosen(
             KeepPlan.of_tokens(visible, keys.shape[1]), psi.to(device), None if worth is None else worth.to(device)
         )
