@@ -87,8 +87,8 @@ def _evicting(model: PreTrainedModel, run: Run, empty: RaggedCache, configs: lis
 def _check_untouched(run: Run) -> None:
     if run.trigger is not None or run.store is not RaggedEntries:
         raise ConfigurationError(
-            "the method 'full' is transformers' own cache, which has neither trigger nor store; budget=1.0 of another "
-            "method keeps everything in one"
+            "the method 'full' is transformers' own cache, which has neither trigger nor store; another method keeps "
+            "everything in one with budget=1.0"
         )
 
 

@@ -26,7 +26,8 @@ from madakv.scoring import LayerView
 class Revision:
     """Hears later tokens, and decides once more when the trigger says so, as often as it does.
 
-    The budget is a share of all that was read by then. What is gone scores nothing, and does not come back.
+    The budget is a share of all that was read by then. What is gone scores nothing, and does not come back: a method
+    that ranks by more than scores, such as by those of neighbours, may choose it all the same, and keeps less then.
 
     Args:
         method: how to score and decide.
