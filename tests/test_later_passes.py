@@ -64,3 +64,39 @@ def test_what_is_read_before_the_first_of_several_decisions_is_kept() -> None:
     assert run.last is not None
     assert run.last.modality.shape == (2, 49)
     assert run.last.kept_share == 1.0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("groups", ["mean", "max"])
+def test_a_turn_is_heard_as_its_tokens_are_one_by_one(groups: str) -> None:
+    model, tokens, turn = tiny.llama(), tiny.ids(40)[0], tiny.ids(6)[0]
+    found = []
+    for several in ([turn], list(turn.split(1, dim=1))):
+        with madakv.evict(model, "h2o", budget=0.3, groups=groups, trigger=EveryTokens(6)) as run:
+            cache = model(tokens).past_key_values
+            for ids in several:
+                model(ids, past_key_values=cache)
+        assert run.last is not None
+        assert run.last.modality.shape[1] == 46
+        found.append([plan.positions.tolist() for plan in run.last.plans])
+    assert found[0] == found[1]
+
+
+@torch.no_grad()
+def test_padding_of_a_turn_is_not_heard_when_it_is_decided_again() -> None:
+    """A row decides as it does alone."""
+    model, tokens, (turn, mask) = tiny.llama(), tiny.ids(30, 30)[0], tiny.ids(4, 7)
+    found = []
+    for rows, own in ((slice(None), slice(None)), (slice(1), slice(3, None))):
+        with madakv.evict(model, budget=0.4, echo=0, trigger=EveryTokens(1)) as run:
+            prompt = tokens[rows]
+            cache = model(prompt).past_key_values
+            seen = torch.cat([torch.ones_like(prompt), mask[rows, own]], 1)
+            places = (seen.cumsum(1) - 1)[:, 30:]
+            model(turn[rows, own], attention_mask=seen, position_ids=places, past_key_values=cache)
+        assert run.last is not None
+        found.append(run.last)
+    both, alone = found
+    for plan, lone in zip(both.plans, alone.plans, strict=True):
+        for kept, wanted in zip(plan.indices[0], lone.indices[0], strict=True):
+            assert torch.where(kept < 30, kept, kept - 3).tolist() == wanted.tolist()

@@ -76,7 +76,24 @@ class Probe:
         Args:
             paid: [B, H, G, Q, N] fp32, what each of them pays.
         """
-        return self.weight(paid.amax(3) if self.reduce == "most" else paid.sum(3))
+        if self.reduce == "most":
+            return self.weight(paid.amax(3))
+        # One after another: a maximum over groups is not linear.
+        B, Q = paid.shape[0], paid.shape[3]
+        return self.weight(paid.permute(3, 0, 1, 2, 4).flatten(0, 1)).unflatten(0, (Q, B)).sum(0)
+
+
+def speaking(mask: Tensor | None, tokens: int) -> Tensor | None:
+    """Which of the newest tokens are more than padding, [B or 1, tokens] bool; None: all.
+
+    Args:
+        mask: of the tail, as for `ragged_attention`: padding is hidden from itself, too.
+        tokens: how many there are.
+    """
+    if mask is None:
+        return None
+    own = mask[:, 0].expand(-1, tokens, -1).diagonal(mask.shape[-1] - tokens, -2, -1)
+    return own if own.dtype == torch.bool else own.float().exp() > 0
 
 
 def draft(method: Method, heard: Tensor) -> Probe:

@@ -17,7 +17,7 @@ from madakv.methods.grouped import GroupedMethod
 from madakv.plan import KeepPlan
 from madakv.reading.allocate import Decisions
 from madakv.reading.candidates import Candidates
-from madakv.reading.probes import lookahead
+from madakv.reading.probes import lookahead, speaking
 from madakv.reading.prompt import Prompt
 from madakv.reading.triggers import Trigger
 from madakv.scoring import LayerView
@@ -90,6 +90,11 @@ class Revision:
         logits: dict[str, Any] = {name: options.get(name) for name in ("scaling", "softcap")}
         on_entries = weights_on_entries(query, memory.kept, part.lse, **logits)
         on_tail = weights_on_tail(query, memory.tail, part.lse, mask=mask, **logits)
+        if (said := speaking(mask, query.shape[2])) is not None:
+            rows = self._kept[number].plan.rows().to(said.device)
+            said = said.expand(len(query), -1)
+            on_entries = on_entries.masked_fill(~said[rows][:, None], 0.0)
+            on_tail = on_tail.masked_fill(~said[:, None, None, :, None], 0.0)
         # Heads of uneven length lie one behind another, as one head of one row.
         packed = self._listener.told(on_entries.permute(1, 2, 0)[None, None])[0, 0]
         self._kept[number] = self._kept[number].heard(packed.to(self._kept[number].psi.device))
