@@ -194,7 +194,7 @@ class ByScore(Allocator):
 def test_scores_that_are_not_attention_are_given_to_later_tokens_too() -> None:
     """Later tokens once had no score but what attends to them, and all but always went."""
     model, (tokens, _) = tiny.llama(), tiny.ids(40)
-    with madakv.evict(model, LongKeys(budget=0.5), trigger=EveryTokens(20)) as run:
+    with madakv.evict(model, LongKeys(budget=20), trigger=EveryTokens(20)) as run:
         steps(model, {"input_ids": tokens}, 20)
     assert run.last is not None
     later = sum(int((plan.positions >= 40).sum()) for plan in run.last.plans)
