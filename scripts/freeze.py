@@ -14,7 +14,7 @@ the error's type and message. Where another behaviour is wanted, `compare --exce
 out, by name. `record --stride 5` runs every fifth case, and `compare --partial` what both have.
 
 `rows` answers again what results/ has answers to, by `madakv eval`: documents of each suite, all methods and budgets
-of the committed rows, every fourth sample unless `--shards 1` asks for all of them. It goes on where it was
+of the committed rows, every eighth sample unless `--shards 1` asks for all of them. It goes on where it was
 interrupted.
 """
 
@@ -561,7 +561,7 @@ def main() -> int:
     three.add_argument("--models", default="small-llava,small-qwen2.5-vl")
     three.add_argument("--kinds", default="published,draft,helped")
     three.add_argument("--documents", type=int, default=12)
-    three.add_argument("--shards", type=int, default=4, help="every so many samples one is answered; 1: all")
+    three.add_argument("--shards", type=int, default=8, help="every so many samples one is answered (8); 1: all")
     three.add_argument("--show", type=int, default=10, help="differing rows to name of each folder (10)")
     given = parser.parse_args()
     if given.command == "record":

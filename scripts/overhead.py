@@ -5,8 +5,9 @@
 
 CPU time of one thread, of a prefill and per decode step, in a loop of forward passes. Each checkout runs in a process
 of its own, and they take turns, so that what else the machine does falls on both. Ratios are medians of the rounds'
-ratios, with their quartiles. Eviction of a bf16 model has madakv's products with weights with it in either checkout,
-in a block of their own where there is one, `madakv.fast_linears`.
+ratios, with their quartiles, and the ratio of the best rounds, which a busy machine blurs least. Eviction of a bf16
+model has madakv's products with weights with it in either checkout, in a block of their own where there is one,
+`madakv.fast_linears`.
 
 The row of DynamicCache, where madakv has no part, tells how still the machine was: new / old should be 1.
 
@@ -173,13 +174,11 @@ def measure(checkouts: list[Checkout], contenders: list[str], dtypes: list[str],
 
 
 def ratio(some: list[float], others: list[float]) -> tuple[float, str]:
-    """The median of what the rounds' ratios are, and that with the quartiles, as text."""
+    """The median of what the rounds' ratios are, and as text with their quartiles and what the best rounds give."""
     found = [one / other for one, other in zip(some, others, strict=True)]
-    middle = statistics.median(found)
-    if len(found) < 2:
-        return middle, f"{middle:.3f}"
-    low, _, high = statistics.quantiles(found, n=4)
-    return middle, f"{middle:.3f} [{low:.3f}, {high:.3f}]"
+    middle, best = statistics.median(found), min(some) / min(others)
+    low, _, high = statistics.quantiles(found, n=4) if len(found) > 1 else found * 3
+    return middle, f"{middle:.3f} [{low:.3f}, {high:.3f}] best {best:.3f}"
 
 
 def main() -> int:
@@ -216,7 +215,7 @@ def main() -> int:
                 for name in names:
                     here = times[name, contender, dtype, part]
                     own = ratio(here, times[name, "DynamicCache", dtype, part])[1]
-                    cells.append(f"{statistics.median(here):9.3f}  {own:22}")
+                    cells.append(f"{statistics.median(here):9.3f}  {own:34}")
                 if len(names) == 2:
                     value, text = ratio(*(times[name, contender, dtype, part] for name in reversed(names)))
                     cells.append(f"new / old {text}")
