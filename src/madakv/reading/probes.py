@@ -81,7 +81,7 @@ class Probe:
         # One after another: a maximum over groups is not linear.
         B, Q = paid.shape[0], paid.shape[3]
         each = self.weight(paid.permute(3, 0, 1, 2, 4).flatten(0, 1))
-        return each.view(Q, B, *each.shape[1:]).sum(0)
+        return each.reshape(Q, B, *each.shape[1:]).sum(0)
 
 
 def speaking(mask: Tensor | None, tokens: int) -> Tensor | None:
