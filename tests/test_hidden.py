@@ -142,6 +142,17 @@ def test_masks_that_differ_between_heads_are_refused() -> None:
         model(tokens, attention_mask=mask)
 
 
+def test_a_bias_of_distance_hides_nothing() -> None:
+    """As of ALiBi: added to logits, negative, and no mask."""
+    model, (tokens, _) = tiny.llama(), tiny.ids(24)
+    far = torch.arange(24)[None] - torch.arange(24)[:, None]
+    bias = (far * 1.5).masked_fill(far > 0, torch.finfo(torch.float32).min)[None, None]
+    with madakv.evict(model, budget=0.5, echo=0) as run:
+        model(tokens, attention_mask=bias)
+    assert run.last is not None
+    assert run.last.prompt_tokens == {"text": 24}
+
+
 def test_a_prompt_that_is_cut_by_hand_is_said_to_be_kept_whole(caplog: pytest.LogCaptureFixture) -> None:
     """Two passes of many tokens on one cache: the first is evicted, the second is not, and `run.last` says so."""
     model, (tokens, _) = tiny.llama(), tiny.ids(60)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,8 @@ import madakv
 from madakv.errors import UnsupportedOptionError
 from madakv.reading import AfterPrefill, Trigger
 from tests import tiny
+from tests.tolerance import assert_same
+from tests.toys.every_tokens import EveryTokens
 
 
 @dataclass(frozen=True)
@@ -100,3 +103,16 @@ def test_padding_of_a_turn_is_not_heard_when_it_is_decided_again() -> None:
     for plan, lone in zip(both.plans, alone.plans, strict=True):
         for kept, wanted in zip(plan.indices[0], lone.indices[0], strict=True):
             assert torch.where(kept < 30, kept, kept - 3).tolist() == wanted.tolist()
+
+
+@torch.no_grad()
+def test_a_copy_of_a_cache_goes_on_by_itself() -> None:
+    """Also after a step, which leaves tables for kernels behind."""
+    model, tokens = tiny.llama(), tiny.ids(40)[0]
+    with madakv.evict(model, budget=0.5):
+        cache = model(tokens).past_key_values
+        model(tokens[:, :1], past_key_values=cache)
+        other = copy.deepcopy(cache)
+        wanted = model(tokens[:, 1:2], past_key_values=cache).logits
+        cache.reset()
+        assert_same(model(tokens[:, 1:2], past_key_values=other).logits, wanted)

@@ -205,3 +205,12 @@ def test_scores_that_are_not_attention_are_given_to_later_tokens_too() -> None:
 def test_the_full_cache_has_neither(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigurationError, match="own cache"), madakv.evict(tiny.llama(), "full", **options):
         pass
+
+
+def test_a_lookahead_and_a_trigger_are_not_combined() -> None:
+    trigger = EveryTokens(5)
+    with (
+        pytest.raises(ConfigurationError, match="choose one"),
+        madakv.evict(tiny.llama(), lookahead=3, trigger=trigger),
+    ):
+        pass

@@ -103,6 +103,10 @@ class Run:
             raise ConfigurationError(
                 f"store must be a class derived from Entries, with all it asks for; got {store!r}"
             )
+        if trigger is not None and method.lookahead:
+            raise ConfigurationError(
+                f"lookahead={method.lookahead} and trigger={trigger!r} both say when to evict; choose one"
+            )
         self.method = method
         self.trigger = trigger
         self.store = store

@@ -38,6 +38,10 @@ class Entries(ABC):
         self.lengths: tuple[int, ...] = tuple(counts.flatten().tolist())
         self._derived: dict[Any, Any] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies derive anew: what kernels read holds addresses of these entries."""
+        return {**self.__dict__, "_derived": {}}
+
     @classmethod
     @abstractmethod
     def pack(cls, keys: Tensor, values: Tensor, counts: Tensor) -> Self:

@@ -24,6 +24,9 @@ _REFUSED = {
     "output_attentions": "no N x N attention is ever computed",
 }
 
+_HIDES = -1e4
+"""An additive mask hides where it is no more than this; biases of distance are far above it."""
+
 STATIC = "static"
 """As transformers calls a cache of fixed addresses, which `generate` may compile."""
 
@@ -172,7 +175,7 @@ def hidden_by(mask: Any) -> Tensor | None:
     """
     if not isinstance(mask, Tensor) or mask.dim() != 4:
         return None
-    visible = mask >= 0 if mask.is_floating_point() else mask != 0
+    visible = mask > _HIDES if mask.is_floating_point() else mask != 0
     if visible.shape[-2] != visible.shape[-1]:
         raise UnsupportedOptionError(
             f"attention_mask of shape {tuple(mask.shape)}: a prompt's own is [B, N] or [B, 1, N, N]"

@@ -80,8 +80,8 @@ class Probe:
             return self.weight(paid.amax(3))
         # One after another: a maximum over groups is not linear.
         B, Q = paid.shape[0], paid.shape[3]
-        each: Tensor = self.weight(paid.permute(3, 0, 1, 2, 4).flatten(0, 1)).unflatten(0, (Q, B))
-        return each.sum(0)
+        each: Tensor = self.weight(paid.permute(3, 0, 1, 2, 4).flatten(0, 1))
+        return each.reshape(Q, B, *each.shape[1:]).sum(0)
 
 
 def speaking(mask: Tensor | None, tokens: int) -> Tensor | None:
