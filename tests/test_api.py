@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 
 import madakv
 from madakv import errors
@@ -44,6 +46,11 @@ def test_signatures() -> None:
     assert list(inspect.signature(madakv.allocate).parameters) == ["psi", "modality", "method", "budget", "options"]
 
 
+def test_rooms_are_attributes() -> None:
+    code = "import madakv; madakv.reading.Trigger, madakv.cache.Entries; assert not hasattr(madakv, 'nothing')"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_every_error_is_a_madakv_error_and_exported() -> None:
     for name, kind in inspect.getmembers(errors, inspect.isclass):
         if kind.__module__ == errors.__name__:
@@ -58,11 +65,8 @@ def test_a_methods_repr_rebuilds_it() -> None:
 
 
 def test_importing_changes_nothing_in_transformers() -> None:
-    import subprocess
-    import sys
-
     code = (
-        "import transformers, madakv\n"
+        "import transformers, madakv.api\n"
         "from transformers import AttentionInterface, AttentionMaskInterface\n"
         "assert 'madakv' not in AttentionInterface._global_mapping\n"
         "assert 'madakv' not in AttentionMaskInterface._global_mapping\n"
