@@ -161,6 +161,7 @@ def test_the_pipeline_answers_a_chat(loaded: Loaded) -> None:
     assert reply[0]["generated_text"].strip() == question.answer
 
 
+@pytest.mark.slow
 def test_training_runs_and_resumes(tmp_path: Path) -> None:
     def run(*arguments: str) -> list[dict[str, Any]]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT / "src")}

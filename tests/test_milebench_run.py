@@ -90,6 +90,7 @@ def keys(rows: list[Row]) -> list[tuple[str, ...]]:
     return sorted(row.key for row in rows)
 
 
+@pytest.mark.slow
 def test_killed_twice_and_every_cell_follows_from_the_rows(documents: Path, tmp_path: Path) -> None:
     killed(command(documents, tmp_path, "bundled"), tmp_path, 30)
     killed(command(documents, tmp_path, "bundled"), tmp_path, 30)
@@ -122,6 +123,7 @@ def test_killed_twice_and_every_cell_follows_from_the_rows(documents: Path, tmp_
     assert (tmp_path / "report.md").read_text().count("### Methods and datasets") == len(MODELS) * 2
 
 
+@pytest.mark.slow
 def test_two_processes_answer_what_one_does(documents: Path, tmp_path: Path) -> None:
     options = {"datasets": "ALFRED,MMCoQA", "methods": "full,madakv", "budgets": "0.2"}
     launcher = (

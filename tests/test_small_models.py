@@ -62,6 +62,7 @@ def judged(question: Question) -> Judge:
     return equal_to(question.answer, in_any_order=question.kind in IN_ANY_ORDER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_long_documents_are_answered(name: str) -> None:
     """Most answers of 500 and 1,000 tokens are right, whole; with a draft at a tenth of the memory as well."""
