@@ -88,16 +88,3 @@ def _tile_size(lengths: tuple[int, ...]) -> int:
 def _additive(hidden: Tensor, like: Tensor) -> Tensor:
     mask = torch.zeros(hidden.shape, dtype=like.dtype).masked_fill(hidden, float("-inf"))
     return mask[:, None, None].to(like.device)
-
-
-def tile_size(lengths: tuple[int, ...]) -> int:
-    """Entries per tile: one head's length if all are equal, else a power of two that few heads share.
-
-    A tile in which heads meet is read once more for each; small tiles leave more parts to merge. A sixteenth of a
-    head balances the two for long heads, a quarter for short ones, where merging would cost more than reading.
-    """
-    if len(set(lengths)) == 1:
-        return max(1, lengths[0])
-    size = (sum(lengths) // len(lengths)).bit_length()
-    wanted = max(min(64, 1 << max(0, size - 2)), 1 << max(0, size - 4))
-    return min(sum(lengths), max(8, min(512, wanted)))

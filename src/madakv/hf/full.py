@@ -11,8 +11,7 @@ from torch import Tensor
 from transformers import Cache
 
 from madakv.hf.cache import state_nbytes
-from madakv.hf.options import hidden_by, new_tokens
-from madakv.modality import prompt_modality
+from madakv.hf.options import hidden_by, modality_of, new_tokens
 from madakv.plan import KeepPlan
 from madakv.run import Kept, Run
 
@@ -40,14 +39,8 @@ class RecordFull:
         cache = getattr(output, "past_key_values", None) if given is None else given
         if not isinstance(cache, Cache) or new is None or int(cache.get_seq_length()) != new.shape[1]:
             return
-        mask = kwargs.get("attention_mask")
-        modality = prompt_modality(
-            module.config,
-            kwargs.get("input_ids"),
-            attention_mask=_padding(mask, new.shape[1]),
-            mm_token_type_ids=kwargs.get("mm_token_type_ids"),
-            inputs_embeds=kwargs.get("inputs_embeds"),
-        )
+        padding = _padding(kwargs.get("attention_mask"), new.shape[1])
+        modality = modality_of(module.config, kwargs, padding)
         record_full(cache, modality, self._run, self._layers)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from madakv.errors import UnsupportedOptionError
 from madakv.hf.cache import RaggedCache
+from madakv.modality import prompt_modality
 
 _REFUSED = {
     "assistant_model": "assisted decoding takes tokens back, but evicted entries cannot come back",
@@ -190,6 +191,23 @@ def hidden_by(mask: Any) -> Tensor | None:
             "attention_mask hides tokens from some heads alone: evicted entries are hidden from all or from none"
         )
     return ~seen[:, 0]
+
+
+def modality_of(config: Any, options: dict[str, Any], mask: Tensor | None) -> Tensor:
+    """[B, N] of `Modality` values: what a pass reads.
+
+    Args:
+        config: the model's config.
+        options: keyword arguments of the pass.
+        mask: [B, N], 0 at padding; others are not read.
+    """
+    return prompt_modality(
+        config,
+        options.get("input_ids"),
+        attention_mask=mask,
+        mm_token_type_ids=options.get("mm_token_type_ids"),
+        inputs_embeds=options.get("inputs_embeds"),
+    )
 
 
 def new_tokens(options: dict[str, Any]) -> Tensor | None:

@@ -12,9 +12,9 @@ from madakv.errors import UnsupportedModelError, UnsupportedOptionError
 from madakv.hf.attention import norms_behind
 from madakv.hf.cache import RaggedCache
 from madakv.hf.generate import run_cache
-from madakv.hf.options import check_forward_options, check_later_pass, hidden_by, new_tokens
+from madakv.hf.options import check_forward_options, check_later_pass, hidden_by, modality_of, new_tokens
 from madakv.hf.record import note_kept_whole, record
-from madakv.modality import Modality, prompt_modality
+from madakv.modality import Modality
 from madakv.run import Run
 
 
@@ -53,13 +53,7 @@ class PreparePass:
 
     def _modality(self, kwargs: dict[str, Any]) -> torch.Tensor:
         mask = kwargs.get("attention_mask")
-        modality = prompt_modality(
-            self._model_config,
-            kwargs.get("input_ids"),
-            attention_mask=mask,
-            mm_token_type_ids=kwargs.get("mm_token_type_ids"),
-            inputs_embeds=kwargs.get("inputs_embeds"),
-        )
+        modality = modality_of(self._model_config, kwargs, mask)
         hidden = hidden_by(mask)
         return modality if hidden is None else modality.masked_fill(hidden.to(modality.device), Modality.PADDING)
 
