@@ -1,0 +1,116 @@
+"""Downloading one file that is known by its size and checksum, going on where an earlier try was stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from madakv.errors import DownloadError
+from madakv.published.known import Wheel
+from madakv.published.pip_settings import PipSettings
+from madakv.published.web import TROUBLE, open_address, reason, shown
+
+Report = Callable[[int, int], None]
+"""Is called with (done, total), in bytes."""
+
+_CHUNK = 1 << 18
+_TRIES = 5
+_PARTIAL = 206
+
+
+def download(address: str, wheel: Wheel, target: Path, settings: PipSettings, report: Report) -> None:
+    """Bring a file whole, or not at all; `target` with `.part` behind its name holds what has come so far.
+
+    Raises:
+        DownloadError: the connection breaks again and again, or another file comes than the known one.
+        OSError: it cannot be written.
+    """
+    part = target.with_name(f"{target.name}.part")
+    _bring(address, wheel, part, settings, report)
+    found = sha256_of(part)
+    if found != wheel.sha256:
+        part.unlink()
+        raise DownloadError(
+            f"{shown(address)} is not the file that it should be (SHA-256 {found}, not {wheel.sha256}): what came is "
+            "thrown away. Run the command again; if that does not help, name another index, such as by PIP_INDEX_URL"
+        )
+    part.replace(target)
+
+
+def sha256_of(path: Path) -> str:
+    """A file's SHA-256, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _bring(address: str, wheel: Wheel, part: Path, settings: PipSettings, report: Report) -> None:
+    """Append what is missing to `part`, with several connections if they break."""
+    have = _size(part)
+    report(have, wheel.nbytes)
+    for _ in range(_TRIES):
+        if have >= wheel.nbytes:
+            return
+        fault = _append(address, wheel, part, settings, report)
+        have, before = _size(part), have
+        if have <= before:
+            break
+    if have < wheel.nbytes:
+        raise DownloadError(
+            f"the download from {shown(address)} stopped at {have:,} of {wheel.nbytes:,} bytes ({fault}): run the "
+            "command again, it goes on from there"
+        )
+
+
+def _append(address: str, wheel: Wheel, part: Path, settings: PipSettings, report: Report) -> str:
+    """Append what one connection gives; why it gave no more."""
+    have = _size(part)
+    try:
+        response = open_address(address, settings, {"Range": f"bytes={have}-"} if have else {})
+    except TROUBLE as error:
+        return reason(error)
+    with response:
+        begin = have if response.status == _PARTIAL else 0
+        _check_size(response, address, begin, wheel)
+        # A server that knows no ranges begins at the beginning.
+        with part.open("ab" if begin else "wb") as file:
+            done = begin
+            for chunk in (chunks := _Chunks(response)):
+                file.write(chunk)
+                done += len(chunk)
+                report(done, wheel.nbytes)
+    return chunks.fault
+
+
+def _check_size(response: Any, address: str, begin: int, wheel: Wheel) -> None:
+    """Refuse what cannot be the file before it is written, such as a page that asks to log in."""
+    told = response.headers.get("Content-Length")
+    if told is not None and begin + int(told) != wheel.nbytes:
+        raise DownloadError(
+            f"{shown(address)} is not the file that it should be: {begin + int(told):,} bytes, not {wheel.nbytes:,}"
+        )
+
+
+class _Chunks:
+    """What a response gives, until it ends or breaks; errors in reading are apart from those in writing."""
+
+    def __init__(self, response: Any) -> None:
+        self._response = response
+        self.fault = "the connection ended"
+
+    def __iter__(self) -> Iterator[bytes]:
+        while True:
+            try:
+                chunk = self._response.read(_CHUNK)
+            except (*TROUBLE, http.client.IncompleteRead) as error:
+                self.fault = reason(error)
+                return
+            if not chunk:
+                return
+            yield chunk
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
