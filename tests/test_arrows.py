@@ -14,9 +14,9 @@ SOURCE = Path(__file__).parents[1] / "src" / "madakv"
 FLOORS = [
     {"errors"},
     {"modality", "native", "extras", "markdown", "question", "pictures", "prompts", "fitting", "model_files"},
-    {"plan", "scoring", "linears", "bundled", "model_weights"},
-    {"cache", "budget", "merge"},
-    {"attention", "methods"},
+    {"plan", "scoring", "linears", "published", "model_weights"},
+    {"cache", "budget", "merge", "bundled"},
+    {"attention", "methods", "model_names"},
     {"reading"},
     {"run"},
     {"hf"},

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import http.client
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +76,16 @@ def _append(address: str, wheel: Wheel, part: Path, settings: PipSettings, repor
         # A server that knows no ranges begins at the beginning.
         with part.open("ab" if begin else "wb") as file:
             done = begin
-            for chunk in (chunks := _Chunks(response)):
+            while True:
+                try:
+                    chunk = response.read(_CHUNK)
+                except TROUBLE as error:
+                    return reason(error)
+                if not chunk:
+                    return "the connection ended"
                 file.write(chunk)
                 done += len(chunk)
                 report(done, wheel.nbytes)
-    return chunks.fault
 
 
 def _check_size(response: Any, address: str, begin: int, wheel: Wheel) -> None:
@@ -91,25 +95,6 @@ def _check_size(response: Any, address: str, begin: int, wheel: Wheel) -> None:
         raise DownloadError(
             f"{shown(address)} is not the file that it should be: {begin + int(told):,} bytes, not {wheel.nbytes:,}"
         )
-
-
-class _Chunks:
-    """What a response gives, until it ends or breaks; errors in reading are apart from those in writing."""
-
-    def __init__(self, response: Any) -> None:
-        self._response = response
-        self.fault = "the connection ended"
-
-    def __iter__(self) -> Iterator[bytes]:
-        while True:
-            try:
-                chunk = self._response.read(_CHUNK)
-            except (*TROUBLE, http.client.IncompleteRead) as error:
-                self.fault = reason(error)
-                return
-            if not chunk:
-                return
-            yield chunk
 
 
 def _size(path: Path) -> int:

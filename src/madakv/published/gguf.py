@@ -1,8 +1,8 @@
 """Reading a GGUF file: its settings, and its tensors in float32.
 
-The format is llama.cpp's (ggml-org/ggml, docs/gguf.md; blocks of quantised tensors: ggml-common.h). transformers reads
-it too, but with two further packages, packed or not by its version, and writes other files with each of them; from
-here come the same bytes everywhere.
+The format is llama.cpp's (ggml-org/ggml, docs/gguf.md; blocks of quantised tensors: ggml-common.h). transformers
+reads it too, with two further packages, packed or not by its version. Only the types of tensors that known models
+have are read.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ def address_of(wheel: Wheel, settings: PipSettings) -> str:
         try:
             found = _file_on(page, wheel.filename, settings)
         except TROUBLE as error:
-            lacking = (isinstance(error, HTTPError) and error.code in _LACKING) or isinstance(error, FileNotFoundError)
+            lacking = isinstance(error, HTTPError) and error.code in _LACKING
             answers.append(f"{shown(page)} {'lacks it' if lacking else f'fails ({reason(error)})'}")
         else:
             if found:
@@ -43,8 +43,13 @@ def address_of(wheel: Wheel, settings: PipSettings) -> str:
 
 
 def _pages(wheel: Wheel, settings: PipSettings) -> list[str]:
-    links = [Path(link).expanduser().absolute().as_uri() + "/" if "://" not in link else link for link in settings.links]
-    return links + [f"{index.rstrip('/')}/{wheel.package}/" for index in settings.indexes]
+    indexes = [f"{index.rstrip('/')}/{wheel.package}/" for index in settings.indexes]
+    return [*(_as_address(link) for link in settings.links), *indexes]
+
+
+def _as_address(link: str) -> str:
+    """A folder's address; others are addresses already."""
+    return link if "://" in link else f"{Path(link).expanduser().absolute().as_uri()}/"
 
 
 def _file_on(page: str, filename: str, settings: PipSettings) -> str | None:

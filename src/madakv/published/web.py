@@ -1,4 +1,4 @@
-"""Opening an address as pip's settings say: through their proxy, with their certificates and the address' password."""
+"""Opening an address as pip's settings say: through their proxy, with their certificates and its own password."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from madakv.published.pip_settings import PipSettings
 
 TROUBLE = (OSError, http.client.HTTPException)
 """What is raised where a network, a server or a file behind an address fails; URLError and HTTPError among them."""
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 30.0
 
 
 def open_address(address: str, settings: PipSettings, headers: Mapping[str, str]) -> Any:
