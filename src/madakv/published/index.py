@@ -38,7 +38,7 @@ def address_of(wheel: Wheel, settings: PipSettings) -> str:
     raise DownloadError(
         f"cannot find {wheel.package}=={wheel.version} ({wheel.filename}): "
         f"{'; '.join(answers) or 'pip is set up without an index'}. "
-        "Where it is looked for is set as for pip, such as by PIP_INDEX_URL"
+        f"Set where to look as for pip, such as by PIP_INDEX_URL; or put the file into {wheel.path.parent} yourself"
     )
 
 

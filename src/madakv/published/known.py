@@ -23,6 +23,11 @@ class Wheel:
     nbytes: int
     sha256: str
 
+    @property
+    def path(self) -> Path:
+        """Where it lies until it is converted; one that was put there by hand is taken as well."""
+        return home() / "downloads" / self.filename
+
 
 @dataclass(frozen=True)
 class Published:
