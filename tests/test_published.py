@@ -204,8 +204,8 @@ def test_a_password_is_used_and_never_shown(index: tiny.Index, monkeypatch: pyte
     address = index.address.replace("%", "%25")
     monkeypatch.setenv("PIP_INDEX_URL", address.replace("sec", "other"))
     line = fails("fails (HTTP status 401 Unauthorized)")
-    assert "ret" not in line.replace("tiny", "").split("127.0.0.1")[0]
     assert "someone" not in line
+    assert "other" not in line
     monkeypatch.setenv("PIP_INDEX_URL", address)
     assert run("get", "tiny").exit_code == 0
     assert whole(home)
@@ -214,18 +214,18 @@ def test_a_password_is_used_and_never_shown(index: tiny.Index, monkeypatch: pyte
 def test_folders_of_files_and_of_an_index_need_no_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
-    (tmp_path / "a b").mkdir()
-    (tmp_path / "a b" / tiny.FILENAME).write_bytes(tiny.wheel())
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / tiny.FILENAME).write_bytes(tiny.wheel())
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     fails("pip is set up without an index")
-    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "a b").replace(" ", "%20").join(["file://", ""]))
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "files"))
     assert run("get", "tiny").exit_code == 0
     assert whole(home)
 
     (home / "models" / "tiny" / "config.json").unlink()
     page = tmp_path / "simple" / "tiny-model"
     page.mkdir(parents=True)
-    (page / "index.html").write_text(f'<a href="../../a%20b/{tiny.FILENAME}#sha256=0">x</a>')
+    (page / "index.html").write_text(f'<a href="../../files/{tiny.FILENAME}#sha256=0">x</a>')
     for name in ("NO_INDEX", "FIND_LINKS"):
         monkeypatch.delenv(f"PIP_{name}")
     monkeypatch.setenv("PIP_INDEX_URL", (tmp_path / "simple").as_uri())
