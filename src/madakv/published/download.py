@@ -84,7 +84,6 @@ def _append(address: str, wheel: Wheel, part: Path, settings: PipSettings, repor
                 if not chunk:
                     return "the connection ended"
                 file.write(chunk)
-                file.flush()
                 done += len(chunk)
                 report(done, wheel.nbytes)
 
