@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,3 +50,15 @@ def exact(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> It
     build.kernels.cache_clear()
     yield bool(request.param)
     build.kernels.cache_clear()
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of SmolLM2-135M-Instruct; a test that asks for it is skipped where it was not brought."""
+    from madakv.errors import ConfigurationError
+    from madakv.model_names import folder_of
+
+    try:
+        return folder_of("smollm2")
+    except ConfigurationError as error:
+        pytest.skip(str(error))

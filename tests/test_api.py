@@ -14,6 +14,7 @@ def test_exported_names() -> None:
     assert sorted(madakv.__all__) == [
         "CheckFailedError",
         "ConfigurationError",
+        "DownloadError",
         "Full",
         "InputError",
         "KeepPlan",

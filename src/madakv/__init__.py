@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from madakv.errors import (
         CheckFailedError,
         ConfigurationError,
+        DownloadError,
         InputError,
         MadaKVError,
         MissingExtraError,
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "CheckFailedError",
     "ConfigurationError",
+    "DownloadError",
     "Full",
     "InputError",
     "KeepPlan",

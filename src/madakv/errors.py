@@ -31,3 +31,7 @@ class MissingExtraError(MadaKVError, ImportError):
 
 class CheckFailedError(MadaKVError):
     """A benchmark got wrong results from what it was to time."""
+
+
+class DownloadError(MadaKVError):
+    """A published model cannot be brought here: the network, the index, the file or the room for it."""

@@ -22,6 +22,7 @@ from madakv.bundled.processor import PictureProcessor
 from madakv.errors import ConfigurationError, MadaKVError
 from madakv.extras import torchvision_fault
 from madakv.model_files import check_source, weights_fault
+from madakv.model_names import folder_of, names
 from madakv.model_weights import check_weights
 
 _DTYPES: dict[str, str | torch.dtype] = {
@@ -36,8 +37,8 @@ def load(model: str | None, *, device: str | None = None, dtype: str = "auto") -
     """A model in eval mode and its processor; a tokenizer for text-only models.
 
     Args:
-        model: Hub id, folder, or the name of a model of the repository (`madakv.bundled.NAMES`); None loads the one
-            that comes with the package.
+        model: Hub id, folder, or one of the names that `madakv models` lists; None loads the model that comes with
+            the package.
         device: such as "cuda" or "cpu"; None takes a GPU if there is one.
         dtype: "auto" (as saved), "float32", "bfloat16" or "float16".
 
@@ -88,12 +89,12 @@ def source_of(model: str | None) -> str:
     """The folder or Hub id that a model's name stands for, see `load`.
 
     Raises:
-        ConfigurationError: a model of the repository that is not here.
+        ConfigurationError: a model that has a name and is not here.
     """
     if model is None:
         return str(bundled.model_path())
-    if model in bundled.NAMES and not Path(model).exists():
-        return str(bundled.folder_of(model))
+    if model in names() and not Path(model).exists():
+        return str(folder_of(model))
     return model
 
 

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 _HERE = Path(__file__).parent
-NAMES = ("small-llava", "small-qwen2.5-vl")
-"""The models for evaluation, which can be asked for by name."""
+NAMES = {
+    "small-llava": "trained here for the suite's long documents: text and pictures, 6 layers (Apache-2.0)",
+    "small-qwen2.5-vl": "the same with pictures of several sizes, 6 layers (Apache-2.0)",
+}
+"""The models for evaluation, which can be asked for by name; what each is, in one line."""
 MODELS_VARIABLE = "MADAKV_MODELS"
 """The environment variable that names their folder."""
 

@@ -9,6 +9,7 @@ import typer
 
 from madakv.cli.bench import bench_app
 from madakv.cli.errors import one_line_errors
+from madakv.cli.models import models_app
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -24,7 +25,7 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         metavar="MODEL",
-        help="A Hub id, a folder, small-llava or small-qwen2.5-vl. Without it: a small model that is built in.",
+        help="A Hub id, a folder, or a name that `madakv models` lists. Without it: a small model that is built in.",
     ),
 ]
 DeviceOption = Annotated[
@@ -295,6 +296,7 @@ def distance(
 
 
 app.add_typer(bench_app, name="bench")
+app.add_typer(models_app, name="models")
 
 
 @app.command(epilog="Example: madakv generate --method snapkv:window=16")

@@ -30,7 +30,9 @@ Shapes = Annotated[
 ]
 Model = Annotated[
     str | None,
-    typer.Option(metavar="MODEL", help="A real model instead of a shape: a folder, small-llava or small-qwen2.5-vl."),
+    typer.Option(
+        metavar="MODEL", help="A real model instead of a shape: a folder, or a name that `madakv models` lists."
+    ),
 ]
 Layers = Annotated[
     int | None,

@@ -47,8 +47,8 @@ def one_line_errors() -> Iterator[None]:
 def _of_the_system(error: OSError) -> str:
     if error.errno in _FULL:
         return (
-            f"the disk is full ({error.strerror}): make room and run the same command again; answers in --out "
-            "are not done again"
+            f"the disk is full ({error.strerror}): make room and run the same command again; what is done is "
+            "not done again"
         )
     return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from rich.progress import (
     BarColumn,
+    DownloadColumn,
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
@@ -15,11 +17,15 @@ from rich.progress import (
     TaskID,
     TextColumn,
     TimeRemainingColumn,
+    TransferSpeedColumn,
 )
 from rich.text import Text
 
 from madakv.cli.output import plain_console
-from madakv.evaluation.runner import Progress as Report
+from madakv.markdown import size_text
+
+if TYPE_CHECKING:
+    from madakv.evaluation.runner import Progress as Report
 
 _PERIOD_S = 3600.0
 _TELL_EVERY_S = 60.0
@@ -31,9 +37,10 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def bar(what: str, *, shown: bool = True) -> Iterator[Report]:
-    """A bar on the error stream; yields what is to be called with (done, total)."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+def bar(what: str, *, shown: bool = True, sizes: bool = False) -> Iterator[Report]:
+    """A bar on the error stream; yields what is to be called with (done, total); `sizes`: these are bytes."""
+    counts = (DownloadColumn(), TransferSpeedColumn()) if sizes else (MofNCompleteColumn(), _Rate())
+    columns = (TextColumn(what), BarColumn(), *counts, TimeRemainingColumn())
     console = plain_console(stderr=True)
     # An answer of a large model takes longer than the half minute over which speed is measured by default.
     with Progress(*columns, console=console, disable=not shown, speed_estimate_period=_PERIOD_S) as progress:
@@ -51,7 +58,8 @@ def bar(what: str, *, shown: bool = True) -> Iterator[Report]:
                 # No bar is drawn into a file.
                 rate = (done - first) / (now - begun)
                 left = f", {(total - done) / rate / 60:,.0f} min left" if rate else ""
-                console.print(f"{what}: {done:,} of {total:,}, {rate:,.2f}/s{left}")
+                far = f"{size_text(done)} of {size_text(total)}" if sizes else f"{done:,} of {total:,}, {rate:,.2f}/s"
+                console.print(f"{what}: {far}{left}")
                 told = now
 
         yield report
