@@ -17,9 +17,10 @@ from madakv.evaluation.distance import (
     oracle_plans,
     plans_of,
     read_with_answer,
-    read_with_echo,
+    scores_of,
 )
 from madakv.evaluation.distances import distance_table, run_distances
+from madakv.hf.replay import ReadPrompt
 from madakv.methods import from_text
 from tests import tiny
 
@@ -50,8 +51,7 @@ def test_errors_are_those_of_the_definition() -> None:
     model, inputs = tiny.llava(), tiny.document()
     layers = read_with_answer(model, inputs, ANSWER)
     for method in (from_text("snapkv:window_size=4", budget=0.3), from_text("madakv:safeguard=0.2", budget=0.2)):
-        echo = read_with_echo(model, inputs, method.echoed) if method.echoed else []
-        plans = plans_of(layers, method, echo)
+        plans = plans_of(layers, method, scores_of(model, ReadPrompt.of(model, inputs), method))
         measured = errors(layers, plans, method)
         for number, error in enumerate(measured):
             assert error == pytest.approx(naive_error(model, layers, plans, number), rel=1e-4)

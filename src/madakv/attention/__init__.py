@@ -1,7 +1,7 @@
 """Attention over what was kept: uneven heads, packed without padding, beside a tail of new tokens."""
 
 from madakv.attention.memory import attend
-from madakv.attention.prompt import prompt_attention
+from madakv.attention.prompt import attention_of_newest, prompt_attention
 from madakv.attention.ragged import (
     ragged_attention,
     ragged_partial,
@@ -13,6 +13,7 @@ from madakv.attention.reference import ragged_attention_reference
 
 __all__ = [
     "attend",
+    "attention_of_newest",
     "prompt_attention",
     "ragged_attention",
     "ragged_attention_reference",

@@ -1,12 +1,62 @@
-"""Dense attention with what scaled_dot_product_attention lacks: softcaps and sinks."""
+"""Dense attention with what scaled_dot_product_attention lacks: softcaps, sinks, and queries of the newest tokens."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 _SCRATCH_ELEMENTS = 1 << 24
 """Most fp32 logits held at a time (64 MiB): queries go in chunks, so nothing of N x N is ever held."""
+
+_ROWS = 256
+"""Queries of the newest tokens that attend at a time: masks are as high."""
+
+
+def attention_of_newest(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    scaling: float,
+    hidden: Tensor,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Causal attention of the newest E of T tokens.
+
+    Args:
+        query: [B, Hq, E, Dk].
+        key: [B, H, T, Dk].
+        value: [B, H, T, Dv].
+        scaling: factor on the logits.
+        hidden: [B, T] bool, what nobody sees.
+        softcap, sinks: see `LayerView`.
+
+    Returns:
+        [B, Hq, E, Dv] in the dtype of the query; of a token that sees nothing, anything.
+    """
+    E, T = query.shape[2], key.shape[2]
+    place = torch.arange(T, device=query.device)
+    seen = ~hidden[:, None, None] if bool(hidden.any()) else None
+    out = query.new_empty(*query.shape[:3], value.shape[-1])
+    for start in range(0, E, _ROWS):
+        rows = slice(start, min(start + _ROWS, E))
+        end = T - E + rows.stop
+        mask = place[:end] <= place[T - E + rows.start : end, None]
+        if seen is not None:
+            mask = mask & seen[..., :end]
+        keys, values, own = key[:, :, :end], value[:, :, :end], query[:, :, rows]
+        if softcap is None and sinks is None:
+            out[:, :, rows] = scaled_dot_product_attention(
+                own, keys, values, attn_mask=mask, scale=scaling, enable_gqa=True
+            )
+        else:
+            mask = mask.view(-1, 1, *mask.shape[-2:])
+            out[:, :, rows] = prompt_attention(
+                own, keys, values, scaling=scaling, mask=mask, softcap=softcap, sinks=sinks
+            )
+    return out
 
 
 def prompt_attention(

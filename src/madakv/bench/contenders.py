@@ -173,7 +173,7 @@ class Evicted(Contender):
         """The method's own scores and plans, of what is given."""
         if run is None:
             raise RuntimeError("an evicted cache is filled inside `madakv.evict`")
-        if self.method.echoed and not self.method.echo_is_optional:
+        if self.method.echoes and getattr(self.method, "echo", None) != "auto":
             raise ConfigurationError(f"{self.label}: an echo is read by the model; use --fill prefill")
         seen = ReadPrompt(tuple(views), views[0].modality, logits=torch.empty(0), ids=[])
         return Read(self._with_room(seen.evicted(subject.model, run), room), run.last, None)

@@ -124,8 +124,13 @@ class Entries(ABC):
         return self.pack(self.keys.index_select(0, source), self.values.index_select(0, source), counts)
 
     def rectangle(self, valid: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a whole prompt as [B, H, N, D], zero where `valid` ([B, N] bool) is false."""
+        """Keys and values of a whole prompt as [B, H, N, D], zero where `valid` ([B, N] bool) is false;
+        a view of these where it never is.
+        """
         B, H = self.counts.shape
+        if bool(valid.all()):
+            whole = (B, H, valid.shape[1], -1)
+            return self.keys.reshape(whole), self.values.reshape(whole)
         where = valid[:, None].expand(B, H, -1)
         keys = self.keys.new_zeros(*where.shape, self.keys.shape[-1])
         values = self.values.new_zeros(*where.shape, self.values.shape[-1])

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from madakv.api import evict
 from madakv.attention import ragged_attention
 from madakv.attention.ragged import ragged_partial, weights_on_prompt
 from madakv.budget.mpa import top_of_each_modality
@@ -25,7 +26,7 @@ from madakv.methods import Method
 from madakv.modality import KINDS, Modality
 from madakv.plan import KeepPlan
 from madakv.reading import Decisions, Scores
-from madakv.scoring import LayerView, most_attention
+from madakv.scoring import LayerView
 
 ORACLES = ("scores", "modalities", "heads", "layers")
 """What the oracle decides, each with those before it: which tokens are kept for given counts per layer, head and
@@ -65,23 +66,16 @@ def read_with_answer(model: Any, inputs: Any, answer: Sequence[int]) -> list[Lat
     return [_part(view, prompt) for view in ReadPrompt.of(model, _followed(inputs, answer)).views]
 
 
-def read_with_echo(model: Any, inputs: Any, most: int) -> list[Tensor]:
-    """Read a prompt and its own text once more behind it.
+def scores_of(model: Any, prompt: ReadPrompt, method: Method) -> Scores:
+    """What a method makes of a prompt, and of an echo of it if it has one.
 
     Args:
-        model, inputs: as `read_with_answer`.
-        most: tokens that are read again.
-
-    Returns:
-        [1, H, G, N] fp32 of each layer: the most that any token of the echo attends to.
+        model: as `read_with_answer`.
+        prompt: read by it.
+        method: the method; a draft or a lookahead of it is left out, see `plans_of`.
     """
-    prompt = ReadPrompt.of(model, inputs)
-    N, echo = prompt.modality.shape[1], prompt.echo(most, model.config)
-    found = []
-    for view in ReadPrompt.of(model, _followed(inputs, echo)).views:
-        behind = torch.arange(view.key.shape[2], device=view.key.device)[None] >= N
-        found.append(most_attention(view, behind)[..., :N])
-    return found
+    with evict(model, method):
+        return prompt.heard_by(model, method)
 
 
 def _followed(inputs: Any, ids: Sequence[int]) -> dict[str, Any]:
@@ -115,25 +109,26 @@ def _tail(key: Tensor, value: Tensor) -> tuple[Tail, Tensor]:
     return tail, torch.ones(Q, Q, dtype=torch.bool, device=key.device).tril()[None, None]
 
 
-def plans_of(layers: Sequence[Later], method: Method, echo: Sequence[Tensor] = ()) -> list[KeepPlan]:
+def plans_of(layers: Sequence[Later], method: Method, scores: Scores | None = None) -> list[KeepPlan]:
     """What a method keeps of every layer; a draft is taken to be right.
 
     Args:
         layers: from `read_with_answer`.
         method: the method.
-        echo: from `read_with_echo`, if the method has one.
+        scores: from `scores_of`, which a method with an echo needs.
     """
     heard = max(method.lookahead, method.draft)
     modality = layers[0].view.modality
-    scores = Scores(method, modality.device)
+    if scores is None:
+        scores = Scores(method, modality.device)
+        for layer in layers:
+            scores.add_layer(layer.view)
+    scores = scores.copy()
     decisions = Decisions(method, modality, heads=layers[0].key.shape[1], layers=len(layers))
     for number, layer in enumerate(layers):
-        scores.add_layer(layer.view)
         decisions.observe(layer.view)
         for paid in layer.paid[:heard]:
             scores.add(number, method.later_score(paid[None]))
-        if echo:
-            scores.add(number, method.echo_score(echo[number]))
     return decisions.decide_all([scores.final(number) for number in range(len(layers))])
 
 

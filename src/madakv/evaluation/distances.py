@@ -9,11 +9,12 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from madakv.evaluation.distance import ORACLES, errors, oracle_plans, plans_of, read_with_answer, read_with_echo
+from madakv.evaluation.distance import ORACLES, errors, oracle_plans, plans_of, read_with_answer, scores_of
 from madakv.evaluation.fingerprint import of_model
 from madakv.evaluation.records import of_other_models, open_results
 from madakv.evaluation.runner import Progress, takes_several_sizes
 from madakv.evaluation.suites import suite
+from madakv.hf.replay import ReadPrompt
 from madakv.markdown import budget_text, markdown_table
 from madakv.methods import Method
 from madakv.prompts import model_inputs
@@ -82,9 +83,9 @@ def run_distances(
             inputs = model_inputs(processor, sample.prompt, sample.pictures()).to(model.device)
             answer = tokenizer(sample.gold, add_special_tokens=False)["input_ids"]
             layers = read_with_answer(model, inputs, answer)
-            echoes = {most: read_with_echo(model, inputs, most) for most in {m.echoed for m in left} - {0}}
+            prompt = ReadPrompt.of(model, inputs)
             for method in left:
-                plans = plans_of(layers, method, echoes.get(method.echoed, ()))
+                plans = plans_of(layers, method, scores_of(model, prompt, method))
                 row = DistanceRow(
                     method=repr(method),
                     label=method.label,

@@ -243,19 +243,26 @@ def check_taken_back(option: str, cache: RaggedCache, config: Any, *, instead: s
             f"{option} needs a model whose layers all have full attention: sliding windows and linear states cannot "
             f"take back what is read behind the prompt{advice}"
         )
-    if (rope := _rope_by_length(config)) is not None:
+    if (known := rope_by_length(config)) is not None:
         raise UnsupportedOptionError(
-            f"{option} cannot be combined with RoPE of type {rope!r}: the prompt would be rotated as a longer "
-            f"one{advice}"
+            f"{option} cannot be combined with a RoPE that changes behind {known:,} positions: the prompt would be "
+            f"rotated as a longer one{advice}"
         )
 
 
-def _rope_by_length(config: Any) -> str | None:
-    """The type of a rotation that depends on how many tokens there are; None where positions alone decide."""
-    parameters = getattr(config.get_text_config(decoder=True), "rope_parameters", None) or {}
+def rope_by_length(config: Any) -> int | None:
+    """Up to how many tokens positions alone decide on rotations that depend on the length behind it; None: always."""
+    text = config.get_text_config(decoder=True)
+    parameters = getattr(text, "rope_parameters", None) or {}
     kinds = [own for own in parameters.values() if isinstance(own, dict)] or [parameters]
-    found = [kind.get("rope_type") for kind in kinds]
-    return next((kind for kind in found if kind in ("dynamic", "longrope")), None)
+    of_length = [kind for kind in kinds if kind.get("rope_type") in ("dynamic", "longrope")]
+    known = [
+        kind.get("original_max_position_embeddings")
+        or getattr(text, "original_max_position_embeddings", None)
+        or text.max_position_embeddings
+        for kind in of_length
+    ]
+    return min(known, default=None)
 
 
 def effective(name: str, options: dict[str, Any], given: Any, default: Any) -> Any:

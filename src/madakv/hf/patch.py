@@ -12,9 +12,8 @@ from transformers import PreTrainedModel
 from madakv.cache import RaggedEntries
 from madakv.errors import ConfigurationError, NestedEvictionError, UnsupportedOptionError
 from madakv.hf.attention import register
-from madakv.hf.cache import RaggedCache
 from madakv.hf.capture import compiled_steps, masks_for_steps
-from madakv.hf.echo import Echo, echo_of
+from madakv.hf.echo import Echo
 from madakv.hf.full import RecordFull
 from madakv.hf.generate import guarded, run_cache
 from madakv.hf.kinds import takes_kinds
@@ -44,12 +43,11 @@ def patched(model: Any, run: Run) -> Iterator[None]:
                 _hooked(model.register_forward_hook(RecordFull(run, empty.evicted_layers), with_kwargs=True))
             )
         else:
-            _evicting(model, run, empty, configs, stack)
+            _evicting(model, run, configs, stack)
         yield
 
 
-def _evicting(model: PreTrainedModel, run: Run, empty: RaggedCache, configs: list[Any], stack: ExitStack) -> None:
-    echoed = echo_of(run.method, empty, model.config)
+def _evicting(model: PreTrainedModel, run: Run, configs: list[Any], stack: ExitStack) -> None:
     register()
     for config in configs:
         stack.enter_context(_attribute(config, "_attn_implementation_internal", IMPLEMENTATION))
@@ -65,8 +63,8 @@ def _evicting(model: PreTrainedModel, run: Run, empty: RaggedCache, configs: lis
         decoder.register_forward_pre_hook(require_cache, with_kwargs=True),
     ):
         stack.enter_context(_hooked(hook))
-    if echoed:
-        echo = Echo(echoed, model.config, optional=run.method.echo_is_optional)
+    if run.method.echoes:
+        echo = Echo(model.config)
         stack.enter_context(_hooked(decoder.register_forward_pre_hook(echo.before, with_kwargs=True)))
         stack.enter_context(_hooked(decoder.register_forward_hook(echo.after, with_kwargs=True)))
     overrides: dict[str, Any] = {

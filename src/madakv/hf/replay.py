@@ -17,9 +17,9 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 
-from madakv.errors import UnsupportedModelError, UnsupportedOptionError
+from madakv.errors import UnsupportedModelError
 from madakv.hf.cache import RaggedCache
-from madakv.hf.echo import check_echo, echo_of, echo_places, echo_room
+from madakv.hf.echo import most_echoed
 from madakv.hf.full import record_full
 from madakv.hf.patch import patched
 from madakv.hf.record import record
@@ -50,14 +50,12 @@ class ReadPrompt:
         modality: [B, N] of `Modality` values.
         logits: [B, V] at the last position.
         ids: of the prompt's tokens.
-        echo_refused: why no text can be read again behind it; None if it can.
     """
 
     views: tuple[LayerView, ...]
     modality: Tensor
     logits: Tensor
     ids: list[int]
-    echo_refused: UnsupportedOptionError | None = None
     _scored: dict[tuple[str, bool, int, tuple[int, ...]], Scores] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -73,25 +71,13 @@ class ReadPrompt:
             UnsupportedModelError: a layer of the model has a state of another kind, which is not replayed.
         """
         recorder = _Recorder()
-        refused: list[UnsupportedOptionError] = []
-
-        def could_echo(module: torch.nn.Module, _args: Any, kwargs: dict[str, Any]) -> None:
-            try:
-                check_echo(module, kwargs, inputs["input_ids"].shape[1])
-            except UnsupportedOptionError as reason:
-                refused.append(reason)
-
-        watch = model.get_decoder().register_forward_pre_hook(could_echo, with_kwargs=True)
-        try:
-            with patched(model, Run(recorder)):
-                out = model(**inputs, use_cache=True, logits_to_keep=1)
-        finally:
-            watch.remove()
+        with patched(model, Run(recorder)):
+            out = model(**inputs, use_cache=True, logits_to_keep=1)
         cache: RaggedCache = out.past_key_values
         if len(cache.evicted_layers) != len(cache.layers) or cache.prompt is None:
             raise UnsupportedModelError("a prompt can be replayed only if all layers have full attention")
         ids: list[int] = inputs["input_ids"][0].tolist()
-        return cls(tuple(recorder.views), cache.prompt.modality, out.logits[:, -1], ids, next(iter(refused), None))
+        return cls(tuple(recorder.views), cache.prompt.modality, out.logits[:, -1], ids)
 
     @torch.no_grad()
     def evicted(self, model: Any, run: Run, *, max_new_tokens: int | None = None) -> Cache:
@@ -126,25 +112,30 @@ class ReadPrompt:
     def _read_by(self, model: Any, run: Run, drafted: Sequence[int] = ()) -> RaggedCache:
         """A cache that has read the prompt; not evicted yet if the method waits for more."""
         cache = RaggedCache(model.config, run.method, trigger=run.trigger, store=run.store)
-        reading = cache.begin(self.modality, scores=self._heard_by(model, run.method, drafted).copy())
+        reading = cache.begin(self.modality, scores=self.heard_by(model, run.method, drafted).copy())
         for view in self.views:
             reading.settle(view)
         return cache
 
-    def _heard_by(self, model: Any, method: Method, drafted: Sequence[int]) -> Scores:
-        """All that scores the prompt, apart from the answer itself; heard once for all budgets."""
-        # What comes after the prompt is heard as long as the prompt is whole.
-        waiting = RaggedCache(model.config, method, trigger=AfterTokens(len(drafted) + 1))
-        echo = self.echo(echo_of(method, waiting, model.config), model.config)
-        if echo and self.echo_refused is not None:
-            if not method.echo_is_optional:
-                raise self.echo_refused
-            echo = []
+    def heard_by(self, model: Any, method: Method, drafted: Sequence[int] = ()) -> Scores:
+        """All that scores the prompt, apart from the answer itself; heard once for all budgets.
+
+        Args:
+            model: the model that read it, inside `madakv.evict`.
+            method: how to score.
+            drafted: ids of a draft.
+        """
         scored_alike = replace(method, budget=1.0, lookahead=0)
-        key = (repr(scored_alike), method.keeps_everything, len(echo), tuple(drafted))
+        # An echo needs to know which tokens its text is.
+        echoes = method.echoes and bool(self.ids)
+        key = (repr(scored_alike), method.keeps_everything, echoes, tuple(drafted))
         if key not in self._scored:
+            # What comes after the prompt is heard as long as the prompt is whole.
+            waiting = RaggedCache(model.config, method, trigger=AfterTokens(len(drafted) + 1))
             reading = waiting.begin(self.modality)
-            if drafted or echo:
+            if echoes:
+                reading.hold_for_echo()
+            if drafted or echoes:
                 for view in self.views:
                     reading.layer(view)
                 for token in drafted:
@@ -152,17 +143,13 @@ class ReadPrompt:
             else:
                 for view in self.views:
                     reading.scores.add_layer(view)
-            if echo:
-                with reading.hearing_echo():
-                    read_more(model, waiting, echo)
+            if echoes:
+                places, heard = reading.echo_places(most_echoed(reading, model.config))
+                if places.shape[1]:
+                    with reading.hearing_echo(heard):
+                        read_more(model, waiting, [self.ids[place] for place in places[0].tolist()])
             self._scored[key] = reading.scores
         return self._scored[key]
-
-    def echo(self, most: int, config: Any) -> list[int]:
-        """The ids of the text that a model reads again, at most so many; none of a prompt without ids."""
-        room = echo_room(config, self.modality.shape[1])
-        places, said = echo_places(self.modality, min(most, room) if self.ids else 0)
-        return [self.ids[place] for place in places[said].tolist()]
 
 
 @torch.no_grad()

@@ -137,14 +137,17 @@ class Method(metaclass=Renaming):
         return isinstance(self.budget, float) and self.budget == 1.0
 
     @property
-    def echoed(self) -> int:
-        """How many text tokens of the prompt are read once more behind it, at most."""
-        return 0
-
-    @property
-    def echo_is_optional(self) -> bool:
-        """Whether models that cannot take back what is read behind the prompt go without."""
+    def echoes(self) -> bool:
+        """Whether text of the prompt is read once more behind it."""
         return False
+
+    def most_echoed(self, tokens: Tensor) -> Tensor:
+        """How many text tokens of prompts of so many tokens are read again, at most; both [B] int64."""
+        return torch.zeros_like(tokens)
+
+    def relevance(self, view: LayerView) -> Tensor:
+        """What the question is after, [B, N] fp32, summed over layers: where not all text is read again."""
+        raise RuntimeError(f"{self.label} has no echo, and looks for nothing at {tuple(view.modality.shape)}")
 
     @property
     def merge(self) -> Merge | None:

@@ -21,8 +21,10 @@ from madakv.scoring import (
     proxy_attention,
     proxy_mask,
 )
+from madakv.scoring.relevance import relevance
 
-AUTOMATIC_ECHO = 128
+AUTOMATIC_ECHO = 0.2
+"""Share of a prompt's tokens: reading it then takes at most 1.3 times as long."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +33,11 @@ class GroupedMethod(Method):
 
     Attributes:
         echo: how many text tokens of the prompt are read once more behind it, whose entries are not kept: the most
-            that any of them attends to an entry says what later questions are expected to look up (the idea of
-            KVzip, arXiv 2505.23416, without a second prefill); 0: none. The prompt takes as much longer to read.
-            `"auto"`: AUTOMATIC_ECHO of them if the model can take them back, and else none.
+            that any of them attends to an entry says what answers are expected to look up (the idea of KVzip, arXiv
+            2505.23416, without a second prefill); 0: none. The prompt takes as much longer to read. `"all"`: all of
+            the text. `"auto"`: as many as a fifth of the prompt's tokens, which is all of the text of most prompts
+            with pictures. Of longer texts, the parts that the question is after are read again; see
+            `scoring.relevance`.
         weights: how all that is heard counts; seldom touched.
     """
 
@@ -62,12 +66,12 @@ class GroupedMethod(Method):
             for name in ("context_weight", "echo_weight", "answer_weight"):
                 check_positive(name, getattr(self, name))
 
-    echo: int | Literal["auto"] = 0
+    echo: int | Literal["auto", "all"] = 0
     weights: Weights = Weights()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.echo != "auto":
+        if self.echo not in ("auto", "all"):
             check_number("echo", self.echo)
         kind = type(type(self).weights)
         if type(self.weights) is not kind:
@@ -108,14 +112,21 @@ class GroupedMethod(Method):
         return over_groups(attention, self.weights.groups) * self.weights.answer_weight
 
     @property
-    def echoed(self) -> int:
-        """As asked for."""
-        return AUTOMATIC_ECHO if self.echo == "auto" else self.echo
+    def echoes(self) -> bool:
+        """If asked for, and anything is evicted."""
+        return bool(self.echo) and not self.keeps_everything
 
-    @property
-    def echo_is_optional(self) -> bool:
-        """If nobody asked for it."""
-        return self.echo == "auto"
+    def most_echoed(self, tokens: Tensor) -> Tensor:
+        """As asked for."""
+        if self.echo == "all":
+            return tokens
+        if self.echo == "auto":
+            return (tokens.to(torch.float64) * AUTOMATIC_ECHO).to(torch.int64)
+        return torch.full_like(tokens, self.echo)
+
+    def relevance(self, view: LayerView) -> Tensor:
+        """What the queries of `heard` are after."""
+        return relevance(view, self.heard(view.modality))
 
     def echo_score(self, most: Tensor) -> Tensor:
         """The mean or the maximum over the group."""

@@ -102,8 +102,8 @@ def draft(method: Method, heard: Tensor) -> Probe:
     return Probe(heard, "each", method.later_score)
 
 
-def echo(method: Method, heard: Tensor | None = None) -> Probe:
-    """Text of the prompt that is read again: with it ([B, n] bool), or in a later pass."""
+def echo(method: Method, heard: Tensor) -> Probe:
+    """Text of the prompt that is read again, with it or in a later pass; `heard`: [B, n] bool."""
     return Probe(heard, "most", method.echo_score)
 
 

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from madakv.attention import ragged_partial, weights_on_prompt
+from madakv.attention import attention_of_newest, ragged_partial, weights_on_prompt
 from madakv.cache import LayerMemory
 from madakv.merge import merge_evicted
 from madakv.methods import Method
 from madakv.plan import KeepPlan
 from madakv.reading.allocate import Decisions
 from madakv.reading.candidates import Candidates
+from madakv.reading.echo import echo_places
 from madakv.reading.probes import Probe, echo, lookahead
 from madakv.reading.prompt import Prompt
 from madakv.reading.revision import Revision
@@ -71,6 +72,8 @@ class Reading:
         if self._trigger.repeats:
             Revision.check(method)
         self._listener = lookahead(method)
+        self._awaits_echo = False
+        self._relevance = torch.zeros(prompt.modality.shape, dtype=torch.float32, device=prompt.modality.device)
         self._later = prompt.modality[:, :0]
 
     # -- the prompt's pass
@@ -78,6 +81,10 @@ class Reading:
     def add_probe(self, probe: Probe) -> None:
         """Announce tokens that are read behind all others in the prompt's pass."""
         self._probes.append(probe)
+
+    def hold_for_echo(self) -> None:
+        """Keep the prompt whole until an echo was heard that is read after it; see `hearing_echo`."""
+        self._awaits_echo = True
 
     @property
     def modality(self) -> Tensor:
@@ -108,6 +115,8 @@ class Reading:
         own = view.prefix(N)
         number = len(self.scores)
         self.scores.add_layer(own)
+        if self._awaits_echo:
+            self._relevance += self.method.relevance(own).to(self._relevance.device)
         start = N
         for probe in self._probes:
             for psi in probe.listen(view, start, N):
@@ -156,10 +165,27 @@ class Reading:
         """Say what the next pass behind the prompt's reads, [B, n] of `Modality` values."""
         self._later = torch.cat([self._later, modality.to(self._later.device)], 1)
 
+    @property
+    def awaits_echo(self) -> bool:
+        """Whether all layers were read, and an echo of what they found relevant is to come."""
+        return self._awaits_echo and self.layers_read == len(self._memories)
+
+    def echo_places(self, most: Tensor) -> tuple[Tensor, Tensor]:
+        """What that echo is of, see there.
+
+        Args:
+            most: [B] int64, tokens of each row.
+        """
+        return echo_places(self.prompt.modality, most.to(self.prompt.modality.device), self._relevance)
+
     @contextmanager
-    def hearing_echo(self) -> Iterator[None]:
-        """What is read inside the block is the prompt's own text once more; nothing is decided meanwhile."""
-        before, self._listener = self._listener, echo(self.method)
+    def hearing_echo(self, heard: Tensor) -> Iterator[None]:
+        """What is read inside the block, in one pass, is the prompt's text once more; nothing is decided meanwhile.
+
+        Args:
+            heard: [B, E] bool, what is more than padding.
+        """
+        before, self._listener, self._awaits_echo = self._listener, echo(self.method, heard), False
         try:
             yield
         finally:
@@ -185,10 +211,42 @@ class Reading:
     def attend(self, number: int, query: Tensor, **options: Any) -> Tensor:
         """Attention of later tokens over a layer's memory, which are heard on the way; see `ragged_attention`."""
         memory = self._memories[number]
+        if self._listener.heard is not None:
+            # What its tokens see of each other is causal, and a mask says no more.
+            del options["mask"]
+            return self._attend_echo(number, query, **options)
         part = ragged_partial(query, memory.kept, memory.tail, **options)
         self.hear(number, query, part.lse, scaling=options["scaling"], softcap=options.get("softcap"))
         B, Hq, Q, _ = query.shape
         return part.out.to(query.dtype).view(B, Hq, Q, -1)
+
+    def _attend_echo(
+        self,
+        number: int,
+        query: Tensor,
+        *,
+        scaling: float,
+        softcap: float | None,
+        sinks: Tensor | None,
+    ) -> Tensor:
+        """The same of an echo, which may be as long as the prompt: dense attention, and nothing of E x N is held."""
+        memory, prompt, E = self._memories[number], self.prompt, query.shape[2]
+        keys, values = memory.kept.rectangle(prompt.valid.to(query.device))
+        keys = torch.cat([keys, memory.tail.keys[:, :, -E:]], 2)
+        values = torch.cat([values, memory.tail.values[:, :, -E:]], 2)
+        view = LayerView(
+            query=query,
+            key=keys,
+            value=values,
+            modality=torch.cat([prompt.modality, self._listener.modality(prompt.modality)], 1).to(query.device),
+            scaling=scaling,
+            softcap=softcap,
+            sinks=sinks,
+        )
+        self.scores.add(number, next(self._listener.listen(view, prompt.length, prompt.length)))
+        return attention_of_newest(
+            query, keys, values, scaling=scaling, hidden=view.modality < 0, softcap=softcap, sinks=sinks
+        )
 
     # -- the decision
 
@@ -197,7 +255,7 @@ class Reading:
         """Whether to decide, now that a pass is over."""
         # Of a method that sees all layers, the first moment at which it can be decided.
         if self._trigger.at_once:
-            return True
+            return not self._awaits_echo
         return self._listener.reduce != "most" and self._trigger.after_pass(self._memories[0].tail.length)
 
     def is_due_before(self, tokens: int) -> bool:
@@ -233,7 +291,7 @@ class Reading:
 
     @property
     def _at_once(self) -> bool:
-        return self._trigger.at_once and not self.method.sees_all_layers
+        return self._trigger.at_once and not self.method.sees_all_layers and not self._awaits_echo
 
     def _narrow(self, plans: Sequence[KeepPlan]) -> None:
         for number, plan in enumerate(plans):

@@ -109,8 +109,8 @@ def _attention(
     """
     h, n, D = key.shape
     H = view.key.shape[1]
-    G = view.query.shape[1] // H
-    query = view.query[b, heads.start * G : heads.stop * G, rows].float().view(h, -1, D).mul_(view.scaling)
+    G, earlier = view.query.shape[1] // H, view.key.shape[2] - view.query.shape[2]
+    query = view.query[b, heads.start * G : heads.stop * G, rows - earlier].float().view(h, -1, D).mul_(view.scaling)
     logits = (query @ key.transpose(-1, -2)).view(h, G, -1, n)
     if view.softcap is not None:
         logits = logits.div_(view.softcap).tanh_().mul_(view.softcap)
@@ -123,7 +123,7 @@ def _attention(
         logits[..., first + 1 :] += _bias(later, like=logits)
     else:
         # [1 or Hq, P, N] -> [1 or h, 1 or G, P, N]
-        mask = view.mask[b if view.mask.shape[0] > 1 else 0][:, rows]
+        mask = view.mask[b if view.mask.shape[0] > 1 else 0][:, rows - earlier]
         mask = mask.view(H, G, -1, n)[heads] if len(mask) > 1 else mask[None]
         logits += _bias(~mask, like=logits) if mask.dtype == torch.bool else mask
         blind = logits.amax(-1, keepdim=True) == float("-inf")

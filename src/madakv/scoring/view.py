@@ -14,11 +14,12 @@ class LayerView:
     """One layer's prefill, exactly as its attention function received it.
 
     Attributes:
-        query: [B, Hq, N, Dk], after RoPE and any query norm.
+        query: [B, Hq, N, Dk], after RoPE and any query norm; `most_attention` takes the newest Q of them alone.
         key: [B, H, N, Dk], after RoPE and any key norm; never repeated over groups.
         value: [B, H, N, Dv].
         modality: [B, N] int64 of `Modality` values, -1 at padding.
-        mask: [B or 1, 1 or Hq, N, N], bool (true = visible) or additive float; None = plain causal.
+        mask: [B or 1, 1 or Hq, N, N], a row for each query, bool (true = visible) or additive float; None = plain
+            causal.
         scaling: factor on the logits.
         softcap: logits become `softcap * tanh(logits / softcap)` before masking; None = no cap.
         sinks: [Hq] logits of a virtual key that takes attention and has no value; None = none.

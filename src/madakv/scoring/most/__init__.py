@@ -19,8 +19,9 @@ def most_attention(view: LayerView, queries: Tensor) -> Tensor:
     """The most that any of the queries attends to each token, of each query head.
 
     Args:
-        view: the layer's prefill.
-        queries: [B, N] bool.
+        view: the layer's prefill; or of a later pass, with the queries [B, Hq, Q, Dk] of its newest Q tokens alone,
+            and as many rows of a mask.
+        queries: [B, N] bool, among those that there are.
 
     Returns:
         [B, H, G, N] fp32, zero at padding; NaN somewhere in a head that computes NaN.
@@ -46,20 +47,20 @@ def most_of_pieces(view: LayerView, queries: Tensor) -> Tensor:
 def most_attention_reference(view: LayerView, queries: Tensor) -> Tensor:
     """The same, one query after another: [B, H, G, N] fp64."""
     B, H, N, _ = view.key.shape
-    G = view.query.shape[1] // H
+    G, earlier = view.query.shape[1] // H, N - view.query.shape[2]
     most = torch.zeros(B, H, G, N, dtype=torch.float64)
     for b in range(B):
         for head in range(H * G):
             key = view.key[b, head // G].double()
             for j in queries[b].nonzero()[:, 0].tolist():
-                row = key @ view.query[b, head, j].double() * view.scaling
+                row = key @ view.query[b, head, j - earlier].double() * view.scaling
                 if view.softcap is not None:
                     row = torch.tanh(row / view.softcap) * view.softcap
                 visible = view.modality[b] >= 0
                 if view.mask is None:
                     visible = visible & (torch.arange(N) <= j)
                 else:
-                    told = view.mask.expand(B, H * G, N, N)[b, head, j]
+                    told = view.mask.expand(B, H * G, -1, N)[b, head, j - earlier]
                     if told.dtype == torch.bool:
                         visible = visible & told
                     else:

@@ -70,6 +70,7 @@ def _denominators(
     mask_strides,
     E,
     N,
+    earlier,
     scaling,
     softcap,
     Hq: tl.constexpr,
@@ -90,7 +91,7 @@ def _denominators(
     d = tl.arange(0, BLOCK_D)
     heard = e < tl.load(counts + b)
     place = tl.load(places + b * E + e, mask=e < E, other=0)
-    at = query + b * query_strides[0] + head * query_strides[1]
+    at = query + b * query_strides[0] + head * query_strides[1] - earlier * query_strides[2]
     rows = tl.load(at + place[:, None] * query_strides[2] + d, mask=heard[:, None] & (d < D), other=0.0)
     keys = key + b * key_strides[0] + head // G * key_strides[1]
     top = tl.full([BLOCK_E], float("-inf"), tl.float32)
@@ -108,7 +109,7 @@ def _denominators(
             place,
             n,
             hidden + b * N,
-            mask + b * mask_strides[0] + head * mask_strides[1],
+            mask + b * mask_strides[0] + head * mask_strides[1] - earlier * mask_strides[2],
             mask_strides[2],
             heard,
             N,
@@ -141,6 +142,7 @@ def _largest(
     mask_strides,
     E,
     N,
+    earlier,
     scaling,
     softcap,
     Hq: tl.constexpr,
@@ -160,7 +162,7 @@ def _largest(
     d = tl.arange(0, BLOCK_D)
     keys = key + b * key_strides[0] + head // G * key_strides[1]
     block = tl.load(keys + n[:, None] * key_strides[2] + d, mask=(n < N)[:, None] & (d < D), other=0.0)
-    at = query + b * query_strides[0] + head * query_strides[1]
+    at = query + b * query_strides[0] + head * query_strides[1] - earlier * query_strides[2]
     best = tl.full([BLOCK_N], float("-inf"), tl.float32)
     count = tl.load(counts + b)
     for start in tl.range(0, count, BLOCK_E):
@@ -174,7 +176,7 @@ def _largest(
             place,
             n,
             hidden + b * N,
-            mask + b * mask_strides[0] + head * mask_strides[1],
+            mask + b * mask_strides[0] + head * mask_strides[1] - earlier * mask_strides[2],
             mask_strides[2],
             heard,
             N,
@@ -199,10 +201,10 @@ def triton_most(view: LayerView, queries: Tensor) -> Tensor:
 
     Args:
         view: in fp32, bf16 or fp16; products are made in this dtype and summed in fp32.
-        queries: [B, N] bool.
+        queries: [B, N] bool, among those that there are.
     """
     B, H, N, D = view.key.shape
-    Hq = view.query.shape[1]
+    Hq, earlier = view.query.shape[1], N - view.query.shape[2]
     query, key = (x if x.stride(-1) == 1 else x.contiguous() for x in (view.query, view.key))
     counts = queries.sum(-1, dtype=torch.int64).to(key.device)
     E = int(counts.max())
@@ -229,6 +231,7 @@ def triton_most(view: LayerView, queries: Tensor) -> Tensor:
         "key_strides": key.stride()[:3],
         "mask_strides": strides,
         "E": E,
+        "earlier": earlier,
         "N": N,
         "scaling": view.scaling,
         "softcap": 1.0 if view.softcap is None else view.softcap,

@@ -48,7 +48,7 @@ def native_most(view: LayerView, queries: Tensor) -> Tensor | None:
     ):
         return None
     B, H, N, D = key.shape
-    Hq = view.query.shape[1]
+    Hq, earlier = view.query.shape[1], N - view.query.shape[2]
     most = torch.zeros(B, H, Hq // H, N, dtype=torch.float32)
     sinks = None if view.sinks is None else view.sinks.float().contiguous()
     mask = view.mask
@@ -59,7 +59,7 @@ def native_most(view: LayerView, queries: Tensor) -> Tensor | None:
         places = heard.nonzero()[:, 0]
         if not len(places):
             continue
-        query = view.query[b, :, places].contiguous()
+        query = view.query[b, :, places - earlier].contiguous()
         row_key = key[b] if key.stride(-1) == 1 else key[b].contiguous()
         hidden = view.modality[b] < 0
         row = None if mask is None else mask[b if len(mask) > 1 else 0]
@@ -76,7 +76,8 @@ def native_most(view: LayerView, queries: Tensor) -> Tensor | None:
             key_stride=row_key.stride(1),
             places=places.data_ptr(),
             hidden=hidden.data_ptr() if bool(hidden.any()) else None,
-            mask=None if row is None else row.data_ptr(),
+            # Its first row is that of the first query.
+            mask=None if row is None else row.data_ptr() - earlier * row.stride(1) * row.element_size(),
             mask_head=0 if row is None or len(row) == 1 else row.stride(0),
             mask_query=0 if row is None else row.stride(1),
             additive=row is not None and row.dtype != torch.bool,
