@@ -13,28 +13,55 @@ from transformers import LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 import madakv
 from madakv import ConfigurationError, UnsupportedOptionError
 from madakv.hf.cache import RaggedCache
-from madakv.hf.echo import Echo, echo_of, echo_places
+from madakv.hf.echo import Echo
 from madakv.hf.replay import ReadPrompt
 from madakv.methods import resolve
 from madakv.methods.grouped import AUTOMATIC_ECHO
+from madakv.reading.echo import echo_places
 from tests import tiny
 
+DYNAMIC = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0, "original_max_position_embeddings": 48}
 
-def places(modality: list[list[int]], most: int) -> list[list[int]]:
-    """Which tokens of each row are read again."""
-    found, valid = echo_places(torch.tensor(modality), most)
-    return [row[own].tolist() for row, own in zip(found, valid, strict=True)]
+
+def places(modality: list[list[int]], most: int, relevance: dict[int, float] | None = None) -> list[list[int]]:
+    """Which tokens of each row are read again, if those at some places are relevant."""
+    kinds = torch.tensor(modality)
+    told = torch.zeros(kinds.shape)
+    for place, value in (relevance or {}).items():
+        told[:, place] = value
+    found, heard = echo_places(kinds, torch.full((len(kinds),), most), told)
+    return [row[own].tolist() for row, own in zip(found, heard, strict=True)]
 
 
 def test_all_text_is_read_again_where_it_fits() -> None:
     assert places([[0, 1, 1, 0, 0], [-1, -1, 0, 1, 1], [1, 1, 1, 1, 1]], 8) == [[0, 3, 4], [2], []]
 
 
-def test_of_long_texts_runs_at_even_distances_are() -> None:
-    assert places([[0] * 100], 40) == [[*range(16), *range(76, 100)]]
-    assert places([[1, *[0] * 100]], 48) == [[*range(1, 17), *range(43, 59), *range(85, 101)]]
-    assert places([[0] * 30], 5) == [[0, 1, 2, 3, 4]]
-    assert places([[0] * 4 + [1] * 40, [0] * 44], 32) == [[0, 1, 2, 3], [*range(16), *range(28, 44)]]
+def test_of_longer_texts_the_most_relevant_runs_are() -> None:
+    assert places([[0] * 100], 48, {40: 2.0, 90: 1.0}) == [[*range(32, 64), *range(80, 96)]]
+    # Relevance speaks for its neighbours: what stands behind the words that were asked for is read again, too.
+    assert places([[0] * 100], 32, {47: 2.0}) == [[*range(32, 64)]]
+    # Runs of text go on behind a picture, and each row has its own.
+    rows = [[0] * 10 + [1] * 40 + [0] * 50, [0] * 100]
+    assert places(rows, 16, {54: 1.0}) == [[*range(10), *range(50, 56)], [*range(32, 48)]]
+
+
+def test_of_less_than_a_run_its_beginning_is() -> None:
+    assert places([[0] * 100], 5, {60: 1.0}) == [[48, 49, 50, 51, 52]]
+    assert places([[0] * 100], 20, {60: 2.0, 9: 1.0}) == [[*range(48, 68)]]
+    assert places([[0] * 100], 0) == [[]]
+
+
+def test_no_more_than_asked_for_whatever_the_scores() -> None:
+    torch.manual_seed(0)
+    for most in range(1, 60, 7):
+        kinds = (torch.rand(3, 57) < 0.5).long()
+        found, heard = echo_places(kinds, torch.full((3,), most), torch.rand(3, 57))
+        text = (kinds == 0).sum(-1)
+        assert heard.sum(-1).tolist() == text.clamp_max(most).tolist()
+        for row, own, kind in zip(found, heard, kinds, strict=True):
+            assert (kind[row[own]] == 0).all()
+            assert row[own].diff().gt(0).all()
 
 
 def attentions(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
@@ -158,7 +185,7 @@ def test_text_goes_on_behind_the_farthest_axis(with_count: bool) -> None:
     cache.begin(torch.tensor([[0, 0, 1, 1]]))
     kwargs = {"past_key_values": cache, "inputs_embeds": torch.zeros(1, 4, 2), "position_ids": positions}
     config = SimpleNamespace(get_text_config=lambda **_: SimpleNamespace())
-    found = Echo(2, config).before(torch.nn.Identity(), (), kwargs)
+    found = Echo(config).before(torch.nn.Identity(), (), kwargs)
     assert found is not None
     changed = found[1]["position_ids"]
     assert torch.equal(changed[..., :4], positions)
@@ -196,31 +223,77 @@ def test_an_interrupted_cache_can_be_used_again() -> None:
         assert model(**again, past_key_values=cache).logits.shape[1] == again["input_ids"].shape[1]
 
 
-@pytest.mark.parametrize("option", ["echo", "draft"])
-def test_positions_that_depend_on_length_are_refused(option: str) -> None:
-    config = tiny.text_config(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0})
-    model = LlamaForCausalLM(config).eval()
+def test_a_draft_is_refused_where_positions_depend_on_length() -> None:
+    model = LlamaForCausalLM(tiny.text_config(rope_parameters=DYNAMIC)).eval()
     inputs = torch.randint(5, 97, (1, 12))
-    with pytest.raises(UnsupportedOptionError, match="dynamic"), madakv.evict(model, budget=0.5, **{option: 4}):
+    with pytest.raises(UnsupportedOptionError, match="behind 48 positions"), madakv.evict(model, budget=0.5, draft=4):
         model.generate(inputs, max_new_tokens=2)
 
 
-def test_what_is_said_of_every_token_is_refused() -> None:
+def test_an_echo_ends_where_positions_would_be_those_of_a_longer_text(caplog: pytest.LogCaptureFixture) -> None:
+    """40 of 48 positions are taken: 8 are left, behind which the model would go on as in another text."""
+    model = LlamaForCausalLM(tiny.text_config(rope_parameters=DYNAMIC)).eval()
+    inputs = {"input_ids": torch.randint(5, 97, (1, 40))}
+    assert kept_of(model, inputs, "all") == kept_of(model, inputs, 8)
+    assert "an echo of 8 tokens instead of 40" in caplog.text
+    assert kept_of(model, inputs, 8) != kept_of(model, inputs, 0)
+
+
+def test_what_is_said_of_every_token_is_said_of_those_that_are_read_again() -> None:
     model, inputs = tiny.llama(), {"input_ids": torch.randint(5, 97, (1, 12))}
-    with madakv.evict(model, budget=0.5, echo=8):
-        with pytest.raises(UnsupportedOptionError, match="takes weights for every token"):
-            model(**inputs, weights=torch.zeros(1, 12, 4))
-        cache = RaggedCache(model.config, resolve("madakv", echo=8))
+    told = []
+
+    def note(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        told.append(kwargs["weights"])
+
+    weights = torch.arange(12.0).view(1, 12, 1)
+    with madakv.evict(model, budget=0.5, echo="all"):
+        watch = model.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
+        model(**inputs, weights=weights)
+        watch.remove()
+    assert [x.flatten().tolist() for x in told] == [[*range(12)]] * 2
+
+
+def test_a_decoder_without_a_named_output_is_read_again_apart() -> None:
+    model, inputs = tiny.llama(), {"input_ids": torch.randint(5, 97, (1, 12))}
+    with madakv.evict(model, budget=0.5, echo="all") as run:
+        model(**inputs)
+        assert run.last is not None
+        wanted = run.last.plans[0].positions
+        cache = RaggedCache(model.config, resolve("madakv", budget=0.5, echo="all"))
         cache.begin(torch.zeros(1, 12, dtype=torch.int64))
-        with pytest.raises(UnsupportedOptionError, match="return_dict"):
-            model.get_decoder()(**inputs, return_dict=False, past_key_values=cache)
+        model.get_decoder()(**inputs, return_dict=False, past_key_values=cache)
+        assert torch.equal(cache.decide()[0].positions, wanted)
 
 
-def test_masks_of_their_own_are_refused() -> None:
-    model, inputs = tiny.llama(), {"input_ids": torch.randint(5, 97, (1, 12))}
+def test_a_mask_of_its_own_hides_from_an_echo_what_it_hides_from_all() -> None:
+    """The first three tokens are seen by nobody: as padding."""
+    model, ids = tiny.llama(), torch.randint(5, 97, (1, 12))
     mask = torch.ones(1, 1, 12, 12, dtype=torch.bool).tril()
-    with madakv.evict(model, budget=0.5, echo=8), pytest.raises(UnsupportedOptionError, match="echo"):
-        model(**inputs, attention_mask=mask)
+    mask[..., :3] = False
+    padded = torch.tensor([[0] * 3 + [1] * 9])
+    for echo in (8, "all"):
+        found = []
+        for seen in (mask, padded):
+            positions = torch.arange(12)[None]
+            with madakv.evict(model, budget=0.5, echo=echo) as run:
+                model(input_ids=ids, attention_mask=seen, position_ids=positions)
+            assert run.last is not None
+            found.append([plan.positions.tolist() for plan in run.last.plans])
+        assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("draft", [0, 3])
+def test_it_is_heard_the_same_with_the_prompt_and_after_it(draft: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = tiny.llava(), tiny.document(text=20)
+    found = []
+    for together in (True, False):
+        monkeypatch.setattr("madakv.hf.echo._can_go_along", lambda *_, together=together: together)
+        with madakv.evict(model, budget=0.3, echo="all", draft=draft) as run:
+            tiny.greedy(model, inputs, 4)
+        assert run.last is not None
+        found.append([plan.positions.tolist() for plan in run.last.plans])
+    assert found[0] == found[1]
 
 
 def kept_of(model: Any, inputs: dict[str, Any], echo: Any) -> list[list[int]]:
@@ -230,23 +303,15 @@ def kept_of(model: Any, inputs: dict[str, Any], echo: Any) -> list[list[int]]:
     return [plan.positions.tolist() for plan in run.last.plans]
 
 
-def test_by_default_models_that_can_have_an_echo() -> None:
+def test_by_default_a_fifth_of_the_prompt_is_read_again() -> None:
     model, inputs = tiny.llava(), tiny.document(text=20)
-    assert kept_of(model, inputs, "auto") == kept_of(model, inputs, AUTOMATIC_ECHO)
+    N = inputs["input_ids"].shape[1]
+    assert kept_of(model, inputs, "auto") == kept_of(model, inputs, int(N * AUTOMATIC_ECHO))
     assert kept_of(model, inputs, "auto") != kept_of(model, inputs, 0)
-    assert resolve("madakv").echoed == AUTOMATIC_ECHO
-
-
-@pytest.mark.parametrize("cannot", ["rope", "mask"])
-def test_by_default_others_do_without(cannot: str, caplog: pytest.LogCaptureFixture) -> None:
-    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
-    model = LlamaForCausalLM(tiny.text_config(rope_parameters=rope)).eval() if cannot == "rope" else tiny.llama()
-    inputs: dict[str, Any] = {"input_ids": torch.randint(5, 97, (1, 30))}
-    if cannot == "mask":
-        inputs["attention_mask"] = torch.ones(1, 1, 30, 30, dtype=torch.bool).tril()
-    with caplog.at_level("INFO", logger="madakv"):
-        assert kept_of(model, inputs, "auto") == kept_of(model, inputs, 0)
-    assert "no echo: echo" in caplog.text
+    rows = torch.tensor([10, 99, 100])
+    assert resolve("madakv").most_echoed(rows).tolist() == [2, 19, 20]
+    assert resolve("madakv", echo="all").most_echoed(rows).tolist() == [10, 99, 100]
+    assert resolve("madakv", echo=7).most_echoed(rows).tolist() == [7, 7, 7]
 
 
 @pytest.mark.parametrize("value", [-1, 1.5, True, "always"])
@@ -294,7 +359,5 @@ def test_what_was_heard_at_one_budget_is_not_taken_for_another() -> None:
 
 
 def test_one_entry_per_head_is_no_full_budget() -> None:
-    model = tiny.llava()
-    cache = RaggedCache(model.config, resolve("madakv"))
-    assert echo_of(resolve("madakv", budget=1), cache, model.config) == AUTOMATIC_ECHO
-    assert echo_of(resolve("madakv", budget=1.0), cache, model.config) == 0
+    assert resolve("madakv", budget=1).echoes
+    assert not resolve("madakv", budget=1.0).echoes

@@ -19,6 +19,7 @@ from madakv.scoring import (
     proxy_attention_reference,
     proxy_mask,
 )
+from madakv.scoring.relevance import relevance
 from madakv.scoring.values import output_norms, value_norms
 from tests.tolerance import assert_same
 
@@ -243,3 +244,23 @@ def test_nothing_is_scored_where_nothing_is_evicted() -> None:
     assert whole.worth(view) is None
     assert one.score(view).any(), "one entry per head is another budget"
     assert one.worth(view) is not None
+
+
+def test_relevance_is_what_the_question_pays_beyond_what_is_usual() -> None:
+    view, question = make_view(), proxy_mask(MODALITY, 3)
+    paid = proxy_attention_reference(view, question) / question.sum(-1)[:, None, None]
+    usual = context_attention_reference(view, 64)
+    wanted = ((paid - usual).clamp_min(0) / (usual + 1e-3)).sum(1).masked_fill(question, 0)
+    torch.testing.assert_close(relevance(view, question).double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_what_every_query_looks_at_is_not_what_is_asked_for() -> None:
+    """Of two tokens, every query pays a lot to one, and the question alone pays a little to the other."""
+    N, sink, asked = 100, 0, 40
+    query, key = torch.zeros(1, 1, N, 8), torch.zeros(1, 1, N, 8)
+    query[..., 0], key[..., sink, 0] = 6.0, 1.0
+    query[..., -4:, 1], key[..., asked, 1] = 4.0, 1.0
+    view = LayerView(query, key, key, torch.zeros(1, N, dtype=torch.int64), scaling=1.0)
+    question = proxy_mask(view.modality, 4)
+    assert proxy_attention(view, question)[0, 0].argmax() == sink
+    assert relevance(view, question)[0].argmax() == asked

@@ -19,6 +19,7 @@ from torch.nn.functional import pad
 from madakv.hf.cache import RaggedCache
 from madakv.hf.options import rope_by_length
 from madakv.hf.states import put_back
+from madakv.modality import Modality
 from madakv.reading import Reading, probes
 from madakv.reading.echo import echo_places, fits
 
@@ -90,9 +91,11 @@ class Echo:
         name = _given(kwargs)
         N = kwargs[name].shape[1]
         most = most_echoed(reading, self._config)
-        if not bool(most.any()):
+        if not bool(torch.minimum(most, (reading.prompt.modality == Modality.TEXT).sum(-1)).any()):
             return None
-        if not fits(reading.prompt.modality, most) or not _can_go_along(cache, kwargs, N):
+        # A draft that is read with the prompt must not be seen by what is read without it elsewhere.
+        alone = reading.prompt.length == N
+        if not fits(reading.prompt.modality, most) or not alone or not _can_go_along(cache, kwargs, N):
             reading.hold_for_echo()
             return (), kwargs
         places, heard = echo_places(reading.prompt.modality, most)
@@ -143,9 +146,8 @@ class Echo:
         valid = reading.prompt.valid.to(given.device)
         told: dict[str, Any] = {name: _picked(given, places)}
         if (positions := kwargs.get("position_ids")) is not None:
-            told["position_ids"] = _behind(positions, E)
+            told["position_ids"] = _behind(positions[..., : reading.prompt.length], E)
         if not bool(valid.all()) or not bool(heard.all()):
-            # A draft between the two is in no cache.
             told["attention_mask"] = torch.cat([valid, heard], 1).long()
         for other, value in kwargs.items():
             if other not in _EXTENDED and isinstance(value, Tensor) and value.shape[1:2] == (N,):

@@ -138,16 +138,17 @@ class ReadPrompt:
             if drafted or echoes:
                 for view in self.views:
                     reading.layer(view)
-                for token in drafted:
-                    read_more(model, waiting, [token])
             else:
                 for view in self.views:
                     reading.scores.add_layer(view)
             if echoes:
                 places, heard = reading.echo_places(most_echoed(reading, model.config))
-                if places.shape[1]:
-                    with reading.hearing_echo(heard):
+                with reading.hearing_echo(heard):
+                    if places.shape[1]:
                         read_more(model, waiting, [self.ids[place] for place in places[0].tolist()])
+                waiting.forget_tail()
+            for token in drafted:
+                read_more(model, waiting, [token])
             self._scored[key] = reading.scores
         return self._scored[key]
 

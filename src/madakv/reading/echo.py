@@ -56,6 +56,6 @@ def _chosen(text: Tensor, most: Tensor, relevance: Tensor) -> Tensor:
     rank = runs.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
     rank = rank.repeat_interleave(_RUN, 1)[:, :N]
     # All of the runs that fit, and the beginning of the next one.
-    place = torch.arange(N, device=text.device) % _RUN
-    taken = own & (rank * _RUN + place < most[:, None])
+    turn = (rank * _RUN + torch.arange(N, device=text.device) % _RUN).masked_fill(~own, N + _RUN)
+    taken = own & (turn.argsort(dim=-1, stable=True).argsort(dim=-1) < most[:, None])
     return torch.zeros_like(text).scatter(1, order, taken)
