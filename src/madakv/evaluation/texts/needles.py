@@ -1,0 +1,92 @@
+"""Tasks whose answers stand in lines that are put into a passage; names are RULER's (arXiv 2404.06654) where its are."""
+
+from __future__ import annotations
+
+import random
+
+from madakv.evaluation.texts import judges
+from madakv.evaluation.texts.task import Needles
+from madakv.evaluation.texts.words import (
+    DISHES,
+    FIRST_NAMES,
+    LAST_NAMES,
+    PETS,
+    PLACES,
+    STREETS,
+    TRADES,
+)
+
+_CODE = "The secret code of {place} is {code}."
+_ASK = "What is the secret code of {place}? Answer with the number only."
+_HARMLESS = "Did you read it? Answer with yes or no."
+VALUES = 2
+LINKS = 2
+
+
+def _codes(rng: random.Random, count: int) -> list[str]:
+    return [str(code) for code in rng.sample(range(10 ** (judges.CODE_DIGITS - 1), 10**judges.CODE_DIGITS), count)]
+
+
+def niah(rng: random.Random, count: int) -> Needles:
+    """One of so many codes, each of another place."""
+    places, found = rng.sample(PLACES, count), _codes(rng, count)
+    lines = tuple(_CODE.format(place=place, code=code) for place, code in zip(places, found, strict=True))
+    asked = rng.randrange(count)
+    return Needles(lines, _ASK.format(place=places[asked]), found[asked], judges.codes([found[asked]]))
+
+
+def second(rng: random.Random) -> Needles:
+    """A code, asked after something else has been answered."""
+    found = niah(rng, 1)
+    return Needles(found.lines, _HARMLESS, found.gold, found.judge, follow_up=found.question)
+
+
+def niah_multivalue(rng: random.Random) -> Needles:
+    """All codes of one place."""
+    (place,), found = rng.sample(PLACES, 1), _codes(rng, VALUES)
+    lines = tuple(_CODE.format(place=place, code=code) for code in found)
+    question = f"What are the {VALUES} secret codes of {place}? Answer with the numbers only."
+    return Needles(lines, question, " ".join(found), judges.codes(found))
+
+
+def _names(rng: random.Random, count: int) -> list[str]:
+    """Different ones of three capitals; without vowels they are no words."""
+    found: dict[str, None] = {}
+    while len(found) < count:
+        found["".join(rng.sample("BCDFGHJKLMNPQRSTVWXZ", 3))] = None
+    return list(found)
+
+
+def vt(rng: random.Random) -> Needles:
+    """Which variables have a value, the first by a number and each other by the one before."""
+    (code,) = _codes(rng, 1)
+    names = _names(rng, LINKS + 1)
+    lines = [f"VAR {names[0]} = {code}"]
+    lines += [f"VAR {later} = VAR {name}" for name, later in zip(names, names[1:], strict=False)]
+    question = f"Find all variables that are assigned the value {code}. Answer with their names only."
+    return Needles(tuple(lines), question, " ".join(names), judges.variables(names))
+
+
+def qa(rng: random.Random) -> Needles:
+    """One of four facts about one of three people, each of whom has a short paragraph."""
+    people = [
+        f"{first} {last}" for first, last in zip(rng.sample(FIRST_NAMES, 3), rng.sample(LAST_NAMES, 3), strict=True)
+    ]
+    homes = [f"{rng.randrange(11, 99)} {street}" for street in rng.sample(STREETS, 3)]
+    trades, pets, dishes = (rng.sample(some, 3) for some in (TRADES, PETS, DISHES))
+    lines = tuple(
+        f"{who} lives at {home} and works as a {trade}. {who} owns a {pet} and likes {dish} best."
+        for who, home, trade, pet, dish in zip(people, homes, trades, pets, dishes, strict=True)
+    )
+    asked = rng.randrange(3)
+    who = people[asked]
+    question, facts = rng.choice(
+        (
+            (f"At which address does {who} live?", homes),
+            (f"What does {who} work as?", trades),
+            (f"What animal does {who} own?", pets),
+            (f"What dish does {who} like best?", dishes),
+        )
+    )
+    others = [fact for fact in facts if fact != facts[asked]]
+    return Needles(lines, f"{question} Answer in a few words.", facts[asked], judges.phrase(facts[asked], others))
