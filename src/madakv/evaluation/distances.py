@@ -62,7 +62,7 @@ def run_distances(
     progress: Progress,
     fingerprint: str | None = None,
 ) -> list[DistanceRow]:
-    """Measure every method on every sample; args and resuming as `run_samples`. Second turns and losses are left out."""
+    """Measure every method on every sample; args and resuming as `run_samples`. No second turns, no losses."""
     tokenizer = getattr(processor, "tokenizer", processor)
     drawn = suite(suite_name)(samples, seed, takes_several_sizes(processor))
     todo = [sample for sample in drawn if sample.follow_up is None and sample.following is None]

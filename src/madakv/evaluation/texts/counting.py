@@ -37,7 +37,7 @@ def cwe(rng: random.Random, tokens: int, source: Source) -> Asked:
 
 
 def fwe(rng: random.Random, tokens: int) -> Asked:
-    """Frequent words: made-up ones, whose frequencies fall with the square of their rank; the first three are asked."""
+    """Frequent words: made-up ones, whose frequencies fall with the square of their rank; the first are asked."""
     pool = list(_made_up())
     rng.shuffle(pool)
     question = f"What are the {FREQUENT} most frequent words in the text? Answer with the words only."

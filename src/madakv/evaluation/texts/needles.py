@@ -1,8 +1,9 @@
-"""Tasks whose answers stand in lines that are put into a passage; names are RULER's (arXiv 2404.06654) where its are."""
+"""Tasks whose answers stand in lines put into a passage; RULER (arXiv 2404.06654) has given most of their names."""
 
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 from madakv.evaluation.texts import judges
 from madakv.evaluation.texts.task import Needles
@@ -62,7 +63,7 @@ def vt(rng: random.Random) -> Needles:
     (code,) = _codes(rng, 1)
     names = _names(rng, LINKS + 1)
     lines = [f"VAR {names[0]} = {code}"]
-    lines += [f"VAR {later} = VAR {name}" for name, later in zip(names, names[1:], strict=False)]
+    lines += [f"VAR {later} = VAR {name}" for name, later in pairwise(names)]
     question = f"Find all variables that are assigned the value {code}. Answer with their names only."
     return Needles(tuple(lines), question, " ".join(names), judges.variables(names))
 
