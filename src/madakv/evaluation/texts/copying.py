@@ -9,9 +9,11 @@ from madakv.evaluation.texts import judges
 from madakv.evaluation.texts.passage import Passage, about_tokens
 from madakv.evaluation.texts.task import Asked, Drawn, asked_of
 
-OPENING, REST = 5, 5
+OPENING, REST = 4, 4
 """Words that are shown, and words that have to follow."""
-_QUESTION = 'How does the {piece} that begins with "{opening}" go on? Answer with its next words only.'
+_QUESTION = "Complete this {piece} from the text: {opening}"
+_PLAIN = re.compile(r"[\w ,-]+")
+"""Words that no quotes or other marks set apart."""
 _PIECES = {"prose": "sentence", "code": "line"}
 
 
@@ -36,6 +38,9 @@ def _candidates(passage: Passage) -> list[tuple[str, str]]:
         if len(words) >= OPENING + REST:
             opening = piece.text[words[0].start() : words[OPENING - 1].end()]
             rest = piece.text[words[OPENING].start() : words[OPENING + REST - 1].end()]
-            if all(f" {whole} ".count(f" {judges.normalised(part)} ") == 1 for part in (opening, rest)):
+            span = piece.text[words[0].start() : words[OPENING + REST - 1].end()]
+            if _PLAIN.fullmatch(span) and all(
+                f" {whole} ".count(f" {judges.normalised(part)} ") == 1 for part in (opening, rest)
+            ):
                 found.append((opening, rest))
     return found

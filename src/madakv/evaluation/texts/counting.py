@@ -22,7 +22,7 @@ def cwe(rng: random.Random, tokens: int, source: Source) -> Asked:
     """Common words: a numbered list in which a few words of a text occur often, and many others seldom."""
     pool = list(_vocabulary(source))
     rng.shuffle(pool)
-    question = f"What are the {COMMON} most common words in the list? Answer with the words only."
+    question = f"Question: What are the {COMMON} most common words in the list? Answer with the words only."
     common = pool[:COMMON]
     listed = common * OFTEN
     each = about_tokens("\n100. word")
@@ -40,7 +40,7 @@ def fwe(rng: random.Random, tokens: int) -> Asked:
     """Frequent words: made-up ones, whose frequencies fall with the square of their rank; the first are asked."""
     pool = list(_made_up())
     rng.shuffle(pool)
-    question = f"What are the {FREQUENT} most frequent words in the text? Answer with the words only."
+    question = f"Question: What are the {FREQUENT} most frequent words in the text? Answer with the words only."
     # A made-up word is about two tokens of its own.
     room = (tokens - about_tokens(asked_of("", question))) // 3
     ranks = range(1, len(pool) + 1)

@@ -18,10 +18,11 @@ from madakv.evaluation.texts.words import (
 )
 
 _CODE = "The secret code of {place} is {code}."
-_ASK = "What is the secret code of {place}? Answer with the number only."
-_HARMLESS = "Did you read it? Answer with yes or no."
+_ASK = "Question: What is the secret code of {place}? Answer with the number only."
+_HARMLESS = "Question: Did you read it? Answer with yes or no."
 VALUES = 2
 LINKS = 2
+PEOPLE = 2
 
 
 def _codes(rng: random.Random, count: int) -> list[str]:
@@ -46,7 +47,7 @@ def niah_multivalue(rng: random.Random) -> Needles:
     """All codes of one place."""
     (place,), found = rng.sample(PLACES, 1), _codes(rng, VALUES)
     lines = tuple(_CODE.format(place=place, code=code) for code in found)
-    question = f"What are the {VALUES} secret codes of {place}? Answer with the numbers only."
+    question = f"Question: What are the {VALUES} secret codes of {place}? Answer with the numbers only."
     return Needles(lines, question, " ".join(found), judges.codes(found))
 
 
@@ -64,30 +65,30 @@ def vt(rng: random.Random) -> Needles:
     names = _names(rng, LINKS + 1)
     lines = [f"VAR {names[0]} = {code}"]
     lines += [f"VAR {later} = VAR {name}" for name, later in pairwise(names)]
-    question = f"Find all variables that are assigned the value {code}. Answer with their names only."
+    question = f"Question: Find all variables that are assigned the value {code}. Answer with their names only."
     return Needles(tuple(lines), question, " ".join(names), judges.variables(names))
 
 
 def qa(rng: random.Random) -> Needles:
-    """One of four facts about one of three people, each of whom has a short paragraph."""
-    people = [
-        f"{first} {last}" for first, last in zip(rng.sample(FIRST_NAMES, 3), rng.sample(LAST_NAMES, 3), strict=True)
-    ]
-    homes = [f"{rng.randrange(11, 99)} {street}" for street in rng.sample(STREETS, 3)]
-    trades, pets, dishes = (rng.sample(some, 3) for some in (TRADES, PETS, DISHES))
+    """One of four facts about one of two people, each of whom has a short paragraph."""
+    names = zip(rng.sample(FIRST_NAMES, PEOPLE), rng.sample(LAST_NAMES, PEOPLE), strict=True)
+    people = [f"{first} {last}" for first, last in names]
+    homes = [f"{rng.randrange(11, 99)} {street}" for street in rng.sample(STREETS, PEOPLE)]
+    trades, pets, dishes = (rng.sample(some, PEOPLE) for some in (TRADES, PETS, DISHES))
     lines = tuple(
-        f"{who} lives at {home} and works as a {trade}. {who} owns a {pet} and likes {dish} best."
+        f"{who} lives at {home}. {who} works as a {trade}. {who} owns a {pet}. {who} likes {dish}."
         for who, home, trade, pet, dish in zip(people, homes, trades, pets, dishes, strict=True)
     )
-    asked = rng.randrange(3)
+    asked = rng.randrange(PEOPLE)
     who = people[asked]
     question, facts = rng.choice(
         (
-            (f"At which address does {who} live?", homes),
+            (f"Where does {who} live?", homes),
             (f"What does {who} work as?", trades),
             (f"What animal does {who} own?", pets),
-            (f"What dish does {who} like best?", dishes),
+            (f"What does {who} like?", dishes),
         )
     )
     others = [fact for fact in facts if fact != facts[asked]]
-    return Needles(lines, f"{question} Answer in a few words.", facts[asked], judges.phrase(facts[asked], others))
+    question = f"Question: {question} Answer with a few words from the text."
+    return Needles(lines, question, facts[asked], judges.phrase(facts[asked], others))

@@ -20,7 +20,11 @@ def about_tokens(text: str) -> int:
 
     No tokenizer is asked, so that every model reads the same documents.
     """
-    return round(len(_PIECES.findall(text)) * _TOKENS_PER_PIECE)
+    return round(_unrounded(text))
+
+
+def _unrounded(text: str) -> float:
+    return len(_PIECES.findall(text)) * _TOKENS_PER_PIECE
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,9 @@ def draw(rng: random.Random, source: Source, tokens: int) -> Passage:
     room = len(text) - 8 * (tokens + 2 * FOLLOWING)
     begins, piece = (_BLOCK, _LINE) if source.kind == "code" else (_SENTENCE_START, _SENTENCE)
     start = rng.choice([match.end() for match in begins.finditer(text[:room])])
-    pieces, length, cursor = [], 0, start
+    pieces, length, cursor = [], 0.0, start
     for match in piece.finditer(text, start):
-        length += about_tokens(match.group())
+        length += _unrounded(match.group())
         if length > tokens:
             break
         pieces.append(Piece(match["piece"], match["after"]))

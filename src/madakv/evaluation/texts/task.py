@@ -10,7 +10,7 @@ from madakv.evaluation.samples import Judge
 from madakv.evaluation.texts.passage import Passage, about_tokens
 
 BEFORE = "Read this text.\n\n"
-AFTER = "\n\nThe text ends here. Question: "
+AFTER = "\n\nThe text ends here. "
 
 
 @dataclass(frozen=True)
