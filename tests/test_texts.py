@@ -254,7 +254,7 @@ def test_the_loss_is_transformers_own_with_the_full_cache(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("lookahead", [0, 4])
-def test_the_loss_of_an_evicted_cache_does_not_depend_on_the_passes(lookahead: int) -> None:
+def test_the_loss_of_an_evicted_cache_does_not_depend_on_the_passes(lookahead: int, tmp_path: Path) -> None:
     """Many tokens in one pass meet the cache that single ones meet: evicted when the method has heard enough."""
     model, processor = bundled.load()
     sample = loss_sample()
@@ -270,6 +270,8 @@ def test_the_loss_of_an_evicted_cache_does_not_depend_on_the_passes(lookahead: i
     with madakv.evict(model, madakv.Full()) as run:
         whole = loss_on(model, prompt.evicted(model, run), prompt.logits, ids)
     assert abs(found[0] - whole) > 1e-3
+    (row,) = evaluate(tmp_path, [sample], [method])
+    assert row.loss == pytest.approx(found[0], abs=1e-6)
 
 
 def test_too_little_that_follows_is_refused() -> None:
