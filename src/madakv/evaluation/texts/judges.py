@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from madakv.evaluation.samples import EXACT, Judge, Verdict
 
@@ -25,17 +25,9 @@ def codes(gold: Iterable[str]) -> Judge:
     return _judge(right)
 
 
-def phrase(gold: str, others: Sequence[str] = ()) -> Judge:
-    """Right if the words of `gold` stand in the answer in a row, and those of no other answer do.
-
-    Case, marks and spaces do not count.
-    """
-
-    def right(answer: str) -> bool:
-        said = f" {normalised(answer)} "
-        return f" {normalised(gold)} " in said and not any(f" {normalised(other)} " in said for other in others)
-
-    return _judge(right)
+def phrase(gold: str) -> Judge:
+    """Right if the words of `gold` stand in the answer in a row; case, marks and spaces do not count."""
+    return _judge(lambda answer: f" {normalised(gold)} " in f" {normalised(answer)} ")
 
 
 def words(gold: Iterable[str], known: Iterable[str]) -> Judge:

@@ -22,7 +22,6 @@ _ASK = "Question: What is the secret code of {place}? Answer with the number onl
 _HARMLESS = "Question: Did you read it? Answer with yes or no."
 VALUES = 2
 LINKS = 2
-PEOPLE = 2
 
 
 def _codes(rng: random.Random, count: int) -> list[str]:
@@ -70,25 +69,18 @@ def vt(rng: random.Random) -> Needles:
 
 
 def qa(rng: random.Random) -> Needles:
-    """One of four facts about one of two people, each of whom has a short paragraph."""
-    names = zip(rng.sample(FIRST_NAMES, PEOPLE), rng.sample(LAST_NAMES, PEOPLE), strict=True)
-    people = [f"{first} {last}" for first, last in names]
-    homes = [f"{rng.randrange(11, 99)} {street}" for street in rng.sample(STREETS, PEOPLE)]
-    trades, pets, dishes = (rng.sample(some, PEOPLE) for some in (TRADES, PETS, DISHES))
-    lines = tuple(
-        f"{who} lives at {home}. {who} works as a {trade}. {who} owns a {pet}. {who} likes {dish}."
-        for who, home, trade, pet, dish in zip(people, homes, trades, pets, dishes, strict=True)
-    )
-    asked = rng.randrange(PEOPLE)
-    who = people[asked]
-    question, facts = rng.choice(
+    """One of the four facts of a short paragraph about one person."""
+    who = f"{rng.choice(FIRST_NAMES)} {rng.choice(LAST_NAMES)}"
+    home = f"{rng.randrange(11, 99)} {rng.choice(STREETS)}"
+    trade, pet, dish = (rng.choice(some) for some in (TRADES, PETS, DISHES))
+    line = f"{who} lives at {home}. {who} works as a {trade}. {who} owns a {pet}. {who} likes {dish}."
+    question, fact = rng.choice(
         (
-            (f"Where does {who} live?", homes),
-            (f"What does {who} work as?", trades),
-            (f"What animal does {who} own?", pets),
-            (f"What does {who} like?", dishes),
+            (f"Where does {who} live?", home),
+            (f"What does {who} work as?", trade),
+            (f"What animal does {who} own?", pet),
+            (f"What does {who} like?", dish),
         )
     )
-    others = [fact for fact in facts if fact != facts[asked]]
     question = f"Question: {question} Answer with a few words from the text."
-    return Needles(lines, question, facts[asked], judges.phrase(facts[asked], others))
+    return Needles((line,), question, fact, judges.phrase(fact))
