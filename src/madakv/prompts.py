@@ -11,6 +11,7 @@ from PIL import Image
 from madakv.errors import InputError
 
 IMAGE_MARK = "<image>"
+_ANSWER = "~~ the answer ~~"
 
 Parts = list[str | Image.Image]
 """Text and images in reading order."""
@@ -74,6 +75,68 @@ def model_inputs(processor: Any, prompt: str, images: Sequence[Image.Image]) -> 
         raise InputError(
             f"{type(processor).__name__} cannot process this prompt: {_told(processor, error)}"
         ) from error
+
+
+def text_inputs(processor: Any, prompt: str, following: str, most: int) -> tuple[Any, list[int]]:
+    """Tokenise a text and what follows it as it is, without a chat template.
+
+    Both are tokenised together, so that no token ends where no token of the whole text does; what is cut at is the
+    last token's end that the prompt alone has, too.
+
+    Args:
+        processor: the model's processor, or a tokenizer for text-only models.
+        prompt, following: text without pictures.
+        most: tokens that are taken of what follows.
+
+    Returns:
+        The prompt's `BatchFeature` of tensors, batch size 1, and the ids of what follows.
+
+    Raises:
+        InputError: a text that the processor refuses, or fewer than `most` tokens that follow.
+    """
+    try:
+        inputs = processor(text=prompt, return_tensors="pt")
+        ids = processor(text=prompt + following, return_tensors="pt")["input_ids"][0].tolist()
+    except Exception as error:
+        raise InputError(f"{type(processor).__name__} cannot process this text: {_told(processor, error)}") from error
+    alone = inputs["input_ids"][0].tolist()
+    length = next((n for n, (own, whole) in enumerate(zip(alone, ids, strict=False)) if own != whole), len(alone))
+    for name, value in inputs.items():
+        inputs[name] = value[:, :length]
+    after: list[int] = ids[length : length + most]
+    if not length or len(after) < most:
+        raise InputError(
+            f"{length} tokens of text and {len(after)} that follow it; there have to be some, and {most}"
+        )
+    return inputs, after
+
+
+def follow_up_ids(processor: Any, prompt: str) -> list[int]:
+    """The ids of what comes after an answer when something else is asked, by the chat template if there is one.
+
+    Args:
+        processor: the model's processor, or a tokenizer for text-only models.
+        prompt: what is asked, without pictures.
+
+    Raises:
+        InputError: a chat template that has no place for a second question.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    if getattr(processor, "chat_template", None):
+        takes_parts = tokenizer is not processor
+        turns = zip(("user", "assistant", "user"), ("?", _ANSWER, prompt), strict=True)
+        messages = [{"role": role, "content": chat_content([text], takes_parts=takes_parts)} for role, text in turns]
+        try:
+            rendered = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        except Exception as error:
+            raise InputError(
+                f"{type(processor).__name__} cannot process a second question: {_told(processor, error)}"
+            ) from error
+        _, found, prompt = rendered.partition(_ANSWER)
+        if not found:
+            raise InputError("the chat template leaves out answers, so that no second question can be asked")
+    ids: list[int] = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    return ids
 
 
 def _told(processor: Any, error: Exception) -> str:

@@ -44,7 +44,12 @@ DataOption = Annotated[
 OUT = typer.Option(metavar="FOLDER", help="For the results; a run that was stopped goes on there.")
 OutOption = Annotated[Path, OUT]
 SuiteOption = Annotated[
-    str, typer.Option(metavar="NAME", help="Which documents: digits, long, or long-512 for those of 512 tokens.")
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="Which documents: digits; long, or one of its lengths, long-512 to long-4096; real text, which needs no "
+        "pictures: text-1k, text-2k, text-4k or text-8k.",
+    ),
 ]
 MethodsOption = Annotated[
     str, typer.Option(metavar="NAMES", help="Separated by commas, such as full,madakv,snapkv; see `madakv methods`.")
@@ -58,7 +63,14 @@ SamplesOption = Annotated[
 FastLinears = Annotated[
     bool, typer.Option("--fast-linears", help="Multiply with bfloat16 weights on a CPU by madakv's own kernel.")
 ]
-SeedOption = Annotated[int, typer.Option(metavar="N", min=0, help="Number of the first document.")]
+SeedOption = Annotated[
+    int,
+    typer.Option(
+        metavar="N",
+        min=0,
+        help="Number of the first document. Of real text, those from 100000 are for choices, and from 200000 unseen.",
+    ),
+]
 
 
 def _version(wanted: bool) -> None:

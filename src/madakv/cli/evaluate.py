@@ -18,7 +18,7 @@ from madakv.evaluation.fingerprint import of_source
 from madakv.evaluation.report import read_results, write_report
 from madakv.evaluation.runner import run_samples, takes_several_sizes
 from madakv.evaluation.samples import Sample
-from madakv.evaluation.suites import suite
+from madakv.evaluation.suites import suite, suite_settings
 from madakv.evaluation.summary import require_numpy
 from madakv.evaluation.workers import Shard, Worker
 from madakv.linears import fast_linears
@@ -48,7 +48,7 @@ def run_eval(options: RunOptions, *, suite_name: str, samples: int, seed: int) -
     evaluate(
         options,
         lambda processor: list(maker(samples, seed, takes_several_sizes(processor))),
-        settings={"suite": suite_name, "seed": seed},
+        settings={"suite": suite_name, "seed": seed} | suite_settings(suite_name),
         title=f"{suite_name}, {samples} documents",
     )
 

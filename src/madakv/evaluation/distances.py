@@ -63,10 +63,10 @@ def run_distances(
     progress: Progress,
     fingerprint: str | None = None,
 ) -> list[DistanceRow]:
-    """Measure every method on every sample; args and resuming as `run_samples`. Follow-up questions are left out."""
+    """Measure every method on every sample; args and resuming as `run_samples`. No second turns, no losses."""
     tokenizer = getattr(processor, "tokenizer", processor)
     drawn = suite(suite_name)(samples, seed, takes_several_sizes(processor))
-    todo = [sample for sample in drawn if sample.follow_up is None]
+    todo = [sample for sample in drawn if sample.follow_up is None and sample.following is None]
     settings = {"measures": "distance", "suite": suite_name, "model": model_name, "seed": seed}
     own = of_model(model, processor) if fingerprint is None else fingerprint
     with open_results(out, settings, DistanceRow, about={"model_fingerprint": own}) as (rows, append):

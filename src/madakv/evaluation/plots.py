@@ -13,7 +13,7 @@ def accuracy_over_bytes(lines: Sequence[Line], title: str, path: Path) -> None:
     """Draw every method's average accuracy over the share of bytes that it kept, on a log scale.
 
     Args:
-        lines: from `summarise`, of one model and scorer.
+        lines: from `summarise`, of one model and scorer, at least one of them with an average.
         title: what was measured.
         path: of the PNG file.
 
@@ -27,11 +27,16 @@ def accuracy_over_bytes(lines: Sequence[Line], title: str, path: Path) -> None:
     from matplotlib import pyplot as plt
     from matplotlib.ticker import PercentFormatter
 
+    averages = [line.average for line in lines if line.average is not None]
     figure, axes = plt.subplots(figsize=(8, 5), layout="constrained")
     labels = list(dict.fromkeys(line.label for line in lines if line.label != "full"))
     styles = ["-", "--", ":"]
     for number, label in enumerate(labels):
-        own = sorted((line.kv_share, line.average) for line in lines if line.label == label and line.kv_share)
+        own = sorted(
+            (line.kv_share, line.average)
+            for line in lines
+            if line.label == label and line.kv_share and line.average is not None
+        )
         ours = label.startswith("madakv")
         axes.plot(
             [share for share, _ in own],
@@ -44,7 +49,7 @@ def accuracy_over_bytes(lines: Sequence[Line], title: str, path: Path) -> None:
             label=label,
         )
     for line in lines:
-        if line.label == "full":
+        if line.label == "full" and line.average is not None:
             axes.axhline(line.average, color="black", linewidth=1, linestyle=":", label="full cache")
     axes.set_xscale("log")
     ticks = sorted({float(line.budget) for line in lines if line.label != "full" and line.budget <= 1})
@@ -52,7 +57,7 @@ def accuracy_over_bytes(lines: Sequence[Line], title: str, path: Path) -> None:
     axes.minorticks_off()
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    axes.set_ylim(0, min(1.02, 1.1 * max(line.average for line in lines) + 0.01))
+    axes.set_ylim(0, min(1.02, 1.1 * max(averages) + 0.01))
     axes.set_xlabel("KV bytes kept, of the full cache")
     axes.set_ylabel("average score")
     axes.set_title(title)

@@ -44,6 +44,7 @@ class Row:
         seconds: from the prefilled prompt to the answer; includes eviction, not the prefill, which methods share, nor
             scores that were told for another budget.
         model_fingerprint: of the model that answered, see `evaluation.fingerprint`; empty in rows of older versions.
+        loss: mean next-token loss on what follows the prompt, of samples that ask for it; these have no scores.
     """
 
     model: str
@@ -69,6 +70,7 @@ class Row:
     new_tokens: int = 0
     seconds: float = 0.0
     model_fingerprint: str = ""
+    loss: float | None = None
 
     @property
     def category(self) -> str:

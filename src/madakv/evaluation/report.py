@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from madakv.errors import ConfigurationError, MissingExtraError
+from madakv.evaluation.losses import LossLine, losses, losses_table
 from madakv.evaluation.milebench.catalogue import CATEGORIES
 from madakv.evaluation.paper import AVERAGE, PAPER_SCORER, TABLE_1_BUDGET
 from madakv.evaluation.plots import accuracy_over_bytes
@@ -31,6 +32,10 @@ NOTE = (
     "the average over the full cache's on the samples that both have answered, with its 95 % interval by paired "
     "bootstrap. The first token of every answer comes out of the whole prompt, before anything is missing: answers "
     "of one letter hardly tell methods apart."
+)
+LOSS_NOTE = (
+    "Mean over texts of the mean next-token loss on what follows the prompt, in nats; lower is better. `of full` is "
+    "the plain ratio to the full cache's. The first of the tokens is told by the whole prompt."
 )
 _REASONS = 5
 LETTERS = "Categories are " + ", ".join(f"{letter} {name}" for letter, name in CATEGORIES.items()) + "."
@@ -104,6 +109,8 @@ def _provenance(run: Mapping[str, Any]) -> str:
 def write_report(results: Results, out: Path, title: str) -> tuple[str, list[str]]:
     """Write `report.md`, `report.csv`, `summary.json` and one picture per model and scorer into a folder.
 
+    Next-token losses, where there are some, are in tables and a `losses.json` of their own.
+
     Args:
         results: from one run or several, see `read_results`.
         out: the folder; made if missing.
@@ -113,26 +120,32 @@ def write_report(results: Results, out: Path, title: str) -> tuple[str, list[str
         The tables of methods and datasets, and notes on what could not be written or answered.
     """
     out.mkdir(parents=True, exist_ok=True)
-    lines = summarise(results.rows)
-    content = json.dumps([asdict(line) for line in lines], indent=1) + "\n"
-    (out / "summary.json").write_text(content, encoding="utf-8")
+    lines = summarise(results.rows, counts_from=results.settings.get("counts_from", 0.0))
+    lost = losses(results.rows)
+    _write_json(lines, out / "summary.json")
+    (out / "losses.json").unlink(missing_ok=True)
+    if lost:
+        _write_json(lost, out / "losses.json")
     for old in out.glob("accuracy*.png"):
         old.unlink()
-    _write_csv(lines, out / "report.csv")
+    _write_csv(lines, lost, out / "report.csv")
     notes: list[str] = []
     pictures = {}
     many_models = len({line.model for line in lines}) > 1
     for (model, scorer), own in _by_model(lines).items():
         name = "accuracy" + (f"-{_plain(model)}" if many_models else "")
         name += f"-{scorer}" if len(scorers(lines)) > 1 else ""
+        if all(line.average is None for line in own):
+            continue
         try:
             accuracy_over_bytes(own, f"{title}: {_heading(model, scorer)}", out / f"{name}.png")
             pictures[model, scorer] = f"{name}.png"
         except MissingExtraError as error:
             notes = [f"no picture: {error}"]
     notes += _failures(results.rows, most=1)
-    (out / "report.md").write_text(markdown(lines, title, pictures, results), encoding="utf-8")
+    (out / "report.md").write_text(markdown(lines, lost, title, pictures, results), encoding="utf-8")
     tables = {_heading(*key): methods_by_dataset(own) for key, own in _by_model(lines).items()}
+    tables |= {_loss_heading(model): losses_table(own) for model, own in _losses_by_model(lost).items()}
     if len(tables) == 1:
         return next(iter(tables.values())), notes
     return "\n".join(f"{heading}\n\n{table}" for heading, table in tables.items()), notes
@@ -143,11 +156,18 @@ def scorers(lines: Iterable[Line]) -> list[str]:
     return list(dict.fromkeys(line.scorer for line in lines))
 
 
-def markdown(lines: Sequence[Line], title: str, pictures: Mapping[tuple[str, str], str], results: Results) -> str:
+def markdown(
+    lines: Sequence[Line],
+    lost: Sequence[LossLine],
+    title: str,
+    pictures: Mapping[tuple[str, str], str],
+    results: Results,
+) -> str:
     """The whole report.
 
     Args:
         lines: of all models and scorers.
+        lost: next-token losses of all models.
         title: what was measured.
         pictures: file names of the pictures, by model and scorer.
         results: what the lines were made of.
@@ -174,6 +194,8 @@ def markdown(lines: Sequence[Line], title: str, pictures: Mapping[tuple[str, str
             parts += [LETTERS, "### Groups", by_column(own, [line.groups for line in own])]
         if any(len(line.levels) > 1 for line in own):
             parts += ["### Levels", by_column(own, [line.levels for line in own])]
+    for model, lost_here in _losses_by_model(lost).items():
+        parts += [f"## {_loss_heading(model)}", LOSS_NOTE, losses_table(lost_here)]
     return "\n\n".join(part.rstrip("\n") for part in parts) + "\n"
 
 
@@ -192,6 +214,20 @@ def _heading(model: str, scorer: str) -> str:
     return f"{model}, {scorer} scores"
 
 
+def _loss_heading(model: str) -> str:
+    return f"{model}, next-token loss"
+
+
+def _losses_by_model(lost: Sequence[LossLine]) -> dict[str, list[LossLine]]:
+    return {
+        model: [line for line in lost if line.model == model] for model in dict.fromkeys(one.model for one in lost)
+    }
+
+
+def _write_json(lines: Sequence[Line] | Sequence[LossLine], path: Path) -> None:
+    path.write_text(json.dumps([asdict(line) for line in lines], indent=1) + "\n", encoding="utf-8")
+
+
 def _by_model(lines: Sequence[Line]) -> dict[tuple[str, str], list[Line]]:
     found: dict[tuple[str, str], list[Line]] = {}
     for line in lines:
@@ -204,15 +240,14 @@ def _plain(name: str) -> str:
     return "".join(letter if letter.isalnum() or letter in "-._" else "-" for letter in name).strip("-.")
 
 
-def _write_csv(lines: Sequence[Line], path: Path) -> None:
+def _write_csv(lines: Sequence[Line], lost: Sequence[LossLine], path: Path) -> None:
     """One line per cell of every table."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         more = ["of_full", "low", "high", "answers", "failed"]
         writer.writerow(["model", "scorer", "method", "budget", "kv_share", "column", "name", "score", *more])
         for line in lines:
-            share = "" if line.kv_share is None else f"{line.kv_share:.6f}"
-            about = [line.model, line.scorer, line.label, line.budget, share]
+            about = [line.model, line.scorer, line.label, line.budget, _decimal(line.kv_share)]
             columns = (
                 ("dataset", line.datasets),
                 ("group", line.groups),
@@ -222,7 +257,15 @@ def _write_csv(lines: Sequence[Line], path: Path) -> None:
             for column, values in columns:
                 for name, value in values.items():
                     writer.writerow([*about, column, name, f"{value:.6f}"])
-            ratio = (
-                ["", "", ""] if line.interval is None else [f"{x:.6f}" for x in (line.of_full or 0, *line.interval)]
-            )
-            writer.writerow([*about, AVERAGE, "", f"{line.average:.6f}", *ratio, line.answers, line.failed])
+            writer.writerow([*about, AVERAGE, "", _decimal(line.average), *_ratio(line), line.answers, line.failed])
+        for one in lost:
+            about = [one.model, "", one.label, one.budget, _decimal(one.kv_share)]
+            writer.writerow([*about, "loss", "", _decimal(one.loss), *_ratio(one), one.texts, one.failed])
+
+
+def _ratio(line: Line | LossLine) -> list[str]:
+    return ["", "", ""] if line.interval is None else [_decimal(x) for x in (line.of_full, *line.interval)]
+
+
+def _decimal(value: float | None) -> str:
+    return "" if value is None else f"{value:.6f}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import Cache
 
 from madakv.api import evict
 from madakv.errors import (
@@ -20,12 +21,13 @@ from madakv.errors import (
 )
 from madakv.evaluation.fingerprint import of_model
 from madakv.evaluation.records import Key, Row, latest, of_other_models, open_results
-from madakv.evaluation.samples import Sample, Verdict
+from madakv.evaluation.samples import LOSS_TOKENS, Sample, Verdict
 from madakv.evaluation.workers import WHOLE, Shard
 from madakv.hf.record import finish
-from madakv.hf.replay import ReadPrompt, continue_greedily, end_ids, prefill, read_more
+from madakv.hf.replay import ReadPrompt, continue_greedily, end_ids, loss_on, prefill, read_more
 from madakv.methods import Method
-from madakv.prompts import model_inputs
+from madakv.prompts import follow_up_ids, model_inputs, text_inputs
+from madakv.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +157,7 @@ class _Prompt:
 
     Attributes:
         inputs: for the model; None if they could not be made.
+        following: ids of the text that follows, whose loss is asked for; empty where a question is.
         read: its prefill for all methods; None if each has to read for itself.
         unread: why.
         error: why there are no inputs.
@@ -162,11 +165,16 @@ class _Prompt:
 
     def __init__(self, model: Any, processor: Any, sample: Sample) -> None:
         self.inputs: Any = None
+        self.following: list[int] = []
         self.read: ReadPrompt | None = None
         self.unread: Exception | None = None
         self.error: str | None = None
         try:
-            self.inputs = model_inputs(processor, sample.prompt, sample.pictures()).to(model.device)
+            if sample.following is None:
+                inputs = model_inputs(processor, sample.prompt, sample.pictures())
+            else:
+                inputs, self.following = text_inputs(processor, sample.prompt, sample.following, LOSS_TOKENS)
+            self.inputs = inputs.to(model.device)
         except Exception as error:
             # Broken pictures raise anything.
             if _ends_the_run(error):
@@ -238,47 +246,26 @@ def _answer(
     sample: Sample,
     max_new_tokens: int,
 ) -> dict[str, Any]:
-    """What `Row` says of an answer."""
-    tokenizer = getattr(processor, "tokenizer", processor)
-    end = end_ids(model)
+    """What `Row` says of an answer, or of a loss."""
+    most = sample.most_tokens or max_new_tokens
     with evict(model, method) as run:
-        if prompt.read is not None:
+        begun = time.perf_counter()
+        cache, logits = _evicted(model, prompt, method, run, most)
+        if prompt.read is None:
             begun = time.perf_counter()
-            cache, logits = prompt.read.evicted(model, run, max_new_tokens=max_new_tokens), prompt.read.logits
-        elif method.draft and prompt.unread is not None:
-            if not isinstance(prompt.unread, UnsupportedModelError):
-                raise prompt.unread
-            raise UnsupportedOptionError(
-                f"{method.label}: a draft needs full attention in all layers of the model; use lookahead"
-            )
+        if prompt.following:
+            ids = prompt.following
+            loss = loss_on(model, cache, logits, ids, one_by_one=method.lookahead)
+            finish(cache, run)
+            found = dict(answer="", scores={}, loss=loss)
         else:
-            cache, logits = prefill(model, prompt.inputs)
-            begun = time.perf_counter()
-        seen = prompt.inputs["input_ids"][0].tolist()
-        ids = continue_greedily(model, cache, logits, seen=seen, end=end, max_new_tokens=max_new_tokens)
-        finish(cache, run)
-        if sample.follow_up is not None:
-            # What ended the first answer was not read, and need not be.
-            unread = [token for token in ids[-1:] if token not in end]
-            asked = tokenizer(sample.follow_up, add_special_tokens=False)["input_ids"]
-            logits = read_more(model, cache, [*unread, *asked])
-            seen = [*seen, *ids, *asked]
-            ids = continue_greedily(model, cache, logits, seen=seen, end=end, max_new_tokens=max_new_tokens)
+            ids = _reply(model, processor, prompt, cache, logits, sample, run, most)
+            found = _judged(processor, sample, ids)
     kept = run.last
     if kept is None:
         raise RuntimeError("the prompt was never evicted")
-    answered = tokenizer.decode(ids, skip_special_tokens=True).strip()
-    try:
-        verdict = sample.judge(answered)
-    except Exception as error:
-        # The answer has cost more than its score, which can be made up for from the row.
-        if _ends_the_run(error):
-            raise
-        verdict = Verdict(dict.fromkeys(sample.scorers, 0.0), _reason(error))
     return dict(
-        answer=answered,
-        scores=dict(verdict.scores),
-        fault=verdict.fault,
+        **found,
         prompt_tokens=sum(kept.prompt_tokens.values()),
         kept_share=kept.kept_share,
         kv_bytes=kept.kv_bytes,
@@ -286,3 +273,54 @@ def _answer(
         new_tokens=len(ids),
         seconds=round(time.perf_counter() - begun, 4),
     )
+
+
+def _evicted(model: Any, prompt: _Prompt, method: Method, run: Run, most: int) -> tuple[Cache, torch.Tensor]:
+    """A cache that has read the prompt by a method, and the logits at its end."""
+    if prompt.read is not None:
+        return prompt.read.evicted(model, run, max_new_tokens=most), prompt.read.logits
+    if method.draft and prompt.unread is not None:
+        if not isinstance(prompt.unread, UnsupportedModelError):
+            raise prompt.unread
+        raise UnsupportedOptionError(
+            f"{method.label}: a draft needs full attention in all layers of the model; use lookahead"
+        )
+    return prefill(model, prompt.inputs)
+
+
+def _reply(
+    model: Any,
+    processor: Any,
+    prompt: _Prompt,
+    cache: Cache,
+    logits: torch.Tensor,
+    sample: Sample,
+    run: Run,
+    most: int,
+) -> list[int]:
+    """The ids of the answer, to the second question where there is one."""
+    end = end_ids(model)
+    seen = prompt.inputs["input_ids"][0].tolist()
+    ids = continue_greedily(model, cache, logits, seen=seen, end=end, max_new_tokens=most)
+    finish(cache, run)
+    if sample.follow_up is None:
+        return ids
+    # What ended the first answer was not read, and need not be: where a model wants it, its template has it.
+    unread = [token for token in ids[-1:] if token not in end]
+    asked = follow_up_ids(processor, sample.follow_up)
+    logits = read_more(model, cache, [*unread, *asked])
+    seen = [*seen, *ids, *asked]
+    return continue_greedily(model, cache, logits, seen=seen, end=end, max_new_tokens=most)
+
+
+def _judged(processor: Any, sample: Sample, ids: list[int]) -> dict[str, Any]:
+    """What `Row` says of an answer's words."""
+    answered = getattr(processor, "tokenizer", processor).decode(ids, skip_special_tokens=True).strip()
+    try:
+        verdict = sample.judge(answered)
+    except Exception as error:
+        # The answer has cost more than its score, which can be made up for from the row.
+        if _ends_the_run(error):
+            raise
+        verdict = Verdict(dict.fromkeys(sample.scorers, 0.0), _reason(error))
+    return dict(answer=answered, scores=dict(verdict.scores), fault=verdict.fault)

@@ -42,6 +42,9 @@ class Sample:
         scorers: names of the scores that `judge` gives.
         judge: scores an answer.
         follow_up: asked on the same cache after the prompt has been answered; `judge` then hears its answer.
+        following: text that follows the prompt. Then nothing is asked: both are read as they are, without a chat
+            template, and what counts is the loss on the first `LOSS_TOKENS` tokens that follow.
+        most_tokens: of an answer, where the task says so; None takes the run's.
     """
 
     id: str
@@ -56,13 +59,20 @@ class Sample:
     scorers: tuple[str, ...]
     judge: Judge
     follow_up: str | None = None
+    following: str | None = None
+    most_tokens: int | None = None
 
     @property
     def fingerprint(self) -> str:
         """Tells samples of one id apart that ask something else, as those of another data set do."""
         asked = "\0".join((self.prompt, self.follow_up or "", self.gold, str(self.images)))
+        if self.following is not None:
+            asked += f"\0{self.following}"
         return hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
+
+LOSS_TOKENS = 256
+"""How many tokens after a prompt the next-token loss is the mean of."""
 
 EXACT = "exact"
 """The scorer of the suites: the whole answer is right, or it is not."""

@@ -10,6 +10,7 @@ from madakv.evaluation import digits
 from madakv.evaluation.documents import MILEBENCH, Document, make_document
 from madakv.evaluation.documents.document import SEVERAL_SIZES, SIZES
 from madakv.evaluation.samples import EXACT, Sample, equal_to
+from madakv.evaluation.texts import COUNTS_FROM, TEXT_LENGTHS, text_documents
 
 LENGTHS = (512, 1024, 2048, 4096)
 
@@ -92,7 +93,13 @@ SUITES: dict[str, SuiteMaker] = {
     "digits": digit_documents,
     "long": partial(long_documents, LENGTHS),
     **{f"long-{tokens}": partial(long_documents, (tokens,)) for tokens in LENGTHS},
+    **{name: partial(text_documents, tokens) for name, tokens in TEXT_LENGTHS.items()},
 }
+
+
+def suite_settings(name: str) -> dict[str, float]:
+    """What a suite asks of its report: the score of the full cache from which a task counts, if it says any."""
+    return {"counts_from": COUNTS_FROM} if name in TEXT_LENGTHS else {}
 
 
 def suite(name: str) -> SuiteMaker:

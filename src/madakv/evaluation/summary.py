@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import mean
 from typing import TYPE_CHECKING, Any, Literal
@@ -35,7 +35,8 @@ class Line:
         failed: how many of them are failures; these score 0.
         datasets: mean score per dataset.
         groups, categories, levels: mean over the datasets of a group or category, or what they have of a level.
-        average: mean over datasets.
+        average: mean over the datasets that count; None if none does.
+        left_out: datasets that do not count, in the average and in `of_full`: the full cache answers too few of them.
         of_full: average over the full cache's average on the samples that both have answered; None without any.
         paired: how many samples these are.
         interval: 95 % interval of `of_full`, by paired bootstrap over documents.
@@ -53,23 +54,32 @@ class Line:
     groups: dict[str, float]
     categories: dict[str, float]
     levels: dict[str, float]
-    average: float
+    average: float | None
     of_full: float | None
     interval: tuple[float, float] | None
     paired: int
     kv_share: float | None
+    left_out: tuple[str, ...] = ()
 
 
-def summarise(rows: Sequence[Row]) -> list[Line]:
-    """One line per model, scorer, method and budget, in the order of first appearance."""
+def summarise(rows: Sequence[Row], counts_from: float = 0.0) -> list[Line]:
+    """One line per model, scorer, method and budget, in the order of first appearance; rows without scores in none.
+
+    Args:
+        rows: of any models and methods.
+        counts_from: a dataset counts where the model's full cache scores that much, or has not been asked.
+    """
     lines = []
     for model, scorer in dict.fromkeys((row.model, name) for row in rows for name in row.scores):
         here = [row for row in rows if row.model == model and scorer in row.scores]
         full = [row for row in here if row.label == "full"]
+        known = means(full, scorer, "dataset")
+        left_out = tuple(name for name, score in known.items() if score < counts_from)
         for method in dict.fromkeys(row.method for row in here):
             own = [row for row in here if row.method == method]
-            pairs = _pairs(own, full, scorer)
-            ratio = _ratio(pairs)
+            counted = [row for row in own if row.dataset not in left_out]
+            pairs = paired(counted, full, _scored_by(scorer))
+            ratio = ratio_of(pairs)
             datasets = means(own, scorer, "dataset")
             lines.append(
                 Line(
@@ -83,12 +93,13 @@ def summarise(rows: Sequence[Row]) -> list[Line]:
                     datasets=datasets,
                     groups=means(own, scorer, "group"),
                     categories=means(own, scorer, "category"),
-                    levels=means(own, scorer, "level"),
-                    average=mean(datasets.values()),
+                    levels=means(counted, scorer, "level"),
+                    average=mean(means(counted, scorer, "dataset").values()) if counted else None,
                     of_full=ratio[0] if ratio else None,
                     interval=ratio[1] if ratio else None,
                     paired=len(pairs),
-                    kv_share=_kv_share(own),
+                    kv_share=kv_share(own),
+                    left_out=tuple(name for name in left_out if name in datasets),
                 )
             )
     return lines
@@ -102,7 +113,8 @@ def means(rows: Sequence[Row], scorer: str, column: Column) -> dict[str, float]:
     return {name: mean(mean(own) for own in datasets.values()) for name, datasets in scores.items()}
 
 
-def _kv_share(rows: Sequence[Row]) -> float | None:
+def kv_share(rows: Sequence[Row]) -> float | None:
+    """Live bytes over a full cache's, mean over answers; None if all failed."""
     shares = [row.kv_bytes / row.kv_bytes_full for row in rows if row.kv_bytes_full]
     return mean(shares) if shares else None
 
@@ -113,14 +125,14 @@ def _digest(rows: Sequence[Row]) -> str:
 
 
 Pairs = dict[tuple[str, str], tuple[str, float, float]]
-"""Document and both methods' scores, by dataset and sample."""
+"""Document and what both methods are worth, by dataset and sample."""
 
 
-def _pairs(own: Sequence[Row], other: Sequence[Row], scorer: str) -> Pairs:
+def paired(own: Sequence[Row], other: Sequence[Row], worth: Callable[[Row], float]) -> Pairs:
     """The samples that both methods have answered, in the same order whichever process answered what."""
-    held = {row.asked: row.scores[scorer] for row in other if row.error is None}
+    held = {row.asked: worth(row) for row in other if row.error is None}
     both = [row for row in own if row.error is None and row.asked in held]
-    return {row.asked: (row.document, row.scores[scorer], held[row.asked]) for row in sorted(both, key=_asked)}
+    return {row.asked: (row.document, worth(row), held[row.asked]) for row in sorted(both, key=_asked)}
 
 
 def _asked(row: Row) -> tuple[str, str]:
@@ -140,10 +152,15 @@ def ratio_to(own: Sequence[Row], other: Sequence[Row], scorer: str) -> tuple[flo
     Returns:
         None if the other method never scores.
     """
-    return _ratio(_pairs(own, other, scorer))
+    return ratio_of(paired(own, other, _scored_by(scorer)))
 
 
-def _ratio(pairs: Pairs) -> tuple[float, tuple[float, float]] | None:
+def _scored_by(scorer: str) -> Callable[[Row], float]:
+    return lambda row: row.scores[scorer]
+
+
+def ratio_of(pairs: Pairs) -> tuple[float, tuple[float, float]] | None:
+    """As `ratio_to`, of what two methods are worth on the same samples."""
     require_numpy()
     import numpy as np
 

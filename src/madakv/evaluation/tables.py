@@ -12,20 +12,24 @@ from madakv.markdown import as_percent, budget_text, markdown_table
 
 UNEQUAL = "**These lines are not about the same samples**: some have answered more than others."
 LEVELS = ("few", "medium", "many")
+NONE_COUNTS = "-"
+"""Stands for an average over no dataset."""
 
 
 def methods_by_dataset(lines: Sequence[Line]) -> str:
     """A line per method and budget, a column per dataset; lines of one model and scorer."""
     columns = list(dict.fromkeys(name for line in lines for name in line.datasets))
+    left_out = dict.fromkeys(name for line in lines for name in line.left_out)
     failures = any(line.failed for line in lines)
-    head = ["method", "budget", "KV bytes", *columns, AVERAGE, "of full (95 %)", "answers"]
+    named = [f"({name})" if name in left_out else name for name in columns]
+    head = ["method", "budget", "KV bytes", *named, AVERAGE, "of full (95 %)", "answers"]
     body = [
         [
             f"`{line.label}`",
             budget_text(line.budget),
             "" if line.kv_share is None else f"{line.kv_share:.1%}",
             *as_percent(line.datasets, columns),
-            f"**{line.average:.1%}**",
+            f"**{_average(line)}**",
             _ratio(line),
             f"{line.answers:,}",
             *([f"{line.failed:,}"] if failures else []),
@@ -33,18 +37,20 @@ def methods_by_dataset(lines: Sequence[Line]) -> str:
         for line in lines
     ]
     table = markdown_table([*head, *(["failed"] if failures else [])], body)
+    if left_out:
+        table += f"\nIn brackets, and in no average, since the full cache has too few right: {', '.join(left_out)}.\n"
     return table + (f"\n{UNEQUAL}\n" if len({line.samples for line in lines}) > 1 else "")
 
 
 def average_over_budgets(lines: Sequence[Line]) -> str:
     """A line per method, a column per budget; the full cache's average stands in every column."""
     budgets = list(dict.fromkeys(line.budget for line in lines if line.label != "full"))
-    whole = [line.average for line in lines if line.label == "full"]
+    whole = [_average(line) for line in lines if line.label == "full"]
     body = []
     for label in dict.fromkeys(line.label for line in lines):
-        found = {line.budget: line.average for line in lines if line.label == label}
-        values = [whole[0] if label == "full" else found.get(budget) for budget in budgets]
-        body.append([f"`{label}`", *("" if value is None else f"{value:.1%}" for value in values)])
+        found = {line.budget: _average(line) for line in lines if line.label == label}
+        values = [whole[0] if label == "full" else found.get(budget, "") for budget in budgets]
+        body.append([f"`{label}`", *values])
     return markdown_table(["method", *(budget_text(budget) for budget in budgets)], body)
 
 
@@ -56,7 +62,7 @@ def beside_the_paper(lines: Sequence[Line]) -> str:
     body = []
     for label in labels:
         here = at[label]
-        body.append([f"`{label}`, here", *as_percent(here.datasets, columns), f"{here.average:.1%}"])
+        body.append([f"`{label}`, here", *as_percent(here.datasets, columns), _average(here)])
         theirs = [f"{TABLE_1[label][name]:.2f}%" for name in [*columns, AVERAGE]]
         body.append([f"`{label}`, paper (LLaVA-v1.5-7B)", *theirs])
     if not body:
@@ -78,7 +84,7 @@ def ablation(lines: Sequence[Line]) -> str:
             *HALVES[line.label],
             budget_text(line.budget),
             *as_percent(line.datasets, columns),
-            f"**{line.average:.1%}**",
+            f"**{_average(line)}**",
         ]
         for line in sorted(own, key=lambda line: (-line.budget, list(HALVES).index(line.label)))
     ]
@@ -108,6 +114,10 @@ def _in_order(name: str) -> tuple[int, int, str]:
         return 0, int(name), name
     letters = "".join(CATEGORIES)
     return 1, letters.index(name[0]) if re.fullmatch(rf"[{letters}](-\d)?", name) else len(letters), name
+
+
+def _average(line: Line) -> str:
+    return NONE_COUNTS if line.average is None else f"{line.average:.1%}"
 
 
 def _ratio(line: Line) -> str:

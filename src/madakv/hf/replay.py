@@ -204,11 +204,36 @@ def _penalties(model: Any) -> LogitsProcessorList:
 @torch.no_grad()
 def read_more(model: Any, cache: Cache, ids: list[int]) -> Tensor:
     """Read more tokens of one row into a cache; returns the logits [1, V] of the last."""
+    return _read(model, cache, ids, logits_to_keep=1)[:, -1]
+
+
+def _read(model: Any, cache: Cache, ids: Sequence[int], *, logits_to_keep: int) -> Tensor:
     device = model.get_input_embeddings().weight.device
     # No mask: nothing is padded, and some models take positions from its width.
-    out = model(input_ids=torch.tensor([ids], device=device), past_key_values=cache, logits_to_keep=1)
-    logits: Tensor = out.logits[:, -1]
+    given = torch.tensor([ids], device=device)
+    logits: Tensor = model(input_ids=given, past_key_values=cache, logits_to_keep=logits_to_keep).logits
     return logits
+
+
+@torch.no_grad()
+def loss_on(model: Any, cache: Cache, logits: Tensor, ids: Sequence[int], *, one_by_one: int = 0) -> float:
+    """Mean next-token loss on tokens that follow what one row has read: cross-entropy in nats, in fp32.
+
+    Args:
+        model: inside `madakv.evict`.
+        cache: has read all tokens so far; reads all of these but the last.
+        logits: [1, V], of the last token read.
+        ids: what follows.
+        one_by_one: how many are read each in a pass of its own, the others together: as many as a method listens to
+            before it evicts, so that what comes after them meets the evicted cache.
+    """
+    found = [logits[None]]
+    for token in ids[: min(one_by_one, len(ids) - 1)]:
+        found.append(read_more(model, cache, [token])[None])
+    if rest := ids[one_by_one:-1]:
+        found.append(_read(model, cache, rest, logits_to_keep=0))
+    told = torch.cat(found, 1)[0].float()
+    return float(torch.nn.functional.cross_entropy(told, torch.tensor(ids, device=told.device)))
 
 
 def end_ids(model: Any) -> set[int]:
