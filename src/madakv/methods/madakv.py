@@ -67,7 +67,7 @@ class MadaKV(ProxyMethod):
 
         context: int = 64
         context_weight: float = 0.25
-        echo_weight: float = 0.5
+        echo_weight: float = 4.0
         answer_weight: float = 4.0
         values: bool = True
         text_pooling: int = 1
