@@ -78,7 +78,9 @@ class Recording(madakv.MadaKV):
 RECORDED: list[Tensor] = []
 
 
-@pytest.mark.parametrize("options", [EVEN, COMPETING, *({"shape": shape, **COMPETING} for shape in ("layers-even", "heads-even"))])
+@pytest.mark.parametrize(
+    "options", [EVEN, COMPETING, *({"shape": shape, **COMPETING} for shape in ("layers-even", "heads-even"))]
+)
 def test_the_cache_executes_the_plans_of_allocate(options: dict[str, Any]) -> None:
     RECORDED.clear()
     model, inputs = tiny.llava(), tiny.document()

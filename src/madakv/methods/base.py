@@ -69,6 +69,8 @@ class Method(metaclass=Renaming):
     name: ClassVar[str]
     sees_all_layers: ClassVar[bool] = False
     """Whether every layer must be scored before the first is evicted, which costs the full cache's peak."""
+    decides_once: ClassVar[bool] = False
+    """Whether it scores by what later tokens do not have, so that no trigger can decide again."""
     renamed: ClassVar[Mapping[str, str]] = {}
     """Options by their former names, which work for one more version."""
 

@@ -53,8 +53,8 @@ class MadaKV(ProxyMethod):
         safeguard: share of its even part, and of that part's split between modalities, that each head is sure of.
         shape: how many entries heads keep. `"ragged"`: as many as competition among all layers leaves them.
             `"layers-even"`: all layers keep equally many, and the heads of one compete for what is beyond their
-            safeguards (as in AdaKV, arXiv 2407.11550). `"heads-even"`: layers keep as many as competition leaves them,
-            and the heads of one share that evenly. `"rectangular"`: all heads keep equally many.
+            safeguards (as in AdaKV, arXiv 2407.11550). `"heads-even"`: layers keep as many as competition leaves
+            them, and the heads of one share that evenly. `"rectangular"`: all heads keep equally many.
         weights: see `Weights`.
     """
 
