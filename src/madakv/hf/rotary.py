@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -57,7 +58,7 @@ class Rope:
             UnsupportedModelError: the module turns its queries in another way than most, or nobody knows how.
         """
         name = type(module).__name__
-        if self.embedding is None or not _turns_all(type(module)):
+        if self.embedding is None or not _turns_all(type(module).forward):
             raise UnsupportedModelError(f"{name} turns queries by positions in a way of its own, or not at all")
         options: dict[str, Any] = {}
         kind = getattr(self.embedding, "rope_type", "default")
@@ -74,9 +75,9 @@ class Rope:
 
 
 @cache
-def _turns_all(module: type[torch.nn.Module]) -> bool:
+def _turns_all(forward: Callable[..., Any]) -> bool:
     """Whether its source says so; some turn a part of each query, or those of some layers."""
     try:
-        return _TURNS_ALL.search(inspect.getsource(module.forward)) is not None
+        return _TURNS_ALL.search(inspect.getsource(forward)) is not None
     except (OSError, TypeError):
         return False
