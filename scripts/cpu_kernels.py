@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from madakv.attention import backend, ragged_attention
+from madakv import backend, ragged_attention
 from madakv.attention.partial import Partial, additive, merge, merge_scattered, partial_attention
 from madakv.attention.tiles import tiles_of
 from madakv.bench.kernel import OPS, Layer, sdpa

@@ -29,9 +29,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from madakv.attention import ragged_attention
-from madakv.attention.backend import missing
 from madakv.attention.triton import DecodeSchedule, Tuning, ragged_decode
 from madakv.attention.varlen import KERNELS, varlen_decode
+from madakv.backend import missing
 from madakv.bench.check import TOLERANCE, relative_rms
 from madakv.cache import RaggedEntries, Tail
 from madakv.plan import KeepPlan

@@ -14,6 +14,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "madakv"
 FLOORS = [
     {"errors"},
     {"modality", "native", "extras", "markdown", "question", "pictures", "prompts", "fitting", "model_files"},
+    {"backend"},
     {"plan", "scoring", "linears", "bundled", "model_weights"},
     {"cache", "budget", "merge"},
     {"attention", "methods"},

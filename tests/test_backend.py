@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import madakv
-from madakv import ConfigurationError
-from madakv.attention import backend
+from madakv import ConfigurationError, backend
 from madakv.attention.decode import decode_attention
 from tests.families.zoo import FAMILIES, left_padded
 from tests.tolerance import assert_same

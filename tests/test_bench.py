@@ -13,9 +13,9 @@ from transformers import DynamicCache
 from typer.testing import CliRunner
 
 from madakv import MadaKV, Modality, linears
-from madakv.attention.backend import in_use
 from madakv.attention.partial import Partial
 from madakv.attention.ragged import ragged_attention, ragged_partial
+from madakv.backend import in_use
 from madakv.bench import check, kernel, machine, shapes
 from madakv.bench.contenders import Evicted, Stock, baseline, live_bytes
 from madakv.bench.live import peak_memory

@@ -14,8 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import CompileConfig, GenerationConfig
 
 import madakv
-from madakv import UnsupportedOptionError
-from madakv.attention import backend
+from madakv import UnsupportedOptionError, backend
 from madakv.cache import FixedTail, Tail
 from madakv.hf.cache import RaggedCache
 from tests import tiny

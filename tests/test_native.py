@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from madakv import ConfigurationError
-from madakv.attention import backend, ragged, ragged_attention, ragged_attention_reference
+from madakv import ConfigurationError, backend
+from madakv.attention import ragged, ragged_attention, ragged_attention_reference
 from madakv.attention.cpu import cpu_attention, cpu_partial
 from madakv.cache import RaggedEntries, Tail
 from madakv.native import build

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 import madakv
-from madakv import ConfigurationError
-from madakv.attention import backend, cpu, decode, ragged_attention_reference, varlen
+from madakv import ConfigurationError, backend
+from madakv.attention import cpu, decode, ragged_attention_reference, varlen
 from madakv.attention.decode import decode_attention
 from madakv.attention.varlen import VarlenSchedule, varlen_decode
 from madakv.cache import RaggedEntries, Tail

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from madakv.attention.backend import chosen
 from madakv.attention.partial import Partial
+from madakv.backend import chosen
 from madakv.cache import Entries, Tail
 from madakv.native.build import kernels
 from madakv.native.plain import is_plain_call

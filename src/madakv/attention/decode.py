@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from madakv.attention.backend import chosen
+from madakv.backend import chosen
 from madakv.cache import Entries, Tail
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast, get_args
 
 import torch
 
-from madakv.attention.backend import in_use
+from madakv.backend import in_use
 from madakv.bench.contenders import contenders
 from madakv.bench.decode import measure_decode
 from madakv.bench.kernel import OPS, SPREADS, Op, measure_kernel

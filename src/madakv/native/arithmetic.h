@@ -1,4 +1,4 @@
-// A vector of numbers at a time, bfloat16, fp16 or fp32, in fp32: the arithmetic that both kernels are made of.
+// A vector of numbers at a time, bfloat16, fp16 or fp32, in fp32: the arithmetic that all kernels are made of.
 
 #pragma once
 
@@ -114,6 +114,14 @@ inline float number(BFloat16 x) {
     return y;
 }
 
+inline float number(Float16 x) {
+    _Float16 y;
+    std::memcpy(&y, &x, sizeof y);
+    return float(y);
+}
+
+inline float number(float x) { return x; }
+
 // To the nearest, of two the even one; NaN stays NaN.
 inline void round_to(BFloat16 *out, float x) {
     uint32_t bits;
@@ -130,6 +138,19 @@ inline void round_to(float *out, float x) { *out = x; }
 
 inline Floats sum(Floats a, Floats b) { return a + b; }
 inline Floats larger(Floats a, Floats b) { return b > a ? b : a; }
+
+// e^x of x at most 0, to about 1e-7 relative; NaN stays NaN. Never less than e^-80, 2e-35: shares of that are normal
+// numbers, which some processors multiply a hundred times faster than smaller ones.
+inline Floats exponential(Floats x) {
+    x = x < -80.0f ? (Floats){} - 80.0f : x;
+    const Ints whole = __builtin_convertvector(x * 1.44269504f - 0.5f, Ints);
+    const Floats n = __builtin_convertvector(whole, Floats);
+    // ln 2 in two pieces, of which the first times n is exact.
+    const Floats f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+    Floats p = 1.0f / 120 + f * (1.0f / 720);
+    p = 1.0f + f * (1.0f + f * (1.0f / 2 + f * (1.0f / 6 + f * (1.0f / 24 + f * p))));
+    return p * (Floats)((whole + 127) << 23);
+}
 
 // Lane i of what lane i + BY was, all round.
 template <int BY, int... LANE>

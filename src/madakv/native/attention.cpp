@@ -46,19 +46,6 @@ struct Part {
     const T *keys, *values;
 };
 
-// e^x of x at most 0, to about 1e-7 relative; NaN stays NaN. Never less than e^-80, 2e-35: shares of that are normal
-// numbers, which some processors multiply a hundred times faster than smaller ones.
-inline Floats exponential(Floats x) {
-    x = x < -80.0f ? (Floats){} - 80.0f : x;
-    const Ints whole = __builtin_convertvector(x * 1.44269504f - 0.5f, Ints);
-    const Floats n = __builtin_convertvector(whole, Floats);
-    // ln 2 in two pieces, of which the first times n is exact.
-    const Floats f = (x - n * 0.693359375f) + n * 2.12194440e-4f;
-    Floats p = 1.0f / 120 + f * (1.0f / 720);
-    p = 1.0f + f * (1.0f + f * (1.0f / 2 + f * (1.0f / 6 + f * (1.0f / 24 + f * p))));
-    return p * (Floats)((whole + 127) << 23);
-}
-
 // Adds a mask to the logits of n entries, `rows` of them beside each other for each.
 inline void add_mask(const Seen &seen, float *logits, int n, int rows, int R) {
     for (int r = 0; r < R; r++)

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 
 _HERE = Path(__file__).parent
-_SOURCES = ("attention.cpp", "linear.cpp")
+_SOURCES = ("attention.cpp", "linear.cpp", "most.cpp")
 _COMPILERS = ("g++", "c++")
 _FLAGS = ("-O3", "-march=native", "-std=gnu++17", "-ffp-contract=fast", "-fno-math-errno", "-fPIC", "-fopenmp")
 _SECONDS = 120
@@ -33,6 +33,7 @@ class Kernels(NamedTuple):
 
     attend: Callable[..., None]
     linear: Callable[..., None]
+    most: Callable[..., None]
 
 
 @cache
@@ -44,7 +45,7 @@ def kernels() -> Kernels | None:
         logger.warning("kernels for cpu: PyTorch's operations, since none can be built: %s", error)
         return None
     pointer, size, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
-    attend, linear = library.madakv_attend, library.madakv_linear
+    attend, linear, most = library.madakv_attend, library.madakv_linear, library.madakv_most
     attend.argtypes = [
         *[pointer] * 4,
         *[number] * 2,
@@ -56,8 +57,9 @@ def kernels() -> Kernels | None:
         *[pointer] * 3,
     ]
     linear.argtypes = [*[pointer] * 3, number, *[size] * 2, number, pointer]
-    attend.restype = linear.restype = None
-    return Kernels(attend=attend, linear=linear)
+    most.argtypes = [pointer, number, pointer]
+    attend.restype = linear.restype = most.restype = None
+    return Kernels(attend=attend, linear=linear, most=most)
 
 
 def _library() -> Path:

@@ -3,12 +3,12 @@
 from madakv.scoring.attention import (
     GroupReduction,
     attention_paid,
-    most_attention,
     over_groups,
     proxy_attention,
     proxy_attention_reference,
 )
 from madakv.scoring.context import context_attention_reference, proxy_and_context_attention
+from madakv.scoring.most import most_attention, most_attention_reference
 from madakv.scoring.projection import OutputProjection
 from madakv.scoring.proxies import ProxyRule, proxy_mask, spread_mask
 from madakv.scoring.rotary import Rotary
@@ -23,6 +23,7 @@ __all__ = [
     "attention_paid",
     "context_attention_reference",
     "most_attention",
+    "most_attention_reference",
     "over_groups",
     "proxy_and_context_attention",
     "proxy_attention",

@@ -58,33 +58,16 @@ def attention_paid(view: LayerView, queries: Tensor) -> Tensor:
     G = view.query.shape[1] // H
     sets = queries.reshape(-1, B, N)
     paid = torch.zeros(len(sets), B, H, G, N, dtype=torch.float32, device=view.key.device)
-    for b, heads, rows, alpha in _pieces(view, (sets != 0).any(0)):
+    for b, heads, rows, alpha in pieces(view, (sets != 0).any(0)):
         paid[:, b, heads, :, : alpha.shape[-1]] += (sets[:, b, rows].float() @ alpha).permute(2, 0, 1, 3)
     return paid.view(*queries.shape[:-2], B, H, G, N)
 
 
-def most_attention(view: LayerView, queries: Tensor) -> Tensor:
-    """The most that any of the queries attends to each token, of each query head.
-
-    Args:
-        view: the layer's prefill.
-        queries: [B, N] bool.
-
-    Returns:
-        [B, H, G, N] fp32, zero at padding.
-    """
-    B, H, N, _ = view.key.shape
-    most = torch.zeros(B, H, view.query.shape[1] // H, N, dtype=torch.float32, device=view.key.device)
-    for b, heads, _, alpha in _pieces(view, queries):
-        seen = most[b, heads, :, : alpha.shape[-1]]
-        torch.maximum(seen, alpha.amax(2), out=seen)
-    return most
-
-
-def _pieces(view: LayerView, queries: Tensor) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
+def pieces(view: LayerView, queries: Tensor) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
     """What the queries attend to, in pieces that fit the scratch memory.
 
     Args:
+        view: the layer's prefill.
         queries: [B, N] bool.
 
     Yields:

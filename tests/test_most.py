@@ -1,0 +1,150 @@
+"""The most that queries attend to: kernels and PyTorch's operations against plain loops."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from madakv.native.build import kernels
+from madakv.scoring import LayerView, most_attention, most_attention_reference
+from madakv.scoring.most import most_of_pieces
+from madakv.scoring.most.native import native_most
+
+N = 150
+BEHIND = torch.ones(N, N).triu(1) > 0
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "softcap": {"softcap": 1.5},
+    "sinks": {"sinks": torch.linspace(-1, 2, 6)},
+    "bool mask": {"mask": torch.arange(N)[:, None] * 7 % 11 >= torch.arange(N) * 5 % 11},
+    "additive mask": {"mask": torch.linspace(-3, 3, N * N).view(N, N).masked_fill(BEHIND, float("-inf"))},
+    "padded": {},
+}  # fmt: skip
+
+
+def make_view(case: str, D: int = 24, dtype: torch.dtype = torch.float32) -> LayerView:
+    options = dict(CASES[case])
+    if "mask" in options:
+        options["mask"] = options["mask"][None, None].expand(2, 1, N, N)
+    modality = torch.zeros(2, N, dtype=torch.int64)
+    if case == "padded":
+        modality[0, :40] = -1
+    query, key = torch.randn(2, 6, N, D), torch.randn(2, 2, N, D)
+    return LayerView(query.to(dtype), key.to(dtype), torch.randn(2, 2, N, D), modality, 0.4, **options)
+
+
+def some_queries() -> torch.Tensor:
+    """Other counts in each row, so that rows fill other numbers of blocks."""
+    queries = torch.zeros(2, N, dtype=torch.bool)
+    queries[0, 45:149:2] = True
+    queries[1, 140:] = True
+    return queries
+
+
+def needs_compiler() -> None:
+    if kernels() is None:
+        pytest.skip("no compiler")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_pieces_match_the_reference(case: str) -> None:
+    view, queries = make_view(case), some_queries()
+    torch.testing.assert_close(
+        most_of_pieces(view, queries).double(), most_attention_reference(view, queries), rtol=0, atol=3e-6
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", CASES)
+def test_the_cpu_kernel_matches_the_reference(case: str, dtype: torch.dtype) -> None:
+    needs_compiler()
+    view, queries = make_view(case, dtype=dtype), some_queries()
+    found = native_most(view, queries)
+    assert found is not None
+    torch.testing.assert_close(found.double(), most_attention_reference(view, queries), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("D", [1, 7, 80])
+def test_the_cpu_kernel_takes_heads_of_any_dim_and_any_layout(D: int) -> None:
+    needs_compiler()
+    view, queries = make_view("plain", D=D), some_queries()
+    # As projections leave heads: side by side; and with a stride within a row.
+    apart = replace(
+        view,
+        query=view.query.transpose(1, 2).contiguous().transpose(1, 2),
+        key=view.key.transpose(2, 3).contiguous().transpose(2, 3),
+    )
+    found = native_most(apart, queries)
+    assert found is not None
+    torch.testing.assert_close(found, most_of_pieces(view, queries), rtol=0, atol=3e-6)
+
+
+def test_a_query_that_sees_nothing_pays_nothing() -> None:
+    needs_compiler()
+    blind = torch.zeros(1, 1, N, N, dtype=torch.bool).expand(2, 1, N, N)
+    found = native_most(replace(make_view("plain"), mask=blind), some_queries())
+    assert found is not None
+    assert (found == 0).all()
+
+
+def test_what_is_not_a_number_is_told() -> None:
+    needs_compiler()
+    view = make_view("plain")
+    view.key[0, 1, 3, 2] = float("nan")
+    found = native_most(view, some_queries())
+    assert found is not None
+    assert found[0, 1].isnan().any(-1).all()
+    assert found[0, 0].isfinite().all()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_threads_change_nothing(threads: int) -> None:
+    needs_compiler()
+    view, queries = make_view("plain"), some_queries()
+    before = torch.get_num_threads()
+    expected = native_most(view, queries)
+    torch.set_num_threads(threads)
+    try:
+        found = native_most(view, queries)
+    finally:
+        torch.set_num_threads(before)
+    assert found is not None
+    assert expected is not None
+    assert torch.equal(found, expected)
+
+
+def test_the_backend_that_is_asked_for_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    needs_compiler()
+    view, queries = make_view("plain"), some_queries()
+    assert torch.equal(most_attention(view, queries), native_most(view, queries))  # type: ignore[arg-type]
+    monkeypatch.setattr("madakv.scoring.most.native.chosen", lambda _device: "torch")
+    assert native_most(view, queries) is None
+    assert torch.equal(most_attention(view, queries), most_of_pieces(view, queries))
+
+
+triton = pytest.importorskip("triton")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("case", CASES)
+def test_the_gpu_kernel_matches_the_reference(case: str, dtype: torch.dtype) -> None:
+    from madakv.scoring.most.gpu import triton_most
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu" and not os.environ.get("TRITON_INTERPRET"):
+        pytest.skip("no GPU, and triton was loaded without its interpreter")
+    view, queries = make_view(case, dtype=dtype), some_queries()
+    moved = replace(
+        view,
+        **{
+            name: value.to(device)
+            for name in ("query", "key", "value", "modality", "mask", "sinks")
+            if (value := getattr(view, name)) is not None
+        },
+    )
+    found = triton_most(moved, queries.to(device)).cpu()
+    torch.testing.assert_close(found.double(), most_attention_reference(view, queries), rtol=0, atol=3e-6)
