@@ -329,6 +329,49 @@ def keep_expected_attention(
     return [_adapted(layer, kinds, C, tokens[: min(n_sink, C // 2)], safeguard) for layer in psi]
 
 
+# --- KVzip (arXiv 2505.23416) and its two budgets -------------------------------------------------------------
+
+
+def score_kvzip(
+    attention: list[list[list[float]]], *, prompt: int, chunk_size: int, n_sink: int, heads: int
+) -> Layer:
+    """From one layer's attention over a prompt and its repetition, [Hq][2 N][2 N].
+
+    The most that the repetition of a chunk pays to each of its tokens, of what goes to the first tokens, the chunk
+    and any repetition.
+    """
+    layer = [[0.0] * prompt for _ in range(heads)]
+    for number, rows in enumerate(attention):
+        h = number * heads // len(attention)
+        for j in range(prompt):
+            start = j // chunk_size * chunk_size
+            chunk = range(start, min(start + chunk_size, prompt))
+            row = rows[prompt + j]
+            whole = sum(row[i] for i in {*range(n_sink), *chunk}) + sum(row[prompt:])
+            for i in chunk:
+                layer[h][i] = max(layer[h][i], row[i] / whole)
+    return layer
+
+
+def keep_kvzip(
+    psi: list[Layer], kinds: list[int], budget: float | int, *, budgets: str = "headwise", n_sink: int = 4
+) -> Keeps:
+    """The best of all heads of all layers, or of each head; the first tokens are protected."""
+    tokens, C, L, H = tokens_of(kinds), account(kinds, budget), len(psi), len(psi[0])
+    sure = tokens[: min(n_sink, C // 2)]
+    others = [i for i in tokens if i not in sure]
+    if budgets == "uniform":
+        return [[sorted([*sure, *best(others, head, C - len(sure))]) for head in layer] for layer in psi]
+    ranked = sorted(
+        (-head[i], number, h, i) for number, layer in enumerate(psi) for h, head in enumerate(layer) for i in others
+    )
+    won = ranked[: (C - len(sure)) * H * L]
+    return [
+        [sorted([*sure, *(i for _, at, of, i in won if (at, of) == (number, h))]) for h in range(H)]
+        for number in range(L)
+    ]
+
+
 # --- TGV-KV (arXiv 2606.03075): TVB, TWR, TPR ------------------------------------------------------------------
 
 

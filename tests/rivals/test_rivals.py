@@ -22,6 +22,7 @@ from madakv.merge import merge_evicted, merge_into_nearest
 from madakv.merge.nearest import merge_into_nearest_reference
 from madakv.methods import resolve
 from madakv.reading import Decisions, Revision, Scores
+from madakv.reading.chunks import Chunks
 from madakv.scoring import LayerView, Rotary
 from madakv.scoring.entropy import cross_modal_entropy
 from tests import tiny
@@ -185,6 +186,8 @@ RIVALS: dict[str, Rival] = {
         R.keep_expected_attention,
         {"n_future_positions": 20, "n_sink": 1, "epsilon": 0.02, "safeguard": 0.2},
     ),
+    "kvzip": rival("kvzip", None, R.keep_kvzip),
+    "kvzip, uniform": rival("kvzip", None, R.keep_kvzip, {"budgets": "uniform", "n_sink": 0}),
     "tgv_kv": rival("tgv_kv", R.score_tgv_kv, R.keep_tgv_kv),
     "tgv_kv without sinks": rival("tgv_kv", R.score_tgv_kv, R.keep_tgv_kv, {"n_sink": 0}),
     "madakv-paper": rival("madakv-paper", R.score_madakv, R.keep_madakv_paper),
@@ -354,6 +357,46 @@ def test_tgv_kv_keeps_text_before_any_picture() -> None:
                 assert set((modality == 0).nonzero()[:, 0].tolist()) <= set(kept.tolist())
 
 
+@pytest.mark.parametrize(("chunk_size", "n_sink"), [(2000, 4), (30, 4), (12, 0), (7, 3)])
+def test_kvzip_scores_by_the_prompt_read_again(chunk_size: int, n_sink: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the unmodified model's attention over the prompt and its repetition."""
+    model, N = tiny.llama(), 30
+    prompt = torch.randint(5, 97, (1, N))
+    model.set_attn_implementation("eager")
+    try:
+        attentions = model(torch.cat([prompt, prompt], 1), output_attentions=True).attentions
+    finally:
+        model.set_attn_implementation("sdpa")
+    found: list[Tensor] = []
+    plain = Scores.add
+
+    def add(self: Scores, layer: int, psi: Tensor) -> None:
+        found.append(psi[0])
+        plain(self, layer, psi)
+
+    monkeypatch.setattr(Scores, "add", add)
+    with madakv.evict(model, "kvzip", budget=0.3, chunk_size=chunk_size, n_sink=n_sink) as run:
+        model(prompt)
+    wanted = [
+        R.score_kvzip(layer[0].double().tolist(), prompt=N, chunk_size=chunk_size, n_sink=n_sink, heads=2)
+        for layer in attentions
+    ]
+    for got, want in zip(found, wanted, strict=True):
+        assert_same(got, torch.tensor(want))
+    assert run.last is not None
+    assert as_lists(list(run.last.plans), 0) == R.keep_kvzip(wanted, [0] * N, 0.3, n_sink=n_sink)
+
+
+def test_kvzip_leaves_alone_what_it_did_not_read_again() -> None:
+    """Of 48 tokens, 16 are read again: those of the last chunk, and of no other."""
+    modality = torch.zeros(1, 48, dtype=torch.int64)
+    (view,) = layers_of(torch.zeros(1, 64, dtype=torch.int64), L=1)
+    chunks = Chunks(16, 0, modality, torch.arange(32, 48)[None])
+    most = chunks.most(view, torch.ones(1, 16, dtype=torch.bool), 48)
+    assert (most[..., :32] == 0).all()
+    assert (most[..., 32:] > 0).all()
+
+
 def test_expected_attention_needs_to_know_the_rotation() -> None:
     (view,) = layers_of(left_padded(PROMPTS["long"]), L=1)
     with pytest.raises(UnsupportedModelError, match="LayerView.rotary"):
@@ -389,6 +432,11 @@ def test_expected_attention_cannot_decide_again() -> None:
         ("expected_attention", {"safeguard": 2}, "safeguard must be"),
         ("expected_attention", {"use_vnorm": False, "epsilon": 0.1}, "epsilon=0.1 changes nothing"),
         ("tgv_kv", {"n_sink": -1}, "n_sink must be"),
+        ("kvzip", {"echo": 0}, "echo must be 'all' or a positive int"),
+        ("kvzip", {"echo": "auto"}, "echo must be 'all' or a positive int"),
+        ("kvzip", {"budgets": "pooled"}, "budgets must be one of"),
+        ("kvzip", {"chunk_size": 0}, "chunk_size must be"),
+        ("kvzip", {"n_sink": 0.5}, "n_sink must be"),
         ("random", {"proxies": 0}, "proxies must be"),
         ("random", {"seed": "x"}, "seed must be"),
     ],
@@ -633,7 +681,8 @@ def test_merging_none_drops_what_is_evicted() -> None:
 
 # --- Lookahead ------------------------------------------------------------------------------------------------
 
-DECIDED_BY_SCORES = sorted(set(madakv.list_methods()) - {"full", "random"} - BY_LAYERS)
+DECIDED_BY_SCORES = sorted(set(madakv.list_methods()) - {"full", "random", "kvzip"} - BY_LAYERS)
+"""Of `kvzip`, what is recorded has not heard the echo yet."""
 
 
 @pytest.fixture

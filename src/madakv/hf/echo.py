@@ -127,7 +127,7 @@ class Echo:
         places, valid = places.to(given.device), valid.to(given.device)
         E = places.shape[1]
         cache.cut_at(N)
-        reading.add_probe(probes.echo(reading.method, valid))
+        reading.add_probe(probes.echo(reading.method, valid, modality=reading.prompt.modality, places=places))
         rows = torch.arange(len(places), device=given.device)[:, None]
         changed = {name: torch.cat([given, given[rows, places]], 1)}
         if (mask := kwargs.get("attention_mask")) is not None:

@@ -135,7 +135,8 @@ class ReadPrompt:
         """All that scores the prompt, apart from the answer itself; heard once for all budgets."""
         # What comes after the prompt is heard as long as the prompt is whole.
         waiting = RaggedCache(model.config, method, trigger=AfterTokens(len(drafted) + 1))
-        echo = self.echo(echo_of(method, waiting, model.config), model.config)
+        most = echo_of(method, waiting, model.config)
+        echo = self.echo(most, model.config)
         if echo and self.echo_refused is not None:
             if not method.echo_is_optional:
                 raise self.echo_refused
@@ -153,16 +154,21 @@ class ReadPrompt:
                 for view in self.views:
                     reading.scores.add_layer(view)
             if echo:
-                with reading.hearing_echo():
+                places, said = self._echo_places(most, model.config)
+                with reading.hearing_echo(places[said][None]):
                     read_more(model, waiting, echo)
             self._scored[key] = reading.scores
         return self._scored[key]
 
     def echo(self, most: int, config: Any) -> list[int]:
         """The ids of the text that a model reads again, at most so many; none of a prompt without ids."""
-        room = echo_room(config, self.modality.shape[1])
-        places, said = echo_places(self.modality, min(most, room) if self.ids else 0)
+        places, said = self._echo_places(most, config)
         return [self.ids[place] for place in places[said].tolist()]
+
+    def _echo_places(self, most: int, config: Any) -> tuple[Tensor, Tensor]:
+        """Where that text stands, as `echo_places` has it."""
+        room = echo_room(config, self.modality.shape[1])
+        return echo_places(self.modality, min(most, room) if self.ids else 0)
 
 
 @torch.no_grad()

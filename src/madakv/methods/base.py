@@ -149,6 +149,11 @@ class Method(metaclass=Renaming):
         return False
 
     @property
+    def echo_chunk(self) -> tuple[int, int] | None:
+        """Of an echo in chunks, the prompt's tokens in each, and how many first ones are in all; None: no chunks."""
+        return None
+
+    @property
     def merge(self) -> Merge | None:
         """What becomes of evicted entries; None: they are dropped."""
         return None

@@ -157,9 +157,14 @@ class Reading:
         self._later = torch.cat([self._later, modality.to(self._later.device)], 1)
 
     @contextmanager
-    def hearing_echo(self) -> Iterator[None]:
-        """What is read inside the block is the prompt's own text once more; nothing is decided meanwhile."""
-        before, self._listener = self._listener, echo(self.method)
+    def hearing_echo(self, places: Tensor) -> Iterator[None]:
+        """What is read inside the block is the prompt's own text once more; nothing is decided meanwhile.
+
+        Args:
+            places: [B, n] int64, where the text stands in the prompt.
+        """
+        before = self._listener
+        self._listener = echo(self.method, modality=self.prompt.modality, places=places)
         try:
             yield
         finally:
