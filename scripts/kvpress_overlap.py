@@ -45,7 +45,7 @@ class Rules:
 
     Attributes:
         scores: by position, by the window's attention, or by that of all queries; or by what is no sum of attention,
-            the keys' directions or the attention that is expected.
+            the keys' directions, the attention that is expected, or the most that the prompt pays when read again.
         window: last tokens that score and are kept; 0 for none.
         kernel, pooling: how the scores before the window are pooled.
         steepness: of a pyramid over the layers; None for even layers.
@@ -60,9 +60,10 @@ class Rules:
         no_recent: no newest tokens are kept whatever their score (all queries only).
         per_query: attention is averaged over the queries that can see a token (all queries only).
         sinks: first tokens that are kept, half of a share at most.
+        pooled: all heads of all layers compete.
     """
 
-    scores: Literal["position", "window", "all", "keys", "expected"]
+    scores: Literal["position", "window", "all", "keys", "expected", "repeated"]
     window: int = 0
     kernel: int = 1
     pooling: Literal["mean", "max"] = "mean"
@@ -78,6 +79,7 @@ class Rules:
     no_recent: bool = False
     per_query: bool = False
     sinks: int = 0
+    pooled: bool = False
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,15 @@ CASES = (
         (_TRUNCATES, _HARD_FLOOR),
         inside="ExpectedAttentionPress",
     ),
+    Case(
+        "KVzip, no instruction",
+        "kvzip",
+        {"n_sink": 0},
+        "KVzipPress",
+        {"n_sink": 0},
+        Rules("repeated", pooled=True),
+        (_TRUNCATES,),
+    ),
 )
 
 
@@ -270,6 +281,8 @@ def keep(attention: Sequence[Tensor], heads: int, budget: float, rules: Rules) -
     Where scores are no sum of attention, they are given in its place, [H, N].
     """
     N = attention[0].shape[-1]
+    if rules.pooled:
+        return _keep_pooled(torch.stack(list(attention)), budget, rules)
     average = _average(N, budget, rules)
     floor = 0 if rules.pyramid_over_window else min(rules.window, average // 2)
     totals = _layer_totals(len(attention), heads, N, budget, average, floor, rules)
@@ -280,6 +293,16 @@ def keep(attention: Sequence[Tensor], heads: int, budget: float, rules: Rules) -
         mask = _select(_scores(layer, heads, shares[-1], rules), shares, floor, rules)
         kept.append([row.nonzero()[:, 0].tolist() for row in mask])
     return kept
+
+
+def _keep_pooled(scores: Tensor, budget: float, rules: Rules) -> KeptSets:
+    """The best of [L, H, N]."""
+    L, H, N = scores.shape
+    # kvpress cuts off what goes, of all entries together.
+    count = L * H * N - int(L * H * N * (1 - budget)) if rules.truncates else L * H * _average(N, budget, rules)
+    mask = torch.zeros(L * H * N, dtype=torch.bool)
+    mask[scores.flatten().argsort(descending=True, stable=True)[:count]] = True
+    return [[row.nonzero()[:, 0].tolist() for row in layer] for layer in mask.view(L, H, N)]
 
 
 def kvpress_pyramid(layers: int, tokens: int, budget: float, window: int, steepness: float) -> list[int]:
@@ -454,6 +477,7 @@ def kvpress_half(folder: Path) -> None:
     """Runs in kvpress' environment: dump what each press keeps."""
     import kvpress  # type: ignore[import-not-found]
     import transformers
+    from kvpress.presses import kvzip_press  # type: ignore[import-not-found]
     from transformers import DynamicCache
 
     model, prompt = load(folder, "sdpa")
@@ -471,11 +495,14 @@ def kvpress_half(folder: Path) -> None:
                 outer = {name: settings.pop(name) for name in ("alpha_safeguard",) if name in settings}
                 inside = getattr(kvpress, case.inside)(compression_ratio=1 - budget, **settings)
                 press = kvpress.AdaKVPress(inside, **outer)
+            elif case.press == "KVzipPress":
+                kvzip_press.AutoTokenizer = _NoInstruction
+                press = kvpress.KVzipPress(compression_ratio=1 - budget, **settings)
             else:
                 press = getattr(kvpress, case.press)(compression_ratio=1 - budget, **settings)
             with torch.no_grad(), press(model):
                 cache = model(prompt, past_key_values=DynamicCache(), use_cache=True).past_key_values
-            if case.press == "AdaKVPress":
+            if case.press in ("AdaKVPress", "KVzipPress"):
                 dropped = [layer.self_attn.masked_key_indices for layer in model.model.layers]
                 kept[case.name][str(budget)] = [
                     _not_dropped(d[1], d[2], full) for d, full in zip(dropped, keys, strict=True)
@@ -498,6 +525,19 @@ def kvpress_half(folder: Path) -> None:
         "python": platform.python_version(),
     }
     (folder / "kvpress.json").write_text(json.dumps({"versions": versions, "kept": kept, "diversity": diversity}))
+
+
+class _NoInstruction:
+    """In place of a tokenizer, which the random model has none of: KVzipPress then repeats the prompt alone."""
+
+    chat_template = None
+
+    @classmethod
+    def from_pretrained(cls, _name: str) -> _NoInstruction:
+        return cls()
+
+    def encode(self, _text: str, **_: Any) -> Tensor:
+        return torch.zeros(1, 0, dtype=torch.int64)
 
 
 def _not_dropped(heads: Tensor, positions: Tensor, full: Tensor) -> list[list[int]]:
@@ -546,7 +586,11 @@ def compare_all(folder: Path, theirs: Mapping[str, Mapping[str, KeptSets]]) -> l
     """
     model, prompt = load(folder, "sdpa")
     by_attention = prompt_attention(folder)
-    given = {"keys": key_distances(model, prompt), "expected": expected_attention(model, prompt)}
+    given = {
+        "keys": key_distances(model, prompt),
+        "expected": expected_attention(model, prompt),
+        "repeated": most_when_repeated(folder),
+    }
     heads = model.config.num_key_value_heads
     rows: list[dict[str, Any]] = []
     for case in CASES:
@@ -630,6 +674,15 @@ def expected_attention(model: Any, prompt: Tensor, sinks: int = 4, ahead: int = 
             per_group.append(logits.softmax(-1))
         scores.append(torch.stack(per_group).view(H, -1, N).mean(1) * value.norm(dim=-1))
     return scores
+
+
+def most_when_repeated(folder: Path) -> list[Tensor]:
+    """The most that any token of the prompt, read once more behind it, pays to each entry, [H, N] of every layer."""
+    model, prompt = load(folder, "eager")
+    N, H = prompt.shape[1], model.config.num_key_value_heads
+    with torch.no_grad():
+        attention = model(torch.cat([prompt, prompt], 1), output_attentions=True).attentions
+    return [layer[0, :, N:, :N].amax(1).view(H, -1, N).amax(1) for layer in attention]
 
 
 def pooling_order(attention: Sequence[Tensor], heads: int, window: int = 8, kernel: int = 5) -> dict[str, float]:
