@@ -28,9 +28,9 @@ class KVzip(Method):
     """An entry stays if the prompt, read once more behind itself, attends to it much at any point.
 
     The score is the maximum over the repeated tokens and the query heads of a group; neither values nor the
-    question's attention count. The prompt is repeated in chunks of 2,000 tokens, and the softmax runs over the chunk's
-    own keys, the first tokens', and what was read again; a short prompt is one chunk, whose softmax is the model's
-    own. Budgets are two of the authors' (their code has a third, of scores made offline).
+    question's attention count. The prompt is repeated in chunks of 2,000 tokens, and the softmax runs over the
+    chunk's own keys, the first tokens', and what was read again; a short prompt is one chunk, whose softmax is the
+    model's own. Budgets are two of the authors' (their code has a third, of scores made offline).
 
     Ours differs in that
 
