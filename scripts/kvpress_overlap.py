@@ -44,7 +44,8 @@ class Rules:
     """A way to keep entries: a method's options, then the rules in which kvpress differs, each off as ours has it.
 
     Attributes:
-        scores: by position, by the window's attention, or by that of all queries.
+        scores: by position, by the window's attention, or by that of all queries; or by what is no sum of attention,
+            the keys' directions, the attention that is expected, or the most that the prompt pays when read again.
         window: last tokens that score and are kept; 0 for none.
         kernel, pooling: how the scores before the window are pooled.
         steepness: of a pyramid over the layers; None for even layers.
@@ -58,9 +59,11 @@ class Rules:
         pyramid: layers' shares as kvpress reckons them.
         no_recent: no newest tokens are kept whatever their score (all queries only).
         per_query: attention is averaged over the queries that can see a token (all queries only).
+        sinks: first tokens that are kept, half of a share at most.
+        pooled: all heads of all layers compete.
     """
 
-    scores: Literal["position", "window", "all"]
+    scores: Literal["position", "window", "all", "keys", "expected", "repeated"]
     window: int = 0
     kernel: int = 1
     pooling: Literal["mean", "max"] = "mean"
@@ -75,6 +78,8 @@ class Rules:
     pyramid: bool = False
     no_recent: bool = False
     per_query: bool = False
+    sinks: int = 0
+    pooled: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +92,7 @@ class Case:
         press, settings: the class in kvpress, and what it is made with.
         ours: our method as rules.
         steps: what turns them into kvpress' rules, one change after the other, each with a few words.
+        inside: the press that AdaKVPress is put around.
     """
 
     name: str
@@ -96,6 +102,7 @@ class Case:
     settings: Mapping[str, Any]
     ours: Rules
     steps: tuple[tuple[str, Mapping[str, Any]], ...]
+    inside: str = "SnapKVPress"
 
 
 _TRUNCATES = ("budget cut off with its float error", {"truncates": True})
@@ -182,6 +189,35 @@ CASES = (
         replace(_DEFAULT, safeguard=0.2),
         (*_AS_KVPRESS, *_SNAPKV_STEPS, _HARD_FLOOR),
     ),
+    Case("KeyDiff", "keydiff", {}, "KeyDiffPress", {}, Rules("keys"), (_TRUNCATES,)),
+    Case(
+        "Expected Attention",
+        "expected_attention",
+        {},
+        "ExpectedAttentionPress",
+        {},
+        Rules("expected", sinks=4),
+        (_TRUNCATES,),
+    ),
+    Case(
+        "Expected Attention, heads compete",
+        "expected_attention",
+        {"safeguard": 0.2},
+        "AdaKVPress",
+        {"alpha_safeguard": 0.2},
+        Rules("expected", sinks=4, safeguard=0.2),
+        (_TRUNCATES, _HARD_FLOOR),
+        inside="ExpectedAttentionPress",
+    ),
+    Case(
+        "KVzip, no instruction",
+        "kvzip",
+        {"n_sink": 0},
+        "KVzipPress",
+        {"n_sink": 0},
+        Rules("repeated", pooled=True),
+        (_TRUNCATES,),
+    ),
 )
 
 
@@ -240,8 +276,13 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def keep(attention: Sequence[Tensor], heads: int, budget: float, rules: Rules) -> KeptSets:
-    """Apply rules to the attention of every layer, [Hq, N, N] each, of one prompt without padding."""
+    """Apply rules to the attention of every layer, [Hq, N, N] each, of one prompt without padding.
+
+    Where scores are no sum of attention, they are given in its place, [H, N].
+    """
     N = attention[0].shape[-1]
+    if rules.pooled:
+        return _keep_pooled(torch.stack(list(attention)), budget, rules)
     average = _average(N, budget, rules)
     floor = 0 if rules.pyramid_over_window else min(rules.window, average // 2)
     totals = _layer_totals(len(attention), heads, N, budget, average, floor, rules)
@@ -252,6 +293,16 @@ def keep(attention: Sequence[Tensor], heads: int, budget: float, rules: Rules) -
         mask = _select(_scores(layer, heads, shares[-1], rules), shares, floor, rules)
         kept.append([row.nonzero()[:, 0].tolist() for row in mask])
     return kept
+
+
+def _keep_pooled(scores: Tensor, budget: float, rules: Rules) -> KeptSets:
+    """The best of [L, H, N]."""
+    L, H, N = scores.shape
+    # kvpress cuts off what goes, of all entries together.
+    count = L * H * N - int(L * H * N * (1 - budget)) if rules.truncates else L * H * _average(N, budget, rules)
+    mask = torch.zeros(L * H * N, dtype=torch.bool)
+    mask[scores.flatten().argsort(descending=True, stable=True)[:count]] = True
+    return [[row.nonzero()[:, 0].tolist() for row in layer] for layer in mask.view(L, H, N)]
 
 
 def kvpress_pyramid(layers: int, tokens: int, budget: float, window: int, steepness: float) -> list[int]:
@@ -292,6 +343,8 @@ def _layer_totals(
 def _scores(attention: Tensor, heads: int, share: int, rules: Rules) -> Tensor:
     """[H, N] from [Hq, N, N]."""
     N = attention.shape[-1]
+    if rules.scores in ("keys", "expected"):
+        return attention
     if rules.scores == "position":
         place = torch.arange(N, dtype=torch.float32)
         sinks = min(4, share if rules.whole_sinks else share // 2)
@@ -328,14 +381,19 @@ def _select(score: Tensor, shares: Sequence[int], floor: int, rules: Rules) -> T
                 # Not a stable sort: where the window is larger than the share, kvpress keeps what topk likes.
                 mask[h, score[h].topk(n).indices] = True
             return mask
+    if rules.hard_floor and not rules.whole_window:
+        score = score.clone()
+        score[:, : rules.sinks] = score.max() + 1
+        return _hard_floor(score, shares[0], rules.safeguard or 0.0)
     if rules.scores == "window":
         most = share if rules.whole_window else (share // 2).clamp_min(floor)
         protected = most.clamp_max(rules.window)
     else:
-        protected = torch.zeros_like(share) if rules.scores == "position" or rules.no_recent else share // 2
+        newest = rules.scores == "all" and not rules.no_recent
+        protected = share // 2 if newest else torch.zeros_like(share)
     place = torch.arange(N)
-    mask = place >= N - protected[:, None]
-    free = share - protected
+    mask = (place >= N - protected[:, None]) | (place < (share // 2).clamp_max(rules.sinks)[:, None])
+    free = share - mask.sum(-1)
     score = score.masked_fill(mask, float("-inf"))
     if rules.safeguard is not None:
         free = _mixed(score, free, rules.safeguard)
@@ -352,7 +410,9 @@ def _mixed(score: Tensor, free: Tensor, safeguard: float) -> Tensor:
     H, N = score.shape
     best = score.flatten().argsort(dim=-1, descending=True, stable=True)[: int(free.sum())]
     found = torch.bincount(best // N, minlength=H)
-    return apportion(free.sum(), safeguard * free + (1 - safeguard) * found, (score > float("-inf")).sum(-1))
+    # In double precision: where shares tie, noise must not decide.
+    wanted = safeguard * free.double() + (1 - safeguard) * found.double()
+    return apportion(free.sum(), wanted, (score > float("-inf")).sum(-1))
 
 
 def _hard_floor(score: Tensor, share: int, safeguard: float) -> Tensor:
@@ -417,6 +477,7 @@ def kvpress_half(folder: Path) -> None:
     """Runs in kvpress' environment: dump what each press keeps."""
     import kvpress  # type: ignore[import-not-found]
     import transformers
+    from kvpress.presses import kvzip_press  # type: ignore[import-not-found]
     from transformers import DynamicCache
 
     model, prompt = load(folder, "sdpa")
@@ -432,12 +493,16 @@ def kvpress_half(folder: Path) -> None:
             settings = dict(case.settings)
             if case.press == "AdaKVPress":
                 outer = {name: settings.pop(name) for name in ("alpha_safeguard",) if name in settings}
-                press = kvpress.AdaKVPress(kvpress.SnapKVPress(compression_ratio=1 - budget, **settings), **outer)
+                inside = getattr(kvpress, case.inside)(compression_ratio=1 - budget, **settings)
+                press = kvpress.AdaKVPress(inside, **outer)
+            elif case.press == "KVzipPress":
+                kvzip_press.AutoTokenizer = _NoInstruction
+                press = kvpress.KVzipPress(compression_ratio=1 - budget, **settings)
             else:
                 press = getattr(kvpress, case.press)(compression_ratio=1 - budget, **settings)
             with torch.no_grad(), press(model):
                 cache = model(prompt, past_key_values=DynamicCache(), use_cache=True).past_key_values
-            if case.press == "AdaKVPress":
+            if case.press in ("AdaKVPress", "KVzipPress"):
                 dropped = [layer.self_attn.masked_key_indices for layer in model.model.layers]
                 kept[case.name][str(budget)] = [
                     _not_dropped(d[1], d[2], full) for d, full in zip(dropped, keys, strict=True)
@@ -460,6 +525,19 @@ def kvpress_half(folder: Path) -> None:
         "python": platform.python_version(),
     }
     (folder / "kvpress.json").write_text(json.dumps({"versions": versions, "kept": kept, "diversity": diversity}))
+
+
+class _NoInstruction:
+    """In place of a tokenizer, which the random model has none of: KVzipPress then repeats the prompt alone."""
+
+    chat_template = None
+
+    @classmethod
+    def from_pretrained(cls, _name: str) -> _NoInstruction:
+        return cls()
+
+    def encode(self, _text: str, **_: Any) -> Tensor:
+        return torch.zeros(1, 0, dtype=torch.int64)
 
 
 def _not_dropped(heads: Tensor, positions: Tensor, full: Tensor) -> list[list[int]]:
@@ -507,10 +585,16 @@ def compare_all(folder: Path, theirs: Mapping[str, Mapping[str, KeptSets]]) -> l
         RuntimeError: the plain rules are not what madakv does, or do not end in what kvpress does.
     """
     model, prompt = load(folder, "sdpa")
-    attention = prompt_attention(folder)
+    by_attention = prompt_attention(folder)
+    given = {
+        "keys": key_distances(model, prompt),
+        "expected": expected_attention(model, prompt),
+        "repeated": most_when_repeated(folder),
+    }
     heads = model.config.num_key_value_heads
     rows: list[dict[str, Any]] = []
     for case in CASES:
+        attention = given.get(case.ours.scores, by_attention)
         for budget in BUDGETS:
             ours, other = madakv_kept(model, prompt, case, budget), theirs[case.name][str(budget)]
             rules = case.ours
@@ -546,6 +630,59 @@ def prompt_attention(folder: Path) -> list[Tensor]:
     model, prompt = load(folder, "eager")
     with torch.no_grad():
         return [layer[0] for layer in model(prompt, output_attentions=True).attentions]
+
+
+def key_distances(model: Any, prompt: Tensor) -> list[Tensor]:
+    """How far every layer's keys point away from the mean of their directions, [H, N]."""
+    _, keys = full_pass(model, prompt)
+    units = [key / key.norm(dim=-1, keepdim=True) for key in keys]
+    return [1 - torch.cosine_similarity(unit, unit.mean(1, keepdim=True), dim=-1) for unit in units]
+
+
+def expected_attention(model: Any, prompt: Tensor, sinks: int = 4, ahead: int = 512) -> list[Tensor]:
+    """What every layer expects of later queries, times the norms of values, [H, N]; zero for the first tokens.
+
+    The queries before RoPE are the projections' own, and the mean rotation is a matrix.
+    """
+    from transformers import DynamicCache
+
+    queries: list[Tensor] = []
+    hooks = [
+        layer.self_attn.q_proj.register_forward_hook(lambda _module, _args, out: queries.append(out[0]))
+        for layer in model.model.layers
+    ]
+    with torch.no_grad():
+        cache = model(prompt, past_key_values=DynamicCache(), use_cache=True).past_key_values
+    for hook in hooks:
+        hook.remove()
+    N, D = prompt.shape[1], model.config.head_dim
+    cos, sin = model.model.rotary_emb(queries[0], torch.arange(N, N + ahead)[None])
+    half = D // 2
+    mean = torch.diag(cos[0].mean(0))
+    for i, wave in enumerate(sin[0].mean(0)[:half].tolist()):
+        mean[i, i + half], mean[i + half, i] = -wave, wave
+    scores: list[Tensor] = []
+    for query, layer in zip(queries, cache.layers, strict=True):
+        key, value = layer.keys[0], layer.values[0]
+        H = len(key)
+        per_group = []
+        for h, states in enumerate(query.view(N, -1, D).transpose(0, 1)[:, sinks:]):
+            own = key[h * H // (query.shape[1] // D)]
+            spread = mean @ torch.cov(states.T, correction=0) @ mean.T
+            logits = own @ (mean @ states.mean(0)) / D**0.5 + (own @ spread * own).sum(-1) / D / 2
+            logits[:sinks] = float("-inf")
+            per_group.append(logits.softmax(-1))
+        scores.append(torch.stack(per_group).view(H, -1, N).mean(1) * value.norm(dim=-1))
+    return scores
+
+
+def most_when_repeated(folder: Path) -> list[Tensor]:
+    """The most that any token of the prompt, read once more behind it, pays to each entry, [H, N] of every layer."""
+    model, prompt = load(folder, "eager")
+    N, H = prompt.shape[1], model.config.num_key_value_heads
+    with torch.no_grad():
+        attention = model(torch.cat([prompt, prompt], 1), output_attentions=True).attentions
+    return [layer[0, :, N:, :N].amax(1).view(H, -1, N).amax(1) for layer in attention]
 
 
 def pooling_order(attention: Sequence[Tensor], heads: int, window: int = 8, kernel: int = 5) -> dict[str, float]:

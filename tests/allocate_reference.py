@@ -31,6 +31,7 @@ class Rules:
         between_layers: "shared", "none", "capped", "demand" or "signal": what layers hand on to each other.
         safeguard: share of its even part that a head is sure of.
         one_kind: whether modalities do not count.
+        heads_even: whether the heads of a layer share evenly what competition leaves it.
     """
 
     budget: float | int
@@ -42,15 +43,17 @@ class Rules:
     safeguard: float = 1.0
     text_pooling: int = 1
     one_kind: bool = False
+    heads_even: bool = False
 
     @classmethod
     def of(cls, method: MadaKV | MPA) -> Rules:
         alike = ("budget", "proxies", "max_proxies", "protected")
         own: dict[str, Any] = {name: method.options[name] for name in alike}
         if isinstance(method, MadaKV):
-            between = "shared" if method.shape == "ragged" else "none"
+            between = "shared" if method.shape in ("ragged", "heads-even") else "none"
             sure = 1.0 if method.shape == "rectangular" else method.safeguard
-            return cls(between_layers=between, safeguard=sure, text_pooling=method.weights.text_pooling, **own)
+            pooling, even = method.weights.text_pooling, method.shape == "heads-even"
+            return cls(between_layers=between, safeguard=sure, text_pooling=pooling, heads_even=even, **own)
         if not isinstance(method, MadaKVPaper):
             return cls(between_layers="none", **own)
         one_kind = isinstance(method, HCC)
@@ -175,8 +178,17 @@ def _share(
                 if kind != PADDING and i not in kept[number][h]:
                     others.append((-_ranking_score(scores, kinds, i, rules.text_pooling), number, h, i))
     free = average * H * L - sum(len(indices) for heads in kept for indices in heads)
-    for _, number, h, i in sorted(others)[:free]:
-        kept[number][h].append(i)
+    won = sorted(others)[:free]
+    if rules.heads_even:
+        for number, heads in enumerate(kept):
+            total = sum(len(indices) for indices in heads) + sum(1 for _, of, _, _ in won if of == number)
+            for h, indices in enumerate(heads):
+                more = total // H + (1 if h < total % H else 0) - len(indices)
+                own = sorted(entry for entry in others if entry[1:3] == (number, h))
+                indices += [i for _, _, _, i in own[:more]]
+    else:
+        for _, number, h, i in won:
+            kept[number][h].append(i)
     return [[sorted(indices) for indices in heads] for heads in kept]
 
 

@@ -15,7 +15,7 @@ from madakv.methods import resolve
 from madakv.methods.madakv_paper import MPA, Ledger
 from tests.allocate_reference import Rules, allocate_reference, entries_reference, proxies_reference
 
-SHAPES = ("ragged", "layers-even", "rectangular")
+SHAPES = ("ragged", "layers-even", "heads-even", "rectangular")
 READINGS = ("capped", "demand", "signal")
 KINDS = (*SHAPES, "mpa", *READINGS)
 """Of methods: ours by its shape, the paper's by its reading of HCC, and MPA alone."""
@@ -33,7 +33,7 @@ def method_of(kind: str, **options: Any) -> MadaKV | MPA:
         name, own = "madakv-paper", {"compensation": kind}
     if kind == "rectangular":
         options.pop("safeguard", None)
-    if kind == "ragged" and options.get("safeguard") == 0:
+    if kind in ("ragged", "heads-even") and options.get("safeguard") == 0:
         options.pop("protected", None)
     if options.get("proxies", "question") != "question":
         options.pop("max_proxies", None)
@@ -287,6 +287,19 @@ def test_heads_of_an_even_layer_keep_the_same_number(prompt: Prompt) -> None:
     for layer in prompt.kept():
         for row, average in zip(layer, prompt.averages, strict=True):
             assert [len(indices) for indices in row] == [average] * prompt.heads
+
+
+@quick(80)
+@given(prompts(kind="heads-even"))
+def test_even_heads_share_what_their_layers_win(prompt: Prompt) -> None:
+    own = {name: value for name, value in prompt.method.options.items() if name not in ("shape", "weights")}
+    ragged = replace(prompt, method=method_of("ragged", **own))
+    for b in range(len(prompt.rows)):
+        totals = prompt.totals(b)
+        assert totals == ragged.totals(b)
+        for layer, total in zip(prompt.kept(), totals, strict=True):
+            sizes = [total // prompt.heads + (h < total % prompt.heads) for h in range(prompt.heads)]
+            assert [len(indices) for indices in layer[b]] == sizes
 
 
 @quick(80)

@@ -78,7 +78,9 @@ class Recording(madakv.MadaKV):
 RECORDED: list[Tensor] = []
 
 
-@pytest.mark.parametrize("options", [EVEN, COMPETING, {"shape": "layers-even", **COMPETING}])
+@pytest.mark.parametrize(
+    "options", [EVEN, COMPETING, *({"shape": shape, **COMPETING} for shape in ("layers-even", "heads-even"))]
+)
 def test_the_cache_executes_the_plans_of_allocate(options: dict[str, Any]) -> None:
     RECORDED.clear()
     model, inputs = tiny.llava(), tiny.document()
@@ -123,7 +125,7 @@ def test_psi_is_the_attention_the_model_really_pays() -> None:
         assert_same(psi, question.unflatten(1, (2, 4)).mean(2), 1e-4)
 
 
-@pytest.mark.parametrize("shape", ["layers-even", "ragged"])
+@pytest.mark.parametrize("shape", ["layers-even", "heads-even", "ragged"])
 def test_prefill_holds_the_kept_entries_and_one_full_layer(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, (tokens, _) = tiny.llama(), tiny.ids(64)
     living: list[weakref.ref[Any]] = []

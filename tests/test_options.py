@@ -105,6 +105,7 @@ def test_what_changes_nothing_is_refused(text: str, message: str) -> None:
         "madakv:safeguard=0.0",
         "madakv:safeguard=1.0",
         "madakv:shape=rectangular",
+        "madakv:shape=heads-even:safeguard=0.0",
         "madakv:shape=layers-even:safeguard=0.0:protected=1.0",
         "madakv:proxies=4",
         "madakv:lookahead=2:answer_weight=8.0",
@@ -138,11 +139,14 @@ def test_shapes_are_what_they_are_called() -> None:
         plans = madakv.allocate(psi, modality, "madakv", budget=0.25, shape=shape)
         return torch.stack([plan.counts[0] for plan in plans])
 
-    ragged, even, rectangular = (counts(shape) for shape in ("ragged", "layers-even", "rectangular"))
-    assert ragged.sum() == even.sum() == rectangular.sum() == 60
+    shapes = ("ragged", "layers-even", "heads-even", "rectangular")
+    ragged, even, alike, rectangular = (counts(shape) for shape in shapes)
+    assert ragged.sum() == even.sum() == alike.sum() == rectangular.sum() == 60
     assert len(ragged.sum(1).unique()) > 1
     assert even.sum(1).tolist() == [20] * 3
     assert len(even.unique()) > 1
+    assert alike.sum(1).tolist() == ragged.sum(1).tolist()
+    assert (alike[:, 0] - alike[:, 1]).abs().max() <= 1
     assert rectangular.unique().tolist() == [10]
 
 

@@ -26,6 +26,7 @@ METHODS = [
     *("full", "madakv", "madakv:safeguard=0.2", "snapkv", "lookm", "meda", "prefixkv"),
     *("madakv:lookahead=2", "h2o:lookahead=3", "lookm:lookahead=1"),
     *("madakv:echo=16", "snapkv:echo=64:context=8", "madakv:echo=64:lookahead=3"),
+    *("kvzip", "kvzip:echo=16:budgets=uniform", "kvzip:chunk_size=20", "keydiff", "expected_attention", "tgv_kv"),
     *("madakv:draft=4", "snapkv:draft=1:window_size=4", "lookm:draft=12", "meda:draft=3"),
     "madakv:echo=24:draft=4:safeguard=0.2",
 ]

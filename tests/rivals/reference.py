@@ -1,148 +1,35 @@
 """Every rival once more, from the papers' equations: one row of a batch, plain loops, Python floats.
 
-Nothing here is shared with `madakv.methods`, `madakv.scoring` or `madakv.budget.ranked`; only the split of whole
-numbers by largest remainder is `madakv.budget.apportion`, which has tests of its own. `score_*` measures one layer
-and gives [H][N]; `keep_*` decides all layers from such scores and gives the sorted kept positions, [L][H]. Where
-the papers leave the prompt's account open, the methods' docstrings close it: C = floor(budget * N) entries per head
-and layer on average, protected tokens counted, the newest of them first and at most half of a head's part.
+`score_*` measures one layer and gives [H][N]; `keep_*` decides all layers from such scores and gives the sorted
+kept positions, [L][H]. Where the papers leave the prompt's account open, the methods' docstrings close it: C =
+floor(budget * N) entries per head and layer on average, protected tokens counted, the newest of them first and at
+most half of a head's part.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-import torch
-
-from madakv.budget import apportion
-from madakv.scoring import LayerView
-from tests.allocate_reference import entries_reference
-
-PADDING, TEXT = -1, 0
-
-Layer = list[list[float]]
-"""[H][N]"""
-Keeps = list[list[list[int]]]
-"""[L][H], sorted positions"""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One row of a `LayerView` as lists: query [Hq][N][D], key and value [H][N][D], kinds [N], mask [N][N]."""
-
-    query: list[list[list[float]]]
-    key: list[list[list[float]]]
-    value: list[list[list[float]]]
-    kinds: list[int]
-    scaling: float
-    mask: list[list[bool]] | None = None
-
-    @classmethod
-    def of(cls, view: LayerView, b: int) -> Row:
-        mask = None if view.mask is None else view.mask[b if len(view.mask) > 1 else 0, 0].tolist()
-        query, key, value = (states[b].double().tolist() for states in (view.query, view.key, view.value))
-        return cls(query, key, value, view.modality[b].tolist(), view.scaling, mask)
-
-
-# --- What methods share --------------------------------------------------------------------------------------
-
-
-def tokens_of(kinds: Sequence[int]) -> list[int]:
-    return [i for i, kind in enumerate(kinds) if kind != PADDING]
-
-
-def account(kinds: Sequence[int], budget: float | int) -> int:
-    """C, entries per head and layer on average."""
-    return entries_reference(budget, len(tokens_of(kinds)))
-
-
-def observers(kinds: Sequence[int], rule: str | int) -> list[int]:
-    """The last `rule` tokens; or "question", the text behind the last picture, else the last tokens: 32 at most."""
-    tokens = tokens_of(kinds)
-    if rule != "question":
-        return tokens[-int(rule) :]
-    pictures = [i for i in tokens if kinds[i] != TEXT]
-    question = [i for i in tokens if not pictures or i > pictures[-1]]
-    return (question or tokens)[-32:]
-
-
-def dot(x: Sequence[float], y: Sequence[float]) -> float:
-    return sum(a * b for a, b in zip(x, y, strict=True))
-
-
-def softmax(logits: dict[int, float]) -> dict[int, float]:
-    top = max(logits.values())
-    weight = {i: math.exp(logit - top) for i, logit in logits.items()}
-    whole = sum(weight.values())
-    return {i: w / whole for i, w in weight.items()}
-
-
-def paid(row: Row, queries: Sequence[int], groups: str = "mean") -> Layer:
-    """Attention that queries pay to each token, summed over queries; a group's heads give their mean or maximum."""
-    H, G, N = len(row.key), len(row.query) // len(row.key), len(row.kinds)
-    layer = []
-    for h in range(H):
-        sums = [[0.0] * N for _ in range(G)]
-        for g in range(G):
-            for j in queries:
-                seen = [i for i in tokens_of(row.kinds) if (i <= j if row.mask is None else row.mask[j][i])]
-                logits = {i: dot(row.query[h * G + g][j], row.key[h][i]) * row.scaling for i in seen}
-                for i, alpha in softmax(logits).items():
-                    sums[g][i] += alpha
-        per_token = [[sums[g][i] for g in range(G)] for i in range(N)]
-        layer.append([max(x) if groups == "max" else sum(x) / G for x in per_token])
-    return layer
-
-
-def pooled(
-    scores: Sequence[float],
-    kinds: Sequence[int],
-    window: Sequence[int],
-    *,
-    width: int = 7,
-    how: str = "max",
-    scope: str = "all",
-) -> list[float]:
-    """Each score before the window becomes the maximum or mean of those of `width` places around, of its scope."""
-    out = list(scores)
-    before = [i for i in tokens_of(kinds) if i not in window and (scope != "text" or kinds[i] == TEXT)]
-    for i in before:
-        near = []
-        for j in range(i - width // 2, i + width // 2 + 1):
-            if j in before and (scope == "all" or kinds[j] == kinds[i]):
-                near.append(scores[j])
-        out[i] = max(near) if how == "max" else sum(near) / len(near)
-    return out
-
-
-def best(candidates: Sequence[int], rank: Sequence[float], count: int) -> list[int]:
-    """The `count` highest, ties to the earlier."""
-    return sorted(candidates, key=lambda i: (-rank[i], i))[:count]
-
-
-def split(total: int, weights: Sequence[float], caps: Sequence[int]) -> list[int]:
-    shares = apportion(torch.tensor(total), torch.tensor(weights, dtype=torch.float64), torch.tensor(caps))
-    return [int(x) for x in shares]
-
-
-def of_heads(total: int, H: int) -> list[int]:
-    """A layer's entries over its heads; the first heads take the remainder."""
-    return [total // H + (1 if h < total % H else 0) for h in range(H)]
-
-
-def of_layers(kinds: Sequence[int], budget: float | int, H: int, weights: Sequence[float]) -> list[int]:
-    """C * H * L entries over the layers in proportion to weights."""
-    L, N = len(weights), len(tokens_of(kinds))
-    return split(account(kinds, budget) * H * L, weights, [N * H] * L)
-
-
-def keep_one(rank: Sequence[float], kinds: Sequence[int], protect: Sequence[int], share: int, most: int) -> list[int]:
-    """A head's newest protected tokens, `most` at most, and the best of all others."""
-    sure = list(protect)[max(0, len(protect) - most) :]
-    others = [i for i in tokens_of(kinds) if i not in sure]
-    return sorted(sure + best(others, rank, share - len(sure)))
-
+from tests.rivals.loops import (
+    TEXT,
+    Keeps,
+    Layer,
+    Row,
+    account,
+    best,
+    dot,
+    keep_one,
+    observers,
+    of_heads,
+    of_layers,
+    paid,
+    pooled,
+    softmax,
+    split,
+    tokens_of,
+    turned,
+)
 
 # --- StreamingLLM (arXiv 2309.17453), section 3.2 -------------------------------------------------------------
 
@@ -234,19 +121,23 @@ def keep_adakv(
     psi: list[Layer], kinds: list[int], budget: float | int, *, window_size: str | int = 32, safeguard: float = 0.2
 ) -> Keeps:
     """B_h = (1 - safeguard) B*_h + safeguard B / H, B*_h being how many of the layer's B best are of head h."""
-    C, keeps = account(kinds, budget), []
-    protect = observers(kinds, window_size)
-    sure = protect[max(0, len(protect) - C // 2) :]
-    others = [i for i in tokens_of(kinds) if i not in sure]
+    C, watching, keeps = account(kinds, budget), observers(kinds, window_size), []
+    sure = watching[max(0, len(watching) - C // 2) :]
     for layer in psi:
-        H, free = len(layer), C - len(sure)
-        ranks = [pooled(head, kinds, protect) for head in layer]
-        pool = sorted((-ranks[h][i], h, i) for h in range(H) for i in others)[: free * H]
-        stars = [sum(1 for _, of, _ in pool if of == h) for h in range(H)]
-        wanted = [(1 - safeguard) * star + safeguard * free for star in stars]
-        parts = split(free * H, wanted, [len(others)] * H)
-        keeps.append([sorted(sure + best(others, ranks[h], parts[h])) for h in range(H)])
+        ranks = [pooled(head, kinds, watching) for head in layer]
+        keeps.append(_adapted(ranks, kinds, C, sure, safeguard))
     return keeps
+
+
+def _adapted(ranks: Layer, kinds: Sequence[int], C: int, sure: Sequence[int], safeguard: float) -> list[list[int]]:
+    """One layer of C entries per head on average, of which all heads keep the sure ones."""
+    others = [i for i in tokens_of(kinds) if i not in sure]
+    H, free = len(ranks), C - len(sure)
+    pool = sorted((-ranks[h][i], h, i) for h in range(H) for i in others)[: free * H]
+    stars = [sum(1 for _, of, _ in pool if of == h) for h in range(H)]
+    wanted = [(1 - safeguard) * star + safeguard * free for star in stars]
+    parts = split(free * H, wanted, [len(others)] * H)
+    return [sorted([*sure, *best(others, ranks[h], parts[h])]) for h in range(H)]
 
 
 # --- LOOK-M (arXiv 2406.18139), equations 4 to 8 --------------------------------------------------------------
@@ -366,6 +257,164 @@ def _scaled(x: dict[int, float], typical: float) -> dict[int, float]:
 def keep_mixkv(psi: list[Layer], kinds: list[int], budget: float | int, *, window_size: str | int = 32) -> Keeps:
     """The window, then the best; attention was pooled before it was mixed."""
     return keep_snapkv(psi, kinds, budget, window_size=window_size, kernel_size=1)
+
+
+# --- KeyDiff (arXiv 2504.15364) --------------------------------------------------------------------------------
+
+
+def score_keydiff(row: Row) -> Layer:
+    """One less the cosine of a key and the mean of all unit keys."""
+    tokens, layer = tokens_of(row.kinds), []
+    for key in row.key:
+        unit = {i: [x / math.sqrt(dot(key[i], key[i])) for x in key[i]] for i in tokens}
+        anchor = [sum(column) / len(tokens) for column in zip(*unit.values(), strict=True)]
+        length = math.sqrt(dot(anchor, anchor))
+        layer.append([1 - dot(unit[i], anchor) / length if i in unit else 0.0 for i in range(len(row.kinds))])
+    return layer
+
+
+def keep_keydiff(psi: list[Layer], kinds: list[int], budget: float | int) -> Keeps:
+    """The best of each head."""
+    tokens, C = tokens_of(kinds), account(kinds, budget)
+    return [[sorted(best(tokens, head, C)) for head in layer] for layer in psi]
+
+
+# --- Expected Attention (arXiv 2510.00636) ---------------------------------------------------------------------
+
+
+def score_expected_attention(
+    row: Row,
+    *,
+    n_future_positions: int = 512,
+    n_sink: int = 4,
+    use_covariance: bool = True,
+    epsilon: float = 0.0,
+) -> Layer:
+    """softmax over keys of E[exp(s q . k)] for q of normal distribution, turned by the mean rotation ahead."""
+    tokens, D = tokens_of(row.kinds), len(row.key[0][0])
+    H, G = len(row.key), len(row.query) // len(row.key)
+    counted = tokens[n_sink:]
+    ahead = [len(tokens) + step for step in range(n_future_positions)]
+    basis = [[1.0 if i == j else 0.0 for j in range(D)] for i in range(D)]
+    # Columns of the mean rotation: where each unit vector goes.
+    images = [[turned(unit, position) for position in ahead] for unit in basis]
+    columns = [[sum(x) / len(ahead) for x in zip(*image, strict=True)] for image in images]
+
+    def rotated(x: Sequence[float]) -> list[float]:
+        return [sum(x[j] * columns[j][i] for j in range(D)) for i in range(D)]
+
+    layer = [[0.0] * len(row.kinds) for _ in range(H)]
+    for h in range(H):
+        for g in range(G):
+            states = {i: turned(row.query[h * G + g][i], tokens.index(i), back=True) for i in counted}
+            if not states:
+                continue
+            mean = [sum(x) / len(states) for x in zip(*states.values(), strict=True)]
+            off = [rotated([a - b for a, b in zip(x, mean, strict=True)]) for x in states.values()]
+            logits = {}
+            for i in counted:
+                key = row.key[h][i]
+                variance = sum(dot(x, key) ** 2 for x in off) / len(off) if use_covariance else 0.0
+                logits[i] = dot(rotated(mean), key) * row.scaling + variance * row.scaling**2 / 2
+            for i, alpha in softmax(logits).items():
+                layer[h][i] += (alpha + epsilon) / G
+    return layer
+
+
+def keep_expected_attention(
+    psi: list[Layer], kinds: list[int], budget: float | int, *, n_sink: int = 4, safeguard: float = 1.0
+) -> Keeps:
+    """The first tokens, at most half of a part, and the best of all others, as AdaKV shares a layer out."""
+    tokens, C = tokens_of(kinds), account(kinds, budget)
+    return [_adapted(layer, kinds, C, tokens[: min(n_sink, C // 2)], safeguard) for layer in psi]
+
+
+# --- KVzip (arXiv 2505.23416) and its two budgets -------------------------------------------------------------
+
+
+def score_kvzip(
+    attention: list[list[list[float]]], *, prompt: int, chunk_size: int, n_sink: int, heads: int
+) -> Layer:
+    """From one layer's attention over a prompt and its repetition, [Hq][2 N][2 N].
+
+    The most that the repetition of a chunk pays to each of its tokens, of what goes to the first tokens, the chunk
+    and any repetition.
+    """
+    layer = [[0.0] * prompt for _ in range(heads)]
+    for number, rows in enumerate(attention):
+        h = number * heads // len(attention)
+        for j in range(prompt):
+            start = j // chunk_size * chunk_size
+            chunk = range(start, min(start + chunk_size, prompt))
+            row = rows[prompt + j]
+            whole = sum(row[i] for i in {*range(n_sink), *chunk}) + sum(row[prompt:])
+            for i in chunk:
+                layer[h][i] = max(layer[h][i], row[i] / whole)
+    return layer
+
+
+def keep_kvzip(
+    psi: list[Layer], kinds: list[int], budget: float | int, *, budgets: str = "headwise", n_sink: int = 4
+) -> Keeps:
+    """The best of all heads of all layers, or of each head; the first tokens are protected."""
+    tokens, C, L, H = tokens_of(kinds), account(kinds, budget), len(psi), len(psi[0])
+    sure = tokens[: min(n_sink, C // 2)]
+    others = [i for i in tokens if i not in sure]
+    if budgets == "uniform":
+        return [[sorted([*sure, *best(others, head, C - len(sure))]) for head in layer] for layer in psi]
+    ranked = sorted(
+        (-head[i], number, h, i) for number, layer in enumerate(psi) for h, head in enumerate(layer) for i in others
+    )
+    won = ranked[: (C - len(sure)) * H * L]
+    return [
+        [sorted([*sure, *(i for _, at, of, i in won if (at, of) == (number, h))]) for h in range(H)]
+        for number in range(L)
+    ]
+
+
+# --- TGV-KV (arXiv 2606.03075): TVB, TWR, TPR ------------------------------------------------------------------
+
+
+def looked_up_tgv_kv(row: Row) -> float:
+    """What text pays to pictures, the mean over heads: the layer's weight."""
+    heads = paid(row, _guides(row.kinds))
+    return sum(head[i] for head in heads for i, kind in enumerate(row.kinds) if kind > TEXT) / len(heads)
+
+
+def score_tgv_kv(row: Row) -> Layer:
+    """Text: attention of all queries. Pictures: attention of text, weighted by what text on average pays to it."""
+    kinds, guides, H = row.kinds, _guides(row.kinds), len(row.key)
+
+    def mean(queries: list[int]) -> list[float]:
+        return [sum(column) / H for column in zip(*paid(row, queries), strict=True)]
+
+    heavy = mean(guides)
+    score = mean(tokens_of(kinds))
+    if guides:
+        weighted = [0.0] * len(kinds)
+        for number, j in enumerate(guides):
+            weight = heavy[j] / (len(guides) - number)
+            weighted = [have + weight * more for have, more in zip(weighted, mean([j]), strict=True)]
+        score = [weighted[i] if kind > TEXT else score[i] for i, kind in enumerate(kinds)]
+    return [score for _ in range(H)]
+
+
+def _guides(kinds: Sequence[int]) -> list[int]:
+    """Text behind the first token of another kind."""
+    return [i for i, kind in enumerate(kinds) if kind == TEXT and any(k > TEXT for k in kinds[:i])]
+
+
+def keep_tgv_kv(
+    psi: list[Layer], kinds: list[int], budget: float | int, *, looked_up: list[float], n_sink: int = 4
+) -> Keeps:
+    """Layers by what text looks up, heads alike; the ends are protected, and text outranks pictures."""
+    tokens, C, H, keeps = tokens_of(kinds), account(kinds, budget), len(psi[0]), []
+    ends = sorted({*tokens[: min(n_sink, C // 4)], tokens[-1]})
+    for layer, total in zip(psi, of_layers(kinds, budget, H, looked_up), strict=True):
+        mean = [sum(column) / H for column in zip(*layer, strict=True)]
+        rank = [s + 1 + max(mean) if kind == TEXT else s for s, kind in zip(mean, kinds, strict=True)]
+        keeps.append([keep_one(rank, kinds, ends, share, share // 2) for share in of_heads(total, H)])
+    return keeps
 
 
 # --- MadaKV as published (arXiv 2506.15724): w_m, phi_m, k_m, phi[l+1] ----------------------------------------

@@ -14,19 +14,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import madakv
-from madakv import ConfigurationError, InputError, KeepPlan, Method, UnsupportedOptionError
+from madakv import ConfigurationError, InputError, KeepPlan, Method, UnsupportedModelError, UnsupportedOptionError
 from madakv.attention.ragged import ragged_partial, weights_on_prompt
 from madakv.cache import RaggedEntries, Tail
 from madakv.hf.cache import RaggedCache
 from madakv.merge import merge_evicted, merge_into_nearest
 from madakv.merge.nearest import merge_into_nearest_reference
 from madakv.methods import resolve
-from madakv.reading import Decisions, Scores
-from madakv.scoring import LayerView
+from madakv.reading import Decisions, Revision, Scores
+from madakv.reading.chunks import Chunks
+from madakv.scoring import LayerView, Rotary
 from madakv.scoring.entropy import cross_modal_entropy
 from tests import tiny
+from tests.allocate_reference import entries_reference
 from tests.rivals import reference
-from tests.rivals.reference import Keeps, Layer, Row
+from tests.rivals.loops import Keeps, Layer, Row, frequencies
 from tests.tolerance import TOLERANCE, assert_same
 
 
@@ -62,10 +64,24 @@ def layers_of(modality: Tensor, *, L: int = 3, H: int = 2, G: int = 2, D: int = 
     def states(heads: int) -> Tensor:
         return torch.randn(B, heads, N, D, generator=generator)
 
+    rotary = Rotary(_turn, _waves(D), ((modality >= 0).cumsum(-1) - 1).clamp_min(0))
     return [
-        LayerView(states(H * G), states(H) + 0.5, states(H), modality, scaling=0.4 + 0.3 * number)
+        LayerView(states(H * G), states(H) + 0.5, states(H), modality, scaling=0.4 + 0.3 * number, rotary=rotary)
         for number in range(L)
     ]
+
+
+def _turn(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    left, right = states.chunk(2, -1)
+    return states * cos[:, None] + torch.cat([-right, left], -1) * sin[:, None]
+
+
+def _waves(D: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def waves(positions: Tensor) -> tuple[Tensor, Tensor]:
+        angle = positions[..., None] * torch.tensor(frequencies(D)).repeat(2)
+        return angle.cos(), angle.sin()
+
+    return waves
 
 
 def decided(method: Method, views: list[LayerView]) -> list[KeepPlan]:
@@ -156,11 +172,33 @@ RIVALS: dict[str, Rival] = {
     "prefixkv without sinks": rival("prefixkv", R.score_prefixkv, R.keep_prefixkv, {"n_sink": 0}),
     "mixkv": rival("mixkv", R.score_mixkv, R.keep_mixkv),
     "mixkv, short window": rival("mixkv", R.score_mixkv, R.keep_mixkv, {"window_size": 3}),
+    "keydiff": rival("keydiff", R.score_keydiff, R.keep_keydiff),
+    "expected_attention": rival("expected_attention", R.score_expected_attention, R.keep_expected_attention),
+    "expected_attention, means alone": rival(
+        "expected_attention",
+        R.score_expected_attention,
+        R.keep_expected_attention,
+        {"n_future_positions": 3, "n_sink": 0, "use_covariance": False, "use_vnorm": False},
+    ),
+    "expected_attention, heads compete": rival(
+        "expected_attention",
+        R.score_expected_attention,
+        R.keep_expected_attention,
+        {"n_future_positions": 20, "n_sink": 1, "epsilon": 0.02, "safeguard": 0.2},
+    ),
+    "kvzip": rival("kvzip", None, R.keep_kvzip),
+    "kvzip, uniform": rival("kvzip", None, R.keep_kvzip, {"budgets": "uniform", "n_sink": 0}),
+    "tgv_kv": rival("tgv_kv", R.score_tgv_kv, R.keep_tgv_kv),
+    "tgv_kv without sinks": rival("tgv_kv", R.score_tgv_kv, R.keep_tgv_kv, {"n_sink": 0}),
     "madakv-paper": rival("madakv-paper", R.score_madakv, R.keep_madakv_paper),
     "madakv-paper, other theta": rival("madakv-paper", R.score_madakv, R.keep_madakv_paper, {"theta": 0.5}),
     "mpa": rival("mpa", R.score_madakv, R.keep_madakv_paper, None, {"compensate": False}),
     "hcc": rival("hcc", R.score_madakv, R.keep_madakv_paper, None, {"adapt": False}),
 }
+
+
+BY_LAYERS = {"meda", "tgv_kv"}
+"""Methods whose layers share by their attention, which scores alone do not tell."""
 
 
 def test_every_published_method_has_a_reference() -> None:
@@ -178,7 +216,11 @@ def test_scores_are_those_of_the_loops(name: str, prompt: str) -> None:
     assert case.score is not None
     for b in range(2):
         want = torch.tensor(case.score(Row.of(view, b), **case.scoring), dtype=torch.float64)
-        assert_same(got[b], want)
+        if want.abs().max() > 1e-9:
+            assert_same(got[b], want)
+        else:
+            # A token alone is like all others, and one that is kept whatever its score has none.
+            assert got[b].abs().max() < 1e-6
         assert (got[b][:, modality[b] < 0] == 0).all(), "padding scores nothing"
 
 
@@ -209,12 +251,17 @@ def test_decisions_are_those_of_the_loops(name: str, prompt: str) -> None:
 def assert_decides_as_the_loops(case: Rival, views: list[LayerView], budget: float | int) -> None:
     """The loops start from the method's own psi, so that no rounding decides between close scores."""
     method = replace(case.method, budget=budget)
-    psi = [method.score(view).double().tolist() for view in views]
+    scores = Scores(method, views[0].modality.device)
+    for view in views:
+        scores.add_layer(view)
+    psi = [scores.final(number).double().tolist() for number in range(len(views))]
     plans = decided(method, views)
     for b in range(len(views[0].modality)):
         options = dict(case.options)
         if method.name == "meda":
             options["entropies"] = [reference.entropy_meda(Row.of(view, b)) for view in views]
+        if method.name == "tgv_kv":
+            options["looked_up"] = [reference.looked_up_tgv_kv(Row.of(view, b)) for view in views]
         kinds = views[0].modality[b].tolist()
         want = case.keep([layer[b] for layer in psi], kinds, budget, **options)
         assert as_lists(plans, b) == want, f"row {b}"
@@ -235,11 +282,11 @@ kinds = st.lists(st.sampled_from([0, 0, 1, 1, 2]), min_size=1, max_size=14)
 def test_decisions_of_small_odd_prompts(
     name: str, rows: list[list[int]], heads: tuple[int, int], L: int, budget: float | int, seed: int
 ) -> None:
-    views = layers_of(left_padded(rows), L=L, H=heads[0], G=heads[1], D=3, seed=seed)
+    views = layers_of(left_padded(rows), L=L, H=heads[0], G=heads[1], seed=seed)
     assert_decides_as_the_loops(RIVALS[name], views, budget)
 
 
-@pytest.mark.parametrize("name", [name for name in RIVALS if name != "meda"])
+@pytest.mark.parametrize("name", [name for name, case in RIVALS.items() if case.method.name not in BY_LAYERS])
 def test_ties_go_to_the_earlier_token(name: str) -> None:
     case, modality = RIVALS[name], left_padded(PROMPTS["long"])
     psi = [torch.where(modality >= 0, 0.25, 0.0)[:, None].expand(2, 2, -1) for _ in range(3)]
@@ -250,7 +297,7 @@ def test_ties_go_to_the_earlier_token(name: str) -> None:
 
 
 @pytest.mark.parametrize("budget", [0.6, 0.3])
-@pytest.mark.parametrize("name", [name for name in RIVALS if name != "meda"])
+@pytest.mark.parametrize("name", [name for name, case in RIVALS.items() if case.method.name not in BY_LAYERS])
 def test_decisions_on_peaked_scores(name: str, budget: float) -> None:
     """A few tokens anywhere hold most of a layer's attention, the more so the deeper it is; heads agree."""
     case, modality = RIVALS[name], left_padded([LONG[:40], LONG[10:35]])
@@ -279,9 +326,86 @@ def test_meda_gives_most_to_the_layer_of_most_entropy() -> None:
     assert (sizes.diff(dim=0) < 0).all()
 
 
-def test_meda_refuses_scores_without_layers() -> None:
-    with pytest.raises(InputError, match="meda shares the budget by the layers' attention"):
-        madakv.allocate([torch.rand(1, 2, 9)], torch.zeros(1, 9, dtype=torch.int64), "meda")
+@pytest.mark.parametrize("name", sorted(BY_LAYERS))
+def test_scores_without_layers_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"{name} shares the budget by the layers' attention"):
+        madakv.allocate([torch.rand(1, 2, 9)], torch.zeros(1, 9, dtype=torch.int64), name)
+
+
+def test_tgv_kv_gives_layers_what_text_looks_up_in_them() -> None:
+    """The text behind a picture sees nothing of it in the second layer, and nothing else in the third."""
+    (view,) = layers_of(left_padded([LONG, LONG]), L=1)
+    hidden = (view.modality > 0)[:, None, None, :]
+    causal = torch.ones(len(LONG), len(LONG)).tril().bool()[None, None]
+    text_rows = (view.modality == 0)[:, None, :, None]
+    own = torch.eye(len(LONG), dtype=torch.bool)
+    blind = replace(view, mask=causal & (~text_rows | ~hidden))
+    gazing = replace(view, mask=causal & (~text_rows | hidden | own))
+    sizes = torch.stack(
+        [plan.counts.sum(-1) for plan in decided(resolve("tgv_kv", budget=0.3), [view, blind, gazing])]
+    )
+    assert (sizes[1] == 0).all()
+    assert (sizes[2] > sizes[0]).all()
+
+
+def test_tgv_kv_keeps_text_before_any_picture() -> None:
+    views = layers_of(left_padded([LONG, LONG]))
+    modality = views[0].modality[0]
+    for plan in decided(resolve("tgv_kv", budget=0.4), views):
+        for kept in plan.indices[0]:
+            if (modality[kept] > 0).any():
+                assert set((modality == 0).nonzero()[:, 0].tolist()) <= set(kept.tolist())
+
+
+@pytest.mark.parametrize(("chunk_size", "n_sink"), [(2000, 4), (30, 4), (12, 0), (7, 3)])
+def test_kvzip_scores_by_the_prompt_read_again(chunk_size: int, n_sink: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the unmodified model's attention over the prompt and its repetition."""
+    model, N = tiny.llama(), 30
+    prompt = torch.randint(5, 97, (1, N))
+    model.set_attn_implementation("eager")
+    try:
+        attentions = model(torch.cat([prompt, prompt], 1), output_attentions=True).attentions
+    finally:
+        model.set_attn_implementation("sdpa")
+    found: list[Tensor] = []
+    plain = Scores.add
+
+    def add(self: Scores, layer: int, psi: Tensor) -> None:
+        found.append(psi[0])
+        plain(self, layer, psi)
+
+    monkeypatch.setattr(Scores, "add", add)
+    with madakv.evict(model, "kvzip", budget=0.3, chunk_size=chunk_size, n_sink=n_sink) as run:
+        model(prompt)
+    wanted = [
+        R.score_kvzip(layer[0].double().tolist(), prompt=N, chunk_size=chunk_size, n_sink=n_sink, heads=2)
+        for layer in attentions
+    ]
+    for got, want in zip(found, wanted, strict=True):
+        assert_same(got, torch.tensor(want))
+    assert run.last is not None
+    assert as_lists(list(run.last.plans), 0) == R.keep_kvzip(wanted, [0] * N, 0.3, n_sink=n_sink)
+
+
+def test_kvzip_leaves_alone_what_it_did_not_read_again() -> None:
+    """Of 48 tokens, 16 are read again: those of the last chunk, and of no other."""
+    modality = torch.zeros(1, 48, dtype=torch.int64)
+    (view,) = layers_of(torch.zeros(1, 64, dtype=torch.int64), L=1)
+    chunks = Chunks(16, 0, modality, torch.arange(32, 48)[None])
+    most = chunks.most(view, torch.ones(1, 16, dtype=torch.bool), 48)
+    assert (most[..., :32] == 0).all()
+    assert (most[..., 32:] > 0).all()
+
+
+def test_expected_attention_needs_to_know_the_rotation() -> None:
+    (view,) = layers_of(left_padded(PROMPTS["long"]), L=1)
+    with pytest.raises(UnsupportedModelError, match="LayerView.rotary"):
+        resolve("expected_attention").score(replace(view, rotary=None))
+
+
+def test_expected_attention_cannot_decide_again() -> None:
+    with pytest.raises(ConfigurationError, match="expected_attention needs the whole prompt"):
+        Revision.check(resolve("expected_attention"))
 
 
 @pytest.mark.parametrize(
@@ -300,6 +424,19 @@ def test_meda_refuses_scores_without_layers() -> None:
         ("h2o", {"lookahead": -1}, "lookahead must be"),
         ("h2o", {"lookahead": True}, "lookahead must be"),
         ("mixkv", {"window_size": "answer"}, "window_size must be"),
+        ("expected_attention", {"n_future_positions": 0}, "n_future_positions must be"),
+        ("expected_attention", {"n_sink": -1}, "n_sink must be"),
+        ("expected_attention", {"use_covariance": 1}, "use_covariance must be"),
+        ("expected_attention", {"use_vnorm": "no"}, "use_vnorm must be"),
+        ("expected_attention", {"epsilon": -0.1}, "epsilon must be"),
+        ("expected_attention", {"safeguard": 2}, "safeguard must be"),
+        ("expected_attention", {"use_vnorm": False, "epsilon": 0.1}, "epsilon=0.1 changes nothing"),
+        ("tgv_kv", {"n_sink": -1}, "n_sink must be"),
+        ("kvzip", {"echo": 0}, "echo must be 'all' or a positive int"),
+        ("kvzip", {"echo": "auto"}, "echo must be 'all' or a positive int"),
+        ("kvzip", {"budgets": "pooled"}, "budgets must be one of"),
+        ("kvzip", {"chunk_size": 0}, "chunk_size must be"),
+        ("kvzip", {"n_sink": 0.5}, "n_sink must be"),
         ("random", {"proxies": 0}, "proxies must be"),
         ("random", {"seed": "x"}, "seed must be"),
     ],
@@ -318,7 +455,7 @@ def test_random_keeps_the_newest_of_the_question_and_anything_else_equally_often
     plans = decided(resolve("random", budget=0.2), views)
     for b in range(2):
         N = int((modality[b] >= 0).sum())
-        C = reference.entries_reference(0.2, N)
+        C = entries_reference(0.2, N)
         kept = torch.zeros(modality.shape[1])
         for plan in plans:
             for positions in plan.indices[b]:
@@ -364,7 +501,7 @@ def test_the_account_holds_for_every_method(name: str, prompt: str) -> None:
         assert len(plans) == L
         for b, row in enumerate(rows):
             N = len(row)
-            average = reference.entries_reference(budget, N)
+            average = entries_reference(budget, N)
             kept = sum(int(plan.counts[b].sum()) for plan in plans)
             assert kept <= average * H * L
             if name in WHOLE_ACCOUNT or average == N:
@@ -384,18 +521,22 @@ def test_a_row_is_decided_as_if_alone(name: str) -> None:
     for b, row in enumerate(PROMPTS["long"]):
         pad = modality.shape[1] - len(row)
         alone = [
-            LayerView(
-                *(states[b : b + 1, :, pad:] for states in (view.query, view.key, view.value)),
+            replace(
+                view,
+                **{name: getattr(view, name)[b : b + 1, :, pad:] for name in ("query", "key", "value")},
                 modality=view.modality[b : b + 1, pad:],
-                scaling=view.scaling,
+                rotary=replace(view.rotary, positions=view.rotary.positions[b : b + 1, pad:]),
             )
             for view in views
+            if view.rotary is not None
         ]
         shifted = [[[i + pad for i in kept] for kept in layer] for layer in as_lists(decided(method, alone), 0)]
         assert as_lists(together, b) == shifted
 
 
-@pytest.mark.parametrize("name", ["prefixkv", "lookm", "streaming_llm", "h2o"])
+@pytest.mark.parametrize(
+    "name", ["prefixkv", "lookm", "streaming_llm", "h2o", "keydiff", "expected_attention", "tgv_kv"]
+)
 def test_padding_is_never_looked_at(name: str) -> None:
     method, modality = resolve(name, budget=0.3), left_padded(PROMPTS["long"])
     views = layers_of(modality)
@@ -540,7 +681,8 @@ def test_merging_none_drops_what_is_evicted() -> None:
 
 # --- Lookahead ------------------------------------------------------------------------------------------------
 
-DECIDED_BY_SCORES = sorted(set(madakv.list_methods()) - {"full", "meda", "random"})
+DECIDED_BY_SCORES = sorted(set(madakv.list_methods()) - {"full", "random", "kvzip"} - BY_LAYERS)
+"""Of `kvzip`, what is recorded has not heard the echo yet."""
 
 
 @pytest.fixture
@@ -582,7 +724,11 @@ def test_lookahead_adds_what_the_first_tokens_attend_to(name: str, n: int, recor
     N = inputs["input_ids"].shape[1]
     tokens, attentions = unmodified(model, inputs, n + 1)
     # What is recorded is psi before it is weighed by values.
-    options = {"values": False, "answer_weight": 1.0, "context": 0, "echo": 0} if name == "madakv" else {}
+    weighed: dict[str, dict[str, Any]] = {
+        "madakv": {"values": False, "answer_weight": 1.0, "context": 0, "echo": 0},
+        "expected_attention": {"use_vnorm": False},
+    }
+    options = weighed.get(name, {})
     with madakv.evict(model, name, budget=0.25, lookahead=n, **options) as run:
         got = tiny.greedy(model, inputs, n + 3)
     assert run.last is not None
@@ -656,7 +802,7 @@ def test_lookahead_puts_off_eviction_and_then_frees_the_prompt() -> None:
     assert run.last.kv_bytes == cache.full_nbytes // 5
 
 
-@pytest.mark.parametrize("name", ["meda", "prefixkv"])
+@pytest.mark.parametrize("name", ["meda", "prefixkv", "tgv_kv"])
 def test_methods_that_see_all_layers_evict_with_the_prefill(name: str) -> None:
     model, inputs = tiny.llava(), tiny.document()
     with madakv.evict(model, name, budget=0.25) as run:

@@ -54,6 +54,16 @@ class RankedPlans:
         """Keep these whatever their rank, [B, N] bool, as far as they fit."""
         self._protect = tokens
 
+    def first(self, count: Tensor) -> Tensor:
+        """[B, N] bool: so many first tokens of each row, [B] int64."""
+        valid = self.modality != Modality.PADDING
+        return valid & (valid.cumsum(-1) <= count[:, None])
+
+    def protect_ends(self, n_sink: int) -> None:
+        """Keep the first tokens, a quarter of an average share at most, and the last one, as far as they fit."""
+        last = newest(self.modality != Modality.PADDING, 1)
+        self.protect(self.first(torch.clamp(self.average // 4, max=n_sink)) | last)
+
     def share_layers(self, weights: Tensor, floor: Tensor | None = None) -> None:
         """Set the shares of the layers before the first is decided.
 

@@ -318,4 +318,4 @@ def methods() -> None:
         from madakv.methods import list_methods, resolve
 
         for name in list_methods():
-            typer.echo(f"{name:14} {resolve(name)!r}")
+            typer.echo(f"{name:18} {resolve(name)!r}")

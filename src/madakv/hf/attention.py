@@ -92,6 +92,7 @@ def attention(
             sinks=s_aux,
             projection=projection,
             divisor=_divisor(projection, out, reading),
+            rotary=None if layer.rope is None else layer.rope.of(module),
         )
         reading.layer(view)
     return out, None

@@ -143,7 +143,7 @@ class RaggedCache(Cache):
         else:
             self.reading = reading.revision()
         for layer in self.ragged_layers:
-            layer.norms = {}
+            layer.norms, layer.rope = {}, None
         if self._room is not None:
             self._set_tails()
         return plans

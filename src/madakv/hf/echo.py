@@ -103,7 +103,7 @@ class Echo:
         places, heard = places.to(given.device), heard.to(given.device)
         E = places.shape[1]
         cache.cut_at(N)
-        reading.add_probe(probes.echo(reading.method, heard))
+        reading.add_probe(probes.echo(reading.method, heard, reading.prompt.modality, places))
         changed = {name: torch.cat([given, _picked(given, places)], 1)}
         if (mask := kwargs.get("attention_mask")) is not None:
             # What fills up shorter echoes stands last, where nothing that is heard sees it.
@@ -152,7 +152,7 @@ class Echo:
         for other, value in kwargs.items():
             if other not in _EXTENDED and isinstance(value, Tensor) and value.shape[1:2] == (N,):
                 told[other] = _picked(value, places)
-        with put_back(cache), reading.hearing_echo(heard):
+        with put_back(cache), reading.hearing_echo(places, heard):
             module(**told, past_key_values=cache, use_cache=True)
         cache.forget_tail()
 

@@ -11,6 +11,7 @@ from transformers.cache_utils import CacheLayerMixin
 
 from madakv.cache import Entries, LayerMemory, RaggedEntries
 from madakv.errors import UnsupportedOptionError
+from madakv.hf.rotary import Rope
 
 IMPLEMENTATION = "madakv"
 """The name under which transformers knows madakv's attention; configs carry it inside `madakv.evict` only."""
@@ -38,6 +39,7 @@ class RaggedLayer(CacheLayerMixin):
         number: as given.
         memory: what the layer holds.
         norms: between attention and the residual stream, by the ids of the attention modules, while a prompt is read.
+        rope: the positions of the prompt's tokens and what they turn, while it is read.
     """
 
     is_sliding = False
@@ -51,6 +53,7 @@ class RaggedLayer(CacheLayerMixin):
         self.number = number
         self.memory = LayerMemory(store)
         self.norms: Mapping[int, torch.nn.Module] = {}
+        self.rope: Rope | None = None
         self.device = torch.device("cpu")
         self._arriving = 0
 
@@ -131,4 +134,4 @@ class RaggedLayer(CacheLayerMixin):
     def reset(self) -> None:
         """Forget everything; the next tokens are a new prompt."""
         self.memory.clear()
-        self.norms, self._arriving, self.is_initialized = {}, 0, False
+        self.norms, self.rope, self._arriving, self.is_initialized = {}, None, 0, False

@@ -14,6 +14,7 @@ from madakv.hf.cache import RaggedCache
 from madakv.hf.generate import run_cache
 from madakv.hf.options import check_forward_options, check_later_pass, hidden_by, modality_of, new_tokens
 from madakv.hf.record import note_kept_whole, record
+from madakv.hf.rotary import Rope
 from madakv.modality import Modality
 from madakv.run import Run
 
@@ -80,6 +81,18 @@ def require_cache(_module: torch.nn.Module, _args: tuple[Any, ...], kwargs: dict
         raise UnsupportedOptionError(
             "inside `madakv.evict`, call the model that was given to it: not a part of it, and not its .forward"
         )
+
+
+def note_positions(decoder: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Before the decoder reads a prompt: its layers are told of the positions, which nobody tells attention."""
+    cache: RaggedCache = kwargs["past_key_values"]
+    reading = cache.prompt_ahead
+    if reading is None:
+        return
+    given = dict(zip(inspect.signature(decoder.forward).parameters, args, strict=False)) | kwargs
+    rope = Rope(getattr(decoder, "rotary_emb", None), given.get("position_ids"), reading.tokens)
+    for layer in cache.ragged_layers:
+        layer.rope = rope
 
 
 class RecordPass:

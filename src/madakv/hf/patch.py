@@ -18,7 +18,7 @@ from madakv.hf.full import RecordFull
 from madakv.hf.generate import guarded, run_cache
 from madakv.hf.kinds import takes_kinds
 from madakv.hf.layer import IMPLEMENTATION
-from madakv.hf.passes import PreparePass, RecordPass, require_cache
+from madakv.hf.passes import PreparePass, RecordPass, note_positions, require_cache
 from madakv.hf.supported import check_supported, refuse_compile
 from madakv.methods import Full
 from madakv.run import Run
@@ -67,6 +67,8 @@ def _evicting(model: PreTrainedModel, run: Run, configs: list[Any], stack: ExitS
         echo = Echo(model.config)
         stack.enter_context(_hooked(decoder.register_forward_pre_hook(echo.before, with_kwargs=True)))
         stack.enter_context(_hooked(decoder.register_forward_hook(echo.after, with_kwargs=True)))
+    # Behind the echo's, so that its tokens have positions, too.
+    stack.enter_context(_hooked(decoder.register_forward_pre_hook(note_positions, with_kwargs=True)))
     overrides: dict[str, Any] = {
         "generate_batch": _refuse_generate_batch,
         "compile": refuse_compile,

@@ -143,7 +143,7 @@ class ReadPrompt:
                     reading.scores.add_layer(view)
             if echoes:
                 places, heard = reading.echo_places(most_echoed(reading, model.config))
-                with reading.hearing_echo(heard):
+                with reading.hearing_echo(places, heard):
                     if places.shape[1]:
                         read_more(model, waiting, [self.ids[place] for place in places[0].tolist()])
                 waiting.forget_tail()

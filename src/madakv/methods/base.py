@@ -69,6 +69,8 @@ class Method(metaclass=Renaming):
     name: ClassVar[str]
     sees_all_layers: ClassVar[bool] = False
     """Whether every layer must be scored before the first is evicted, which costs the full cache's peak."""
+    decides_once: ClassVar[bool] = False
+    """Whether it scores by what later tokens do not have, so that no trigger can decide again."""
     renamed: ClassVar[Mapping[str, str]] = {}
     """Options by their former names, which work for one more version."""
 
@@ -148,6 +150,11 @@ class Method(metaclass=Renaming):
     def relevance(self, view: LayerView) -> Tensor:
         """What the question is after, [B, N] fp32, summed over layers: where not all text is read again."""
         raise RuntimeError(f"{self.label} has no echo, and looks for nothing at {tuple(view.modality.shape)}")
+
+    @property
+    def echo_chunk(self) -> tuple[int, int] | None:
+        """Of an echo in chunks, the prompt's tokens in each, and how many first ones are in all; None: no chunks."""
+        return None
 
     @property
     def merge(self) -> Merge | None:

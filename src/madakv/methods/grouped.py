@@ -27,6 +27,15 @@ AUTOMATIC_ECHO = 0.2
 """Share of a prompt's tokens: reading it then takes at most 1.3 times as long."""
 
 
+def most_echoed(echo: int | Literal["auto", "all"], tokens: Tensor) -> Tensor:
+    """How many text tokens of prompts of so many tokens the option `echo` asks for, at most; both [B] int64."""
+    if echo == "all":
+        return tokens
+    if echo == "auto":
+        return (tokens.to(torch.float64) * AUTOMATIC_ECHO).to(torch.int64)
+    return torch.full_like(tokens, echo)
+
+
 @dataclass(frozen=True, kw_only=True)
 class GroupedMethod(Method):
     """A method that scores by attention.
@@ -118,11 +127,7 @@ class GroupedMethod(Method):
 
     def most_echoed(self, tokens: Tensor) -> Tensor:
         """As asked for."""
-        if self.echo == "all":
-            return tokens
-        if self.echo == "auto":
-            return (tokens.to(torch.float64) * AUTOMATIC_ECHO).to(torch.int64)
-        return torch.full_like(tokens, self.echo)
+        return most_echoed(self.echo, tokens)
 
     def relevance(self, view: LayerView) -> Tensor:
         """What the queries of `heard` are after."""

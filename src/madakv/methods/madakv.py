@@ -13,6 +13,7 @@ from madakv.budget import (
     SharedPool,
     apportion,
     best_of_all_heads,
+    per_head,
     preference,
     prompt_entries,
     top_of_each_modality,
@@ -29,7 +30,7 @@ from madakv.scoring.pooling import pool
 from madakv.scoring.proxies import newest
 from madakv.scoring.values import output_norms
 
-Shape = Literal["ragged", "layers-even", "rectangular"]
+Shape = Literal["ragged", "layers-even", "heads-even", "rectangular"]
 """Which heads may differ in how many entries they keep; see `MadaKV.shape`."""
 
 
@@ -52,7 +53,8 @@ class MadaKV(ProxyMethod):
         safeguard: share of its even part, and of that part's split between modalities, that each head is sure of.
         shape: how many entries heads keep. `"ragged"`: as many as competition among all layers leaves them.
             `"layers-even"`: all layers keep equally many, and the heads of one compete for what is beyond their
-            safeguards (as in AdaKV, arXiv 2407.11550). `"rectangular"`: all heads keep equally many.
+            safeguards (as in AdaKV, arXiv 2407.11550). `"heads-even"`: layers keep as many as competition leaves
+            them, and the heads of one share that evenly. `"rectangular"`: all heads keep equally many.
         weights: see `Weights`.
     """
 
@@ -116,7 +118,7 @@ class MadaKV(ProxyMethod):
         idle = super().idle()
         if self.shape == "rectangular":
             idle["safeguard"] = "shape=rectangular"
-        elif self.shape == "ragged" and not self.safeguard:
+        elif self.shape in ("ragged", "heads-even") and not self.safeguard:
             idle["protected"] = "safeguard=0.0"
         return idle
 
@@ -128,6 +130,8 @@ class MadaKV(ProxyMethod):
         """Competition among all layers, within them, or none."""
         if self.shape == "ragged":
             return _Pooled(self, modality, heads, layers)
+        if self.shape == "heads-even":
+            return _HeadsEven(self, modality, heads, layers)
         return _Even(self, modality, heads)
 
 
@@ -169,11 +173,54 @@ class _Pooled(_Split):
     def decide(self, psi: Tensor) -> KeepPlan:
         ranking = self.ranking(psi)
         split, _ = self.split(psi)
-        self.pool.add(ranking, self.valid, self.keep(ranking, split))
-        return self.pool.plans[-1]
+        self.add(ranking, self.keep(ranking, split))
+        return self.plans[-1]
+
+    def add(self, ranking: Tensor, sure: Tensor) -> None:
+        """Let one more layer compete; both [B, H, N], the second bool."""
+        self.pool.add(ranking, self.valid, sure)
+
+    @property
+    def plans(self) -> list[KeepPlan]:
+        """Of the layers so far."""
+        return self.pool.plans
 
     def narrowed(self, plans: list[KeepPlan]) -> list[KeepPlan]:
-        return self.pool.plans[: len(plans)]
+        return self.plans[: len(plans)]
+
+
+class _HeadsEven(_Pooled):
+    """Layers get what competition leaves them, and each of their heads an even part of it.
+
+    What a layer gets only becomes less while later ones are read, and a head's smaller part lies in its larger one.
+    """
+
+    def __init__(self, method: MadaKV, modality: Tensor, heads: int, layers: int) -> None:
+        super().__init__(method, modality, heads, layers)
+        self._heads = heads
+        self._plans: list[KeepPlan] = []
+        # Of every entry of these plans, how many of its own head are better.
+        self._better: list[Tensor] = []
+
+    def add(self, ranking: Tensor, sure: Tensor) -> None:
+        super().add(ranking, sure)
+        own = ranking.masked_fill(sure, float("inf")).masked_fill(~self.valid, float("-inf"))
+        better = own.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+        self._plans.append(KeepPlan.from_mask(self.valid))
+        self._better.append(better[self.valid])
+        for layer, pooled in enumerate(self.pool.plans):
+            self._narrow(layer, per_head(pooled.counts.sum(-1), self._heads))
+
+    def _narrow(self, layer: int, share: Tensor) -> None:
+        """Keep no more of a layer's entries than each head's share, [B, H] int64."""
+        plan = self._plans[layer]
+        if not torch.equal(plan.counts, share):
+            stays = self._better[layer] < share.flatten()[plan.owners()]
+            self._plans[layer], self._better[layer] = plan.subset(stays), self._better[layer][stays]
+
+    @property
+    def plans(self) -> list[KeepPlan]:
+        return self._plans
 
 
 class _Even(_Split):

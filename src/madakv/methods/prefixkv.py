@@ -60,13 +60,8 @@ class PrefixKV(Method):
 
     def allocator(self, modality: Tensor, *, heads: int, layers: int) -> Allocator:
         """Shares of the layers by cumulative priority."""
-        valid = modality != Modality.PADDING
-        place = valid.cumsum(-1) - 1
         plans = RankedPlans(modality, heads=heads, layers=layers, budget=self.budget)
-        ends = (place < torch.clamp(plans.average // 4, max=self.n_sink)[:, None]) | (
-            place == plans.tokens[:, None] - 1
-        )
-        plans.protect(valid & ends)
+        plans.protect_ends(self.n_sink)
         return _ByPriority(plans)
 
 

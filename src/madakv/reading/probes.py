@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 
 from madakv.methods import Method
 from madakv.modality import Modality
+from madakv.reading.chunks import Chunks
 from madakv.scoring import LayerView, attention_paid, most_attention
 
 Reduction = Literal["each", "most"]
@@ -32,11 +33,13 @@ class Probe:
             the others are padding there. None: whatever is read after the prompt's pass.
         reduce: over tokens.
         weight: what the attention of a token, or the most of several, [B, H, G, N] fp32, adds to psi [B, H, N].
+        chunks: of an echo whose tokens compete for attention within stretches of the prompt; None: over all of it.
     """
 
     heard: Tensor | None
     reduce: Reduction
     weight: Callable[[Tensor], Tensor]
+    chunks: Chunks | None = None
 
     @property
     def span(self) -> int:
@@ -62,6 +65,9 @@ class Probe:
             return
         behind = view.key.shape[2] - start - self.span
         heard = self.heard.to(view.key.device)
+        if self.chunks is not None:
+            yield self.weight(self.chunks.most(view, heard, start))
+            return
         if self.reduce == "most":
             yield self.weight(most_attention(view, pad(heard, (start, behind)))[..., :prompt])
             return
@@ -76,8 +82,6 @@ class Probe:
         Args:
             paid: [B, H, G, Q, N] fp32, what each of them pays.
         """
-        if self.reduce == "most":
-            return self.weight(paid.amax(3))
         # One after another: a maximum over groups is not linear.
         B, Q = paid.shape[0], paid.shape[3]
         each: Tensor = self.weight(paid.permute(3, 0, 1, 2, 4).flatten(0, 1))
@@ -102,9 +106,21 @@ def draft(method: Method, heard: Tensor) -> Probe:
     return Probe(heard, "each", method.later_score)
 
 
-def echo(method: Method, heard: Tensor) -> Probe:
-    """Text of the prompt that is read again, with it or in a later pass; `heard`: [B, n] bool."""
-    return Probe(heard, "most", method.echo_score)
+def echo(method: Method, heard: Tensor, modality: Tensor, places: Tensor) -> Probe:
+    """Text of the prompt that is read again, with it or in a later pass.
+
+    Args:
+        method: that weighs it.
+        heard: [B, n] bool, what is more than padding.
+        modality: [B, N] of the prompt.
+        places: [B, n] int64, where the text stands in it.
+    """
+    chunks = None
+    if method.echo_chunk is not None:
+        size, first = method.echo_chunk
+        if int((modality != Modality.PADDING).sum(-1).max()) > size:
+            chunks = Chunks(size, first, modality, places.to(modality.device))
+    return Probe(heard, "most", method.echo_score, chunks)
 
 
 def lookahead(method: Method) -> Probe:

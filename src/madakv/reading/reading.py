@@ -179,13 +179,15 @@ class Reading:
         return echo_places(self.prompt.modality, most.to(self.prompt.modality.device), self._relevance)
 
     @contextmanager
-    def hearing_echo(self, heard: Tensor) -> Iterator[None]:
+    def hearing_echo(self, places: Tensor, heard: Tensor) -> Iterator[None]:
         """What is read inside the block, in one pass, is the prompt's text once more; nothing is decided meanwhile.
 
         Args:
+            places: [B, E] int64, where the text stands in the prompt.
             heard: [B, E] bool, what is more than padding.
         """
-        before, self._listener, self._awaits_echo = self._listener, echo(self.method, heard), False
+        before, self._awaits_echo = self._listener, False
+        self._listener = echo(self.method, heard, self.prompt.modality, places)
         try:
             yield
         finally:

@@ -74,9 +74,9 @@ class Revision:
         """Refuse methods that can decide once alone.
 
         Raises:
-            ConfigurationError: it looks at the whole prompt's attention, or merges what it evicts.
+            ConfigurationError: it looks at the whole prompt's attention or queries, or merges what it evicts.
         """
-        if method.sees_all_layers or method.merge is not None:
+        if method.sees_all_layers or method.decides_once or method.merge is not None:
             raise ConfigurationError(f"{method.label} needs the whole prompt to decide, and can do so once alone")
 
     def announce(self, modality: Tensor) -> None:

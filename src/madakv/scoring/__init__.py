@@ -11,6 +11,7 @@ from madakv.scoring.context import context_attention_reference, proxy_and_contex
 from madakv.scoring.most import most_attention, most_attention_reference
 from madakv.scoring.projection import OutputProjection
 from madakv.scoring.proxies import ProxyRule, proxy_mask, spread_mask
+from madakv.scoring.rotary import Rotary
 from madakv.scoring.view import LayerView
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "LayerView",
     "OutputProjection",
     "ProxyRule",
+    "Rotary",
     "attention_paid",
     "context_attention_reference",
     "most_attention",

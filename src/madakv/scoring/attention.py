@@ -49,7 +49,7 @@ def attention_paid(view: LayerView, queries: Tensor) -> Tensor:
 
     Args:
         view: the layer's prefill.
-        queries: [..., B, N] bool; leading axes are sets.
+        queries: [..., B, N] bool, or how much each query counts, fp32; leading axes are sets.
 
     Returns:
         [..., B, H, G, N] fp32, zero at padding.
@@ -58,7 +58,7 @@ def attention_paid(view: LayerView, queries: Tensor) -> Tensor:
     G = view.query.shape[1] // H
     sets = queries.reshape(-1, B, N)
     paid = torch.zeros(len(sets), B, H, G, N, dtype=torch.float32, device=view.key.device)
-    for b, heads, rows, alpha in pieces(view, sets.any(0)):
+    for b, heads, rows, alpha in pieces(view, (sets != 0).any(0)):
         paid[:, b, heads, :, : alpha.shape[-1]] += (sets[:, b, rows].float() @ alpha).permute(2, 0, 1, 3)
     return paid.view(*queries.shape[:-2], B, H, G, N)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from madakv.scoring.projection import OutputProjection
+from madakv.scoring.rotary import Rotary
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,6 +26,7 @@ class LayerView:
         sinks: [Hq] logits of a virtual key that takes attention and has no value; None = none.
         projection: o_proj, what becomes of the heads' outputs; None = nobody knows.
         divisor: [B] what an RMSNorm behind o_proj divides by; None = there is none.
+        rotary: how queries and keys were turned by their positions; None = nobody knows.
     """
 
     query: Tensor
@@ -37,6 +39,7 @@ class LayerView:
     sinks: Tensor | None = None
     projection: OutputProjection | None = None
     divisor: Tensor | None = None
+    rotary: Rotary | None = None
 
     def prefix(self, length: int) -> LayerView:
         """The view of the first `length` tokens alone."""
@@ -48,9 +51,10 @@ class LayerView:
             value=self.value[:, :, cut],
             modality=self.modality[:, cut],
             mask=None if self.mask is None else self.mask[:, :, cut, cut],
+            rotary=None if self.rotary is None else self.rotary.prefix(length),
         )
 
     def without_tokens(self) -> LayerView:
         """The view of no token at all, which holds on to none: what remains is how the layer attends."""
         none = {name: getattr(self, name)[:, :, :0].clone() for name in ("query", "key", "value")}
-        return replace(self, **none, modality=self.modality[:, :0].clone(), mask=None)
+        return replace(self, **none, modality=self.modality[:, :0].clone(), mask=None, rotary=None)
