@@ -57,18 +57,22 @@ RUN := $(BIN)/madakv
 BUDGETS := 0.5,0.2,0.1,0.05,0.02
 PUBLISHED := full,random,streaming_llm,h2o,snapkv,pyramidkv,adakv,lookm,meda,prefixkv,mixkv
 PUBLISHED := $(PUBLISHED),snapkv:window_size=question:kernel_size=1,mpa,hcc,madakv-paper
-PUBLISHED := $(PUBLISHED),madakv-paper:protected=0.0,madakv
+PUBLISHED := $(PUBLISHED),madakv-paper:protected=0.0,keydiff,expected_attention,tgv_kv,kvzip,kvzip:budgets=uniform
+# The last reads as many tokens again as our default does.
+PUBLISHED := $(PUBLISHED),kvzip:echo=auto,madakv
+# What even plans cost: engines hold them more easily.
+SHAPES := madakv:shape=heads-even,madakv:shape=layers-even,madakv:shape=rectangular
 # What helps us, for rivals as well: the question as their window, the prompt's own queries, an echo, a draft.
-HELP := window_size=question:context=64:echo=256
-HELPED := full,madakv,madakv:echo=256,madakv:echo=0
+HELP := window_size=question:context=64:echo=auto
+HELPED := full,madakv,madakv:echo=all,madakv:echo=0,$(SHAPES)
 HELPED := $(HELPED),snapkv:$(HELP):kernel_size=1,adakv:$(HELP):kernel_size=1,mixkv:$(HELP)
-DRAFT := full,madakv:draft=8,madakv:draft=8:echo=256,madakv:draft=8:echo=0,madakv-paper:draft=8,snapkv:draft=8
+DRAFT := full,madakv:draft=8,madakv:draft=8:echo=all,madakv:draft=8:echo=0,madakv-paper:draft=8,snapkv:draft=8
 DRAFT := $(DRAFT),adakv:draft=8:answer_weight=4.0:$(HELP):kernel_size=1,mixkv:draft=8:answer_weight=4.0:$(HELP)
 EVEN := shape=rectangular
-CHOICES := full,madakv,madakv:shape=layers-even,madakv:$(EVEN),madakv:safeguard=0.0,madakv:safeguard=0.2
-CHOICES := $(CHOICES),madakv:safeguard=0.7,madakv:values=False,madakv:text_pooling=5,madakv:echo=0:text_pooling=5
+CHOICES := full,madakv,madakv:safeguard=0.0,madakv:safeguard=0.2
+CHOICES := $(CHOICES),madakv:safeguard=0.7,madakv:values=False,madakv:text_pooling=5
 CHOICES := $(CHOICES),madakv:protected=0.0,madakv:protected=1.0,madakv:context=0,madakv:context=256,madakv:echo=0
-CHOICES := $(CHOICES),madakv:context=0:echo=0,madakv:echo=64,madakv:echo=256,madakv:echo_weight=0.25,madakv:echo_weight=2.0
+CHOICES := $(CHOICES),madakv:context=0:echo=0,madakv:echo=64,madakv:echo=all,madakv:echo_weight=0.5,madakv:echo_weight=16.0
 CHOICES := $(CHOICES),madakv:groups=max,madakv:proxies=4,madakv:proxies=8,madakv:proxies=32
 CHOICES := $(CHOICES),madakv:lookahead=2,madakv:draft=2,madakv:draft=4,madakv:draft=8,madakv:draft=8:answer_weight=1.0
 CHOICES := $(CHOICES),madakv:draft=8:answer_weight=16.0,madakv:draft=8:$(EVEN),mpa,madakv-paper,madakv-paper:theta=0.5
@@ -86,7 +90,7 @@ results-%:
 	$(RUN) eval --model $* --suite long-512 --methods $(DRAFT) --budgets $(BUDGETS) --samples 30 --out results/$*/draft
 	$(RUN) eval --model $* --suite long-512 --methods $(CHOICES) --budgets 0.2,0.1,0.05 --samples 12 --seed 100000 \
 		--out results/$*/choices
-	$(RUN) eval --model $* --suite long --methods full,snapkv,mixkv,madakv,madakv:echo=256,madakv:draft=8 \
+	$(RUN) eval --model $* --suite long --methods full,snapkv,mixkv,madakv,madakv:echo=all,madakv:draft=8 \
 		--budgets 0.2,0.05 --samples 12 --out results/$*/lengths
 	$(RUN) eval --model $* --suite long-1024 --methods full --samples 200 --out results/$*/full-1024
 	$(RUN) eval --model $* --suite long-4096 --methods full --samples 60 --out results/$*/full-4096

@@ -248,10 +248,11 @@ def test_nothing_is_scored_where_nothing_is_evicted() -> None:
 
 def test_relevance_is_what_the_question_pays_beyond_what_is_usual() -> None:
     view, question = make_view(), proxy_mask(MODALITY, 3)
+    got = relevance(*proxy_and_context_attention(view, question, 64), question)
     paid = proxy_attention_reference(view, question) / question.sum(-1)[:, None, None]
     usual = context_attention_reference(view, 64)
     wanted = ((paid - usual).clamp_min(0) / (usual + 1e-3)).sum(1).masked_fill(question, 0)
-    torch.testing.assert_close(relevance(view, question).double(), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-4, atol=1e-5)
 
 
 def test_what_every_query_looks_at_is_not_what_is_asked_for() -> None:
@@ -263,4 +264,4 @@ def test_what_every_query_looks_at_is_not_what_is_asked_for() -> None:
     view = LayerView(query, key, key, torch.zeros(1, N, dtype=torch.int64), scaling=1.0)
     question = proxy_mask(view.modality, 4)
     assert proxy_attention(view, question)[0, 0].argmax() == sink
-    assert relevance(view, question)[0].argmax() == asked
+    assert relevance(*proxy_and_context_attention(view, question, 64), question)[0].argmax() == asked

@@ -147,10 +147,6 @@ class Method(metaclass=Renaming):
         """How many text tokens of prompts of so many tokens are read again, at most; both [B] int64."""
         return torch.zeros_like(tokens)
 
-    def relevance(self, view: LayerView) -> Tensor:
-        """What the question is after, [B, N] fp32, summed over layers: where not all text is read again."""
-        raise RuntimeError(f"{self.label} has no echo, and looks for nothing at {tuple(view.modality.shape)}")
-
     @property
     def echo_chunk(self) -> tuple[int, int] | None:
         """Of an echo in chunks, the prompt's tokens in each, and how many first ones are in all; None: no chunks."""
@@ -164,6 +160,10 @@ class Method(metaclass=Renaming):
     @abstractmethod
     def score(self, view: LayerView) -> Tensor:
         """psi, [B, H, N] fp32, from one layer's prefill."""
+
+    def score_and_seek(self, view: LayerView) -> tuple[Tensor, Tensor]:
+        """The same psi, and what the question is after, [B, N] fp32: where not all text is read again."""
+        raise RuntimeError(f"{self.label} has no echo, and looks for nothing at {tuple(view.modality.shape)}")
 
     def worth(self, view: LayerView) -> Tensor | None:  # noqa: ARG002
         """What psi is multiplied by once all queries have been heard, [B, H, N] fp32; None: nothing."""

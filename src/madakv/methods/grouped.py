@@ -21,7 +21,7 @@ from madakv.scoring import (
     proxy_attention,
     proxy_mask,
 )
-from madakv.scoring.relevance import relevance
+from madakv.scoring.relevance import USUAL, relevance
 
 AUTOMATIC_ECHO = 0.2
 """Share of a prompt's tokens: reading it then takes at most 1.3 times as long."""
@@ -116,6 +116,16 @@ class GroupedMethod(Method):
         attention, expected = proxy_and_context_attention(view, heard, weights.context, weights.groups)
         return self.weigh(attention, view) + expected * weights.context_weight
 
+    @final
+    def score_and_seek(self, view: LayerView) -> tuple[Tensor, Tensor]:
+        """What these queries are after is told by the same attention."""
+        heard, weights = self.heard(view.modality), self.weights
+        attention, expected = proxy_and_context_attention(view, heard, weights.context or USUAL, weights.groups)
+        psi = self.weigh(attention, view)
+        if weights.context:
+            psi = psi + expected * weights.context_weight
+        return psi, relevance(attention, expected, heard)
+
     def later_score(self, attention: Tensor) -> Tensor:
         """The mean or the maximum over the group."""
         return over_groups(attention, self.weights.groups) * self.weights.answer_weight
@@ -128,10 +138,6 @@ class GroupedMethod(Method):
     def most_echoed(self, tokens: Tensor) -> Tensor:
         """As asked for."""
         return most_echoed(self.echo, tokens)
-
-    def relevance(self, view: LayerView) -> Tensor:
-        """What the queries of `heard` are after."""
-        return relevance(view, self.heard(view.modality))
 
     def echo_score(self, most: Tensor) -> Tensor:
         """The mean or the maximum over the group."""

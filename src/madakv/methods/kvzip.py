@@ -16,8 +16,8 @@ from madakv.methods.grouped import most_echoed
 from madakv.methods.options import check_choice, check_number, is_count
 from madakv.modality import Modality
 from madakv.plan import KeepPlan
-from madakv.scoring import LayerView, proxy_mask
-from madakv.scoring.relevance import relevance
+from madakv.scoring import LayerView, proxy_and_context_attention, proxy_mask
+from madakv.scoring.relevance import USUAL, relevance
 
 Budgets = Literal["headwise", "uniform"]
 """`"headwise"`: all heads of all layers compete; `"uniform"`: all keep equally many."""
@@ -81,9 +81,11 @@ class KVzip(Method):
         """As asked for."""
         return most_echoed(self.echo, tokens)
 
-    def relevance(self, view: LayerView) -> Tensor:
+    def score_and_seek(self, view: LayerView) -> tuple[Tensor, Tensor]:
         """What the question is after, as for ours."""
-        return relevance(view, proxy_mask(view.modality))
+        question = proxy_mask(view.modality)
+        paid, usual = proxy_and_context_attention(view, question, USUAL)
+        return self.score(view), relevance(paid, usual, question)
 
     @property
     def echo_chunk(self) -> tuple[int, int] | None:

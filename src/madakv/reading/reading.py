@@ -114,9 +114,9 @@ class Reading:
         N = self.prompt.length
         own = view.prefix(N)
         number = len(self.scores)
-        self.scores.add_layer(own)
-        if self._awaits_echo:
-            self._relevance += self.method.relevance(own).to(self._relevance.device)
+        sought = self.scores.add_layer(own, seek=self._awaits_echo)
+        if sought is not None:
+            self._relevance += sought
         start = N
         for probe in self._probes:
             for psi in probe.listen(view, start, N):

@@ -33,18 +33,24 @@ class Scores:
         other._psi, other._worth = list(self._psi), list(self._worth)
         return other
 
-    def add_layer(self, view: LayerView) -> None:
+    def add_layer(self, view: LayerView, *, seek: bool = False) -> Tensor | None:
         """Score the next layer.
+
+        Args:
+            view: of the layer.
+            seek: whether to tell what the question is after, [B, N] fp32.
 
         Raises:
             InputError: its attention or its values are not finite.
         """
         number = len(self._psi)
         worth = self._method.worth(view)
-        self._psi.append(self._method.score(view).to(self._device))
+        psi, sought = self._method.score_and_seek(view) if seek else (self._method.score(view), None)
+        self._psi.append(psi.to(self._device))
         self._worth.append(None if worth is None else worth.to(self._device))
         if not bool(torch.isfinite(self.final(number)).all()):
             raise InputError(_not_finite(view, number))
+        return None if sought is None else sought.to(self._device)
 
     def add(self, layer: int, psi: Tensor) -> None:
         """Add what a probe has heard, [B, H, N] fp32."""
