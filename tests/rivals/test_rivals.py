@@ -433,7 +433,7 @@ def test_expected_attention_cannot_decide_again() -> None:
         ("expected_attention", {"use_vnorm": False, "epsilon": 0.1}, "epsilon=0.1 changes nothing"),
         ("tgv_kv", {"n_sink": -1}, "n_sink must be"),
         ("kvzip", {"echo": 0}, "echo must be 'all', 'auto' or a positive int"),
-        ("kvzip", {"echo": "auto"}, "echo must be 'all', 'auto' or a positive int"),
+        ("kvzip", {"echo": "always"}, "echo must be 'all', 'auto' or a positive int"),
         ("kvzip", {"budgets": "pooled"}, "budgets must be one of"),
         ("kvzip", {"chunk_size": 0}, "chunk_size must be"),
         ("kvzip", {"n_sink": 0.5}, "n_sink must be"),
