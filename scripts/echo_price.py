@@ -1,6 +1,6 @@
 """What an echo adds to a prefill, by the share of text in the prompt: CPU time and FLOPs, beside reading without.
 
-    python scripts/echo_price.py --model smollm2 --tokens 1300,3000 --text 0.1,0.3,1.0 --out results/speed/echo.json
+    python scripts/echo_price.py --model smollm2 --tokens 1300,3000 --text 0.1,0.3,1.0 --out results/speed/echo
 
 The rest of the prompt counts as pictures, so that it is not read again. Times are of one thread, the contenders in
 turn; ratios are medians of the rounds' ratios to `full`, transformers' own cache, of the same round. FLOPs are of
@@ -20,6 +20,7 @@ import torch
 
 import madakv
 from madakv.loading import load
+from madakv.markdown import markdown_table
 from madakv.methods import from_text
 from madakv.modality import Modality
 from madakv.provenance import provenance, write_whole
@@ -86,6 +87,24 @@ def measured(model: Any, tokens: int, share: float, rounds: int) -> list[dict[st
     return rows
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    """For docs/performance.md."""
+    head = ["tokens", "of them text", "method", "read again", "seconds", "times full (least to most)", "FLOPs"]
+    lines = [
+        [
+            f"{row['tokens']:,}",
+            f"{row['text_share']:.0%}",
+            f"`{row['method']}`",
+            f"{row['echoed']:,}",
+            f"{row['seconds']:.2f}",
+            f"{row['times_full']:.2f} ({row['least']:.2f} to {row['most']:.2f})",
+            f"{row['flops_times_full']:.2f}",
+        ]
+        for row in rows
+    ]
+    return markdown_table(head, lines, words=(2,))
+
+
 def main() -> None:
     """Measure and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -104,8 +123,9 @@ def main() -> None:
         for row in measured(model, tokens, share, options.rounds)
     ]
     about = provenance(command=" ".join(sys.argv), threads=1, dtype="float32", model=options.model)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(options.out, {"about": about, "rows": rows})
+    options.out.mkdir(parents=True, exist_ok=True)
+    write_whole(options.out / "price.json", {"about": about, "rows": rows})
+    (options.out / "table.md").write_text(table(rows))
 
 
 if __name__ == "__main__":

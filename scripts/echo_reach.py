@@ -1,6 +1,6 @@
 """Whether what the question is after holds the answer: what the choice of an echo rests on.
 
-    python scripts/echo_reach.py --model smollm2 --suite text-1k --samples 6 --seed 100000 --out DIR/echo-reach.json
+    python scripts/echo_reach.py --samples 6 --out results/smollm2/echo-reach
 
 For every sample whose answer stands in the text word by word, the share of the text that is more relevant than the
 answer's own place: an echo of an eighth of the text reaches it if that is below 0.125. Beside the relevance in use
@@ -22,6 +22,7 @@ from torch import Tensor
 from madakv.evaluation.suites import suite
 from madakv.hf.replay import ReadPrompt
 from madakv.loading import load
+from madakv.markdown import markdown_table
 from madakv.prompts import model_inputs
 from madakv.provenance import provenance, write_whole
 from madakv.scoring import proxy_and_context_attention, proxy_mask
@@ -52,6 +53,19 @@ def signals(read: ReadPrompt) -> dict[str, Tensor]:
         if number >= 2 * len(read.views) // 3:
             told["attention, last third of layers"] += attended
     return dict(told)
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """For docs/choices.md: a line per task, a column per signal and share."""
+    names = list(dict.fromkeys(row["signal"] for row in rows))
+    shares = _SHARES[1:]
+    head = ["task", "samples", *(f"{name}: {share:.3g}" for share in shares for name in names)]
+    lines = []
+    for task in dict.fromkeys(row["task"] for row in rows):
+        own = {row["signal"]: row for row in rows if row["task"] == task}
+        cells = [f"{own[name][f'within {share}']:.2f}" for share in shares for name in names]
+        lines.append([task, str(own[names[0]]["samples"]), *cells])
+    return markdown_table(head, lines)
 
 
 def main() -> None:
@@ -89,9 +103,10 @@ def main() -> None:
         }
         for (task, name), above in sorted(found.items())
     ]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     about = provenance(command=" ".join(sys.argv), model=options.model, suite=options.suite, seed=options.seed)
-    write_whole(options.out, {"about": about, "rows": rows})
+    write_whole(options.out / "reach.json", {"about": about, "rows": rows})
+    (options.out / "table.md").write_text(table(rows))
 
 
 if __name__ == "__main__":
