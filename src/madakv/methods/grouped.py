@@ -23,8 +23,8 @@ from madakv.scoring import (
 )
 from madakv.scoring.relevance import USUAL, relevance
 
-AUTOMATIC_ECHO = 0.125
-"""Share of a prompt's tokens: reading it then takes at most 1.3 times as long."""
+AUTOMATIC_ECHO = 1 / 6
+"""Share of a prompt's tokens: reading 3,000 tokens then takes at most 1.3 times as long."""
 
 
 def most_echoed(echo: int | Literal["auto", "all"], tokens: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ class GroupedMethod(Method):
         echo: how many text tokens of the prompt are read once more behind it, whose entries are not kept: the most
             that any of them attends to an entry says what answers are expected to look up (the idea of KVzip, arXiv
             2505.23416, without a second prefill); 0: none. The prompt takes as much longer to read. `"all"`: all of
-            the text. `"auto"`: as many as an eighth of the prompt's tokens. Of longer texts, the parts that the
+            the text. `"auto"`: as many as a sixth of the prompt's tokens. Of longer texts, the parts that the
             question is after are read again; see `scoring.relevance`.
         weights: how all that is heard counts; seldom touched.
     """
