@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help venv demo test test-slow lint format results speed clean
+.PHONY: help venv demo test test-slow lint format results results-text speed clean
 
 help:
 	@echo "Each of these sets up what it needs in $(VENV), from a bare clone:"
@@ -14,7 +14,8 @@ help:
 	@echo "  make test-slow  tests that take minutes each, the wheel in an empty environment among them"
 	@echo "  make lint       ruff and mypy alone"
 	@echo "  make format     mend what ruff can mend"
-	@echo "  make results    answer the documents behind the tables again: an hour or two; goes on where it was stopped"
+	@echo "  make results    answer the documents behind the tables again; goes on where it was stopped:"
+	@echo "                  results-small-llava, results-small-qwen2.5-vl: an hour or two each; results-text: half a day"
 	@echo "  make speed      measure speed and memory again, on a machine with nothing else to do"
 	@echo "  make venv       the environment alone"
 	@echo "  make clean      remove it, and all caches"
@@ -78,7 +79,7 @@ CHOICES := $(CHOICES),madakv:lookahead=2,madakv:draft=2,madakv:draft=4,madakv:dr
 CHOICES := $(CHOICES),madakv:draft=8:answer_weight=16.0,madakv:draft=8:$(EVEN),mpa,madakv-paper,madakv-paper:theta=0.5
 CHOICES := $(CHOICES),madakv-paper:compensation=demand,madakv-paper:compensation=signal
 
-results: venv $(MODELS:%=results-%)
+results: venv $(MODELS:%=results-%) results-text
 	$(RUN) eval --methods full,madakv,madakv-paper,madakv:draft=12 --budgets 0.5,0.2,0.1,0.05 \
 		--samples 40 --out results/digits
 	$(BIN)/python scripts/fill_tables.py
@@ -96,6 +97,13 @@ results-%:
 	$(RUN) eval --model $* --suite long-4096 --methods full --samples 60 --out results/$*/full-4096
 	$(BIN)/madakv distance --model $* --suite long-512 --methods $(subst full$(comma),,$(PUBLISHED)),madakv:$(EVEN),madakv:draft=8 \
 		--budgets 0.2 --samples 3 --out results/$*/distance
+
+# A published model on real text; choices were made with seeds from 100000.
+results-text: venv
+	$(BIN)/madakv models get smollm2
+	$(RUN) eval --model smollm2 --dtype float32 --suite text-1k --methods full,snapkv,kvzip,kvzip:echo=auto,madakv \
+		--budgets 0.2,0.1 --samples 8 --out results/smollm2/text-1k
+	$(BIN)/python scripts/echo_reach.py --samples 6 --out results/smollm2/echo-reach
 
 # Speed and memory on this machine, which should have nothing else to do.
 # Brings numba, which one of the comparisons is with. With KVPRESS=/path/to/its/environment/bin/python, kvpress' too.
@@ -121,6 +129,7 @@ speed: venv
 		--out results/speed/memory
 	$(BENCH) memory --shape llava-1.5-7b --layers 2 --context 3300 --batch 1 --budgets 0.2,0.05 --no-rivals \
 		--out results/speed/memory-3k
+	$(BIN)/python scripts/echo_price.py --out results/speed/echo
 	$(BIN)/python -m pip install --quiet numba
 	$(BIN)/python scripts/cpu_kernels.py --out results/speed/cpu-kernels
 	$(if $(KVPRESS),$(BIN)/python scripts/kvpress_speed.py --kvpress-python $(KVPRESS) --out results/speed)
