@@ -21,6 +21,7 @@ FLOORS = [
     {"run"},
     {"hf"},
     {"api"},
+    {"assembled"},
     {"answering", "loading", "provenance"},
     {"bench", "evaluation"},
     {"integrations"},

@@ -1,9 +1,15 @@
-"""What pictures show in words of the language model's own: every caption is a short list of its tokens."""
+"""What pictures show in words of the language model's own: every caption is a short list of its tokens.
+
+    python training/smolvlm/captions.py EMOJI TOKENIZER.json
+
+lists the files of the folder EMOJI (of the npm package emoji-datasource-twitter, CC-BY 4.0) that training reads.
+"""
 
 from __future__ import annotations
 
 import json
 import re
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -78,3 +84,16 @@ class Words:
                 found[name[:-5]] = str(emoji["image"])
         kept = sorted(found, key=lambda name: self.said(name)[0])[:_FLAGS]
         return {name: found[name] for name in kept}
+
+
+def main() -> None:
+    """Print the files."""
+    folder = Path(sys.argv[1])
+    words = Words(Path(sys.argv[2]), folder)
+    for name in (*words.emoji.values(), *words.flags.values()):
+        print(f"{folder.name}/img/twitter/64/{name}")
+    print(f"{folder.name}/emoji.json")
+
+
+if __name__ == "__main__":
+    main()

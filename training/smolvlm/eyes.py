@@ -15,11 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from architecture import VISION, Eyes, eyes_config
 from captions import FILLER, Words
 from pictures import LETTERS, Painter, Shown
 from safetensors import safe_open
+from smolvlm import SCALE, VISION, Eyes, model_config
 from state import Log, load, save
+from steps import Progress, ahead
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig
@@ -30,7 +31,7 @@ SHARPNESS = 30.0
 LETTERS_AFTER = 2
 """Layers of the vision tower."""
 FILLER_WEIGHT = 0.15
-PEAK, WARMUP, FALL = 1e-3, 300, 0.3
+PEAK, WARMUP, FALL = 1.5e-3, 40, 0.3
 """The learning rate, steps until it is reached, and the share of all pictures in which it goes down again."""
 
 
@@ -82,14 +83,9 @@ def target_of(words: Words, embeddings: Tensor) -> Target:
     return Target(embeddings, torch.tensor(sorted(ids)), words.ids(FILLER)[0])
 
 
-def normal(pixels: np.ndarray, device: torch.device) -> Tensor:
+def normal(pixels: np.ndarray | Tensor, device: torch.device) -> Tensor:
     """uint8 [n, 64, 64, 3] as the image processor makes it: [n, 3, 64, 64], -1 to 1."""
-    return (torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous()
-
-
-def rate(seen: int, pictures: int) -> float:
-    """The learning rate: up, constant, down to nothing, so that a run may be made longer until it falls."""
-    return PEAK * min(1.0, (seen + 1) / BATCH / WARMUP, (pictures - seen) / (FALL * pictures))
+    return (torch.as_tensor(pixels).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous()
 
 
 @torch.no_grad()
@@ -120,34 +116,44 @@ def train(arguments: argparse.Namespace) -> None:
     painter = Painter(words, arguments.emoji)
     target = target_of(words, embeddings_of(arguments.base)).to(device)
     torch.manual_seed(SEED)
-    eyes = Eyes(eyes_config(AutoConfig.from_pretrained(arguments.base))).to(device)
+    eyes = Eyes(model_config(AutoConfig.from_pretrained(arguments.base))).to(device)
+    with torch.no_grad():
+        # As wide as the embeddings from the start: six times as wide, nothing was learnt in 300 steps.
+        projection = eyes.connector.modality_projection.proj.weight
+        projection *= target.variance.sqrt() / projection.std() / VISION["hidden_size"] ** 0.5 / SCALE
     reader = nn.Linear(VISION["hidden_size"], len(LETTERS) + 1).to(device)
     parameters = [*eyes.parameters(), *reader.parameters()]
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.02, fused=True)
     log, path = Log(arguments.state / "eyes.jsonl"), arguments.state / "eyes.pt"
-    seen, spent = 0, 0.0
+    progress = Progress(arguments.pictures, arguments.seconds)
     if saved := load(path):
         eyes.load_state_dict(saved["eyes"])
         reader.load_state_dict(saved["reader"])
         optimizer.load_state_dict(saved["optimizer"])
-        seen, spent = saved["seen"], saved["seconds"]
+        progress = Progress(arguments.pictures, arguments.seconds, saved["seen"], saved["seconds"])
     log(
         event="start",
         stage="V",
-        seen=seen,
+        seen=progress.done,
         parameters=sum(p.numel() for p in eyes.parameters()),
         classes=len(target.ids),
     )
-    for layer in eyes.vision_model.encoder.layers:
-        layer.compile(dynamic=True)
+    if arguments.compiled:
+        for layer in eyes.vision_model.encoder.layers:
+            layer.compile(dynamic=True)
     held_out = painter.mixed(np.random.default_rng([SEED, 1]), arguments.judged, "held_out")
     precision = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
-    began, last = time.time() - spent, time.time()
+    last = time.time()
     losses: list[float] = []
-    while seen < arguments.pictures:
-        shown = painter.mixed(np.random.default_rng([SEED, 0, seen]), arguments.batch, "train")
+
+    def draw(step: int) -> Shown:
+        return painter.mixed(np.random.default_rng([SEED, 0, step]), arguments.batch, "train")
+
+    shown_ahead = ahead(draw, progress.done // arguments.batch, arguments.workers)
+    while progress.share < 1:
+        shown = next(shown_ahead)
         for group in optimizer.param_groups:
-            group["lr"] = rate(seen, arguments.pictures)
+            group["lr"] = PEAK * progress.rate(progress.done // arguments.batch, WARMUP, FALL)
         with precision:
             out, middle = eyes.both(normal(shown.pixels, device), LETTERS_AFTER)
             spelled = reader(middle)
@@ -160,13 +166,19 @@ def train(arguments: argparse.Namespace) -> None:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
-        before, seen = seen, seen + arguments.batch
-        if before // arguments.every != seen // arguments.every or seen >= arguments.pictures:
+        before, progress.done = progress.done, progress.done + arguments.batch
+        if before // arguments.every != progress.done // arguments.every or progress.share >= 1:
             speed = len(losses) * arguments.batch / (time.time() - last)
             mean = round(float(np.mean(losses)), 3)
-            log(stage="V", seen=seen, loss=mean, per_second=round(speed, 1), **judged(eyes, target, held_out, device))
+            log(
+                stage="V",
+                seen=progress.done,
+                loss=mean,
+                per_second=round(speed, 1),
+                **judged(eyes, target, held_out, device),
+            )
             state = {"eyes": eyes.state_dict(), "reader": reader.state_dict(), "optimizer": optimizer.state_dict()}
-            save(path, {**state, "seen": seen, "seconds": time.time() - began})
+            save(path, {**state, "seen": progress.done, "seconds": progress.elapsed})
             losses, last = [], time.time()
 
 
@@ -177,9 +189,12 @@ def main() -> None:
     parser.add_argument("--emoji", type=Path, help="folder of emoji-datasource-twitter (fetch_emoji.sh)")
     parser.add_argument("--state", type=Path, required=True, help="for checkpoint and log")
     parser.add_argument("--pictures", type=int, default=400_000)
+    parser.add_argument("--seconds", type=float, help="ends the stage even if there were fewer pictures")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw; 0 draws in between")
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--every", type=int, default=6400, help="pictures between evaluations and checkpoints")
     parser.add_argument("--judged", type=int, default=320, help="held-out pictures")
+    parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     train(parser.parse_args())
 

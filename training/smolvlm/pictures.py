@@ -115,7 +115,7 @@ class Painter:
         pixels[plain], tokens[plain], letters[plain] = shown.pixels, shown.tokens, shown.letters
         for i, content in zip(plain, contents, strict=True):
             if kinds[i] == "half":
-                pixels[i] = squeezed(pixels[i], int(rng.integers(2)), int(rng.integers(2)), rng)
+                pixels[i] = squeezed(pixels[i], int(rng.integers(2)), int(rng.integers(2)))
                 tokens[i] = self.said(content, covered(pixels[i]))
         for i, kind in enumerate(kinds):
             if kind == "emoji":
@@ -184,9 +184,9 @@ def draw_content(rng: np.random.Generator, kind: str) -> Content:
     return Grid(tuple(None if i == empty else colours[int(rng.integers(len(colours)))] for i in range(4)))
 
 
-def squeezed(picture: NDArray[np.uint8], along: int, half: int, rng: np.random.Generator) -> NDArray[np.uint8]:
+def squeezed(picture: NDArray[np.uint8], along: int, half: int) -> NDArray[np.uint8]:
     """`picture` in one half of a dark canvas (0 the upper or left one), along the height (0) or the width (1)."""
-    canvas = np.clip(rng.standard_normal((SIDE, SIDE, 3)) * 4, 0, 255).astype(np.uint8)
+    canvas = np.zeros((SIDE, SIDE, 3), np.uint8)
     size = (SIDE, SIDE // 2) if along == 0 else (SIDE // 2, SIDE)
     small = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
     start = half * SIDE // 2

@@ -1,17 +1,21 @@
-"""transformers' own SmolVLM around SmolLM2: its eyes, its special tokens, its processor."""
+"""transformers' own SmolVLM around SmolLM2: its eyes, its special tokens."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from tokenizers import AddedToken, Tokenizer
 from torch import Tensor, nn
 from transformers import SmolVLMConfig
 from transformers.models.smolvlm.modeling_smolvlm import SmolVLMConnector, SmolVLMVisionTransformer
+from transformers.models.smolvlm.processing_smolvlm import get_image_prompt_string
 
-TEXT_HIDDEN, TEXT_VOCABULARY = 576, 49152
+TEXT_VOCABULARY = 49152
 SIDE, PATCH, SCALE = 64, 8, 2
 VISUAL_TOKENS = (SIDE // PATCH // SCALE) ** 2
+MOST_TILES = 4
+"""In each direction; larger pictures are scaled down."""
 VISION: dict[str, Any] = {
     "hidden_size": 160,
     "intermediate_size": 640,
@@ -19,8 +23,27 @@ VISION: dict[str, Any] = {
     "num_attention_heads": 5,
     "image_size": SIDE,
     "patch_size": PATCH,
+    "initializer_range": 0.03,
 }
-"""2.0 M parameters with the connector."""
+"""2.0 M parameters with the connector. A narrower start delays everything."""
+IMAGE, AROUND, WHOLE = "<image>", "<fake_token_around_image>", "<global-img>"
+_PLACES = [f"<row_{y}_col_{x}>" for y in range(1, MOST_TILES + 1) for x in range(1, MOST_TILES + 1)]
+FRAMING = (IMAGE, AROUND, WHOLE, *_PLACES)
+"""Tokens behind those of the language model, as the class's processor writes them."""
+
+
+def expanded(rows: int, columns: int) -> str:
+    """What the class's processor writes for a picture of so many tiles; none for one of a single tile."""
+    text: str = get_image_prompt_string(rows, columns, VISUAL_TOKENS, AROUND, IMAGE, WHOLE)
+    return text
+
+
+def with_framing(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer with `FRAMING` behind its own tokens."""
+    larger = Tokenizer.from_str(tokenizer.to_str())
+    larger.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in FRAMING])
+    assert larger.token_to_id(IMAGE) == TEXT_VOCABULARY
+    return larger
 
 
 class Eyes(nn.Module):
@@ -53,11 +76,12 @@ class Eyes(nn.Module):
         return tokens, middle
 
 
-def eyes_config(text: Any) -> SmolVLMConfig:
-    """The model's configuration around a text model's."""
+def model_config(text: Any) -> SmolVLMConfig:
+    """The model's configuration around a text model's, whose vocabulary grows by `FRAMING`."""
+    settings = text.to_dict() | {"vocab_size": TEXT_VOCABULARY + len(FRAMING)}
     return SmolVLMConfig(
         vision_config=dict(VISION),
-        text_config=text,
+        text_config=settings,
         scale_factor=SCALE,
         image_token_id=TEXT_VOCABULARY,
         tie_word_embeddings=True,
