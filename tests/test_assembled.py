@@ -23,7 +23,7 @@ from madakv.loading import load
 from madakv.prompts import model_inputs
 
 TRAINING = Path(__file__).parents[1] / "training" / "smolvlm"
-MODULES = ("smolvlm", "captions", "pictures", "batches", "language", "state", "export", "eyes", "read")
+MODULES = ("smolvlm", "captions", "pictures", "packed", "language", "state", "export", "eyes", "read")
 
 
 @pytest.fixture
@@ -106,10 +106,10 @@ def test_it_is_one_model_that_reads_documents(folder: Path, base: Path) -> None:
 
 def test_training_reads_what_the_processor_gives(folder: Path, base: Path) -> None:
     """Ids, pixels and logits of training are those of the model, with the question as a branch of its document."""
-    from batches import Reader, collate  # type: ignore[import-not-found]
     from captions import Words  # type: ignore[import-not-found]
     from eyes import normal  # type: ignore[import-not-found]
     from language import Language
+    from packed import Reader, collate  # type: ignore[import-not-found]
     from pictures import Painter  # type: ignore[import-not-found]
     from smolvlm import FRAMING, Eyes, model_config
     from transformers import AutoConfig
@@ -138,12 +138,36 @@ def test_training_reads_what_the_processor_gives(folder: Path, base: Path) -> No
         logits = language(flat.view_as(embedded), batch.lengths, batch.seen, batch.length, batch.scored)
         for number, question in enumerate(drafted.questions):
             inputs = model_inputs(processor, f"{drafted.text}\n{question.prompt}", images)
-            branch, answered = item.branches[number]
-            assert inputs["input_ids"][0].tolist() == [*item.document, *branch[:-answered]]
+            branch, (answer,) = item.branches[number]
+            assert inputs["input_ids"][0].tolist() == [*item.document, *branch[: answer.start]]
             assert torch.equal(inputs["pixel_values"][0], normal(item.pixels, torch.device("cpu")))
             plain = model(**inputs).logits[0, -1, :49152]
             mine = logits[batch.question == number][0]
             torch.testing.assert_close(mine, plain, rtol=1e-3, atol=1e-3)
+
+
+def test_a_second_turn_reads_as_the_template_has_it(folder: Path, base: Path) -> None:
+    from captions import Words
+    from packed import Reader
+    from pictures import Painter
+
+    from madakv.evaluation.documents import Shape, draft
+
+    _, processor = load(str(folder), device="cpu")
+    drafted = draft(np.random.default_rng(4), Shape(codes=2, named=1), split="held_out", **vars(PLAIN_ENGLISH))
+    words = Words(base / "tokenizer.json", None)
+    item = Reader(words, Painter(words, None)).item(drafted, turns=2)
+    (branch, (first, second)), *_ = item.branches
+    turns = [
+        (role, text) for q in drafted.questions[:2] for role, text in (("user", q.prompt), ("assistant", q.answer))
+    ]
+    messages = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in turns]
+    said = processor.tokenizer(processor.apply_chat_template(messages), add_special_tokens=False)["input_ids"]
+    assert processor.tokenizer.decode(branch[first.start : first.stop]) == drafted.questions[0].answer + "<|im_end|>"
+    assert second.stop == len(branch)
+    # The template begins with what stands before a document, and ends with a line break.
+    start = len(processor.tokenizer("<|im_start|>user\n", add_special_tokens=False)["input_ids"])
+    assert said[start:-1] == branch
 
 
 def test_what_is_missing_is_said_in_one_line(folder: Path, base: Path) -> None:

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from batches import BEFORE, BETWEEN, END
 from language import STRENGTH
+from packed import BEFORE, BETWEEN, END
 from safetensors.torch import save_file
 from smolvlm import FRAMING, MOST_TILES, SIDE, model_config
 from state import load

@@ -26,7 +26,7 @@ SIDE, CELLS, PATCH = 64, 4, 8
 COVERED = 0.06
 SPOKEN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
-MIX = {"thing": 0.26, "painting": 0.16, "grid": 0.07, "emoji": 0.19, "word": 0.17, "number": 0.10, "half": 0.05}
+MIX = {"thing": 0.34, "painting": 0.20, "grid": 0.06, "emoji": 0.16, "word": 0.12, "number": 0.06, "half": 0.06}
 
 Floats = NDArray[np.float32]
 

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from batches import Batch, Item, Reader, collate, hidden, small_shape
 from captions import FILLER, Words
 from eyes import embeddings_of, normal, target_of
 from language import Language
+from packed import Batch, Item, Reader, collate, hidden, small_shape
 from pictures import Painter
 from safetensors.torch import load_file
 from smolvlm import FRAMING, Eyes, model_config

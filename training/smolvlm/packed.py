@@ -21,6 +21,10 @@ from madakv.evaluation.documents.presentation import PLAIN_ENGLISH
 
 BEFORE, BETWEEN, END = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
 """Around a document with its question, and its answer: what the chat template writes."""
+AGAIN = "\n" + BEFORE
+"""Before a second question."""
+TWICE = 0.15
+"""Share of training documents whose questions are asked in turns of two."""
 EVERYTHING = dict.fromkeys(KINDS, 99)
 
 
@@ -40,14 +44,14 @@ class Item:
 
     Attributes:
         document: ids.
-        branches: per question (ids, how many of them are its answer with the end).
+        branches: of one question or of two turns: ids, and where in them each answer with its end stands.
         kinds: of the questions.
         pixels: uint8 [n, 64, 64, 3], every tile in reading order.
         said: int64 [n, 16], what its visual tokens are to say.
     """
 
     document: list[int]
-    branches: list[tuple[list[int], int]]
+    branches: list[tuple[list[int], list[range]]]
     kinds: list[str]
     pixels: NDArray[np.uint8]
     said: NDArray[np.int64]
@@ -65,8 +69,8 @@ class Reader:
         """Of a text with special tokens."""
         return list(self.tokenizer.encode(text, add_special_tokens=False).ids)
 
-    def item(self, drafted: Draft) -> Item:
-        """A document and its questions."""
+    def item(self, drafted: Draft, *, turns: int = 1) -> Item:
+        """A document and its questions, in turns of so many."""
         text, pixels, said = BEFORE, [], []
         pieces = drafted.text.split(IMAGE_MARK)
         for piece, content, picture in zip(pieces, drafted.contents, drafted.pixels, strict=False):
@@ -77,16 +81,23 @@ class Reader:
             said += [self._painter.said(content, covered(tile)) for tile in own]
         document = self.ids(text + pieces[-1] + ENGLISH.joint)
         branches = []
-        for question in drafted.questions:
-            answer = self.ids(question.answer + END)
-            branches.append((self.ids(question.prompt + BETWEEN) + answer, len(answer)))
+        for first in range(0, len(drafted.questions), turns):
+            ids: list[int] = []
+            answers = []
+            for question in drafted.questions[first : first + turns]:
+                ids += self.ids((AGAIN if ids else "") + question.prompt + BETWEEN)
+                answer = self.ids(question.answer + END)
+                answers.append(range(len(ids), len(ids) + len(answer)))
+                ids += answer
+            branches.append((ids, answers))
         return Item(document, branches, [q.kind for q in drafted.questions], np.stack(pixels), np.stack(said))
 
     def drawn(self, rng: np.random.Generator, shape: Shape, split: str, most: int | None = None) -> Item:
         """A random document with every question that it can answer, or one of every kind where `most` is 1."""
         asked = EVERYTHING if most is None else dict.fromkeys(KINDS, most)
         style = vars(PLAIN_ENGLISH)
-        return self.item(draft(rng, shape, split=split, distort=split == "train", asked=asked, **style))
+        drafted = draft(rng, shape, split=split, distort=split == "train", asked=asked, **style)
+        return self.item(drafted, turns=2 if split == "train" and rng.random() < TWICE else 1)
 
 
 def small_shape(rng: np.random.Generator, share: float) -> Shape:
@@ -156,14 +167,15 @@ def collate(items: Sequence[Item], image_id: int, *, multiple: int = 32) -> Batc
     kinds: list[str] = []
     for row, item in enumerate(items):
         ids[row, : len(item.document)] = torch.tensor(item.document)
-        for number, (branch, answered) in enumerate(item.branches):
+        asked = iter(item.kinds)
+        for number, (branch, answers) in enumerate(item.branches):
             start = D + number * L
             ids[row, start : start + len(branch)] = torch.tensor(branch)
-            first = row * ids.shape[1] + start + len(branch) - answered - 1
-            scored += range(first, first + answered)
-            targets += branch[-answered:]
-            question += [len(kinds)] * answered
-            kinds.append(item.kinds[number])
+            for answer in answers:
+                scored += [row * ids.shape[1] + start + place - 1 for place in answer]
+                targets += [branch[place] for place in answer]
+                question += [len(kinds)] * len(answer)
+                kinds.append(next(asked))
     visual = (ids.flatten() == image_id).nonzero().flatten()
     said = torch.from_numpy(np.concatenate([item.said for item in items]))
     assert len(visual) == len(said) * VISUAL_TOKENS
