@@ -56,9 +56,9 @@ else
     # On a machine with 16 cores; all batches are drawn on these.
     eyes=(--pictures 100000000 --seconds "$EYES_S" --batch 512 --every 100000 --judged 640 --workers 8)
     told=(--documents 1000000 --seconds "$EYES_S" --batch 64 --tokens 40000 --every 3200 --workers 6)
-    told+=(--lengths small,small,middle,512 --judge-every 6400 --judged 40)
+    told+=(--lengths small,small,middle,512 --judge-every 16000 --judged 40)
     joint=(--documents 1000000 --seconds "$JOINT_S" --batch 48 --tokens 40000 --every 1600 --workers 14)
-    joint+=(--lengths small,middle,512,512,1024,1024,2048,4096 --judge-every 3200 --judged 40 --judged-lengths 512,1024)
+    joint+=(--lengths small,middle,512,512,1024,1024,2048,4096 --judge-every 8000 --judged 40 --judged-lengths 512,1024)
 fi
 if [ -n "${FROM:-}" ]; then
     joint+=(--from "$FROM")

@@ -14,10 +14,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig
 
 RANK = 16
 STRENGTH = 2.0
+MOST_WEIGHTS = 15_000_000
+"""Attention weights of branches per head, beyond which layers run again in the backward pass; they take 15 bytes."""
 ADAPTED = (
     "self_attn.q_proj",
     "self_attn.k_proj",
@@ -174,7 +177,9 @@ class Language(nn.Module):
         theta = float(self.config.rope_parameters["rope_theta"])
         at = layout(lengths, seen, length, theta, self.config.head_dim)
         x = embedded
+        # The weights of long documents' branches would not fit into a GPU's memory for all layers at once.
+        again = torch.is_grad_enabled() and at.seen.numel() * at.length > MOST_WEIGHTS
         for layer in self.layers:
-            x = layer(x, at)
+            x = checkpoint(layer, x, at, use_reentrant=False) if again else layer(x, at)
         x = F.rms_norm(x.flatten(0, 1)[scored], x.shape[-1:], self.norm, self.config.rms_norm_eps)
         return F.linear(x, self.table)

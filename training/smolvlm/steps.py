@@ -29,6 +29,8 @@ def ahead(draw: Callable[[int], Any], first: int, workers: int) -> Iterator[Any]
         while True:
             yield draw(first)
             first += 1
+    # A file descriptor per tensor would soon be one too many.
+    torch.multiprocessing.set_sharing_strategy("file_system")
     yield from DataLoader(_Drawn(draw, first), batch_size=None, num_workers=workers, prefetch_factor=4)
 
 
