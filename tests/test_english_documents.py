@@ -21,7 +21,7 @@ from madakv.loading import load
 
 
 def drafted() -> Draft:
-    shape = Shape(codes=3, owners=2, painted=3, twins=2, albums=2, changes=2, steps=5, pairs=2, named=30, prose=60)
+    shape = Shape(codes=3, owners=2, painted=12, twins=2, albums=2, changes=2, steps=5, pairs=2, named=30, prose=60)
     asked = dict.fromkeys(KINDS, 99)
     return draft(np.random.default_rng(5), shape, split="held_out", asked=asked, **vars(PLAIN_ENGLISH))
 
@@ -61,6 +61,7 @@ def test_answers_follow_from_the_sentences_around_the_pictures() -> None:
                 assert f"{key[0]} owns picture {answer[0]}." in lines
                 assert answer[1] == said(shown[f"Picture {answer[0]}"][0])
             case "twin":
+                assert key[0] != answer[1]
                 assert shown[f"Picture {key[0]}"] == shown[f"Picture {answer[1]}"]
                 assert answer[0] == said(shown[f"Picture {key[0]}"][0])
             case "album":

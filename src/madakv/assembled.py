@@ -117,7 +117,6 @@ def merged(adapter: dict[str, Tensor], base: dict[str, Tensor], strength: float)
     except (KeyError, StopIteration, RuntimeError) as error:
         told = str(error) or f"no projection {name}"
         raise ConfigurationError(f"the adapter does not fit its language model: {' '.join(told.split())}") from None
-    state["lm_head.weight"] = state[words]
     return state
 
 

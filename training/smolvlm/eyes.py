@@ -38,6 +38,11 @@ PEAK, WARMUP, FALL = 1.5e-3, 40, 0.3
 class Target(nn.Module):
     """Embeddings of all caption tokens, and how far visual tokens are from them."""
 
+    ids: Tensor
+    table: Tensor
+    mean: Tensor
+    variance: Tensor
+
     def __init__(self, embeddings: Tensor, ids: Tensor, filler: int) -> None:
         super().__init__()
         self.register_buffer("ids", ids)

@@ -35,6 +35,8 @@ ADAPTED = (
 class Adapted(nn.Module):
     """A frozen linear map and what is learnt beside it."""
 
+    weight: Tensor
+
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.register_buffer("weight", weight, persistent=False)
@@ -114,11 +116,22 @@ def _causal(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     D = query.shape[2]
     hidden = torch.ones(D, D, dtype=torch.bool).triu(1)
     weights = (query * query.shape[-1] ** -0.5 @ key.mT).masked_fill(hidden, float("-inf"))
-    return weights.softmax(-1) @ value
+    out: Tensor = weights.softmax(-1) @ value
+    return out
 
 
 class Layer(nn.Module):
     """One of Llama's."""
+
+    before: Tensor
+    between: Tensor
+    q_proj: Adapted
+    k_proj: Adapted
+    v_proj: Adapted
+    o_proj: Adapted
+    gate_proj: Adapted
+    up_proj: Adapted
+    down_proj: Adapted
 
     def __init__(self, config: Any, weights: dict[str, Tensor], prefix: str) -> None:
         super().__init__()
@@ -150,6 +163,9 @@ class Language(nn.Module):
         framing: how many tokens are new; they start as the newline is.
         like: the token that they start as.
     """
+
+    table: Tensor
+    norm: Tensor
 
     def __init__(self, base: Path, framing: int, like: int, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from captions import Words
 from numpy.typing import NDArray
 from pictures import Painter, covered
 from PIL import Image
-from smolvlm import IMAGE, SIDE, VISUAL_TOKENS, expanded, with_framing
+from smolvlm import SIDE, TEXT_VOCABULARY, VISUAL_TOKENS, expanded, with_framing
 from torch import Tensor
 
 from madakv.evaluation.digits import IMAGE_MARK
@@ -63,7 +64,7 @@ class Reader:
     def __init__(self, words: Words, painter: Painter) -> None:
         self._painter = painter
         self.tokenizer = with_framing(words.tokenizer)
-        self.image_id = self.tokenizer.token_to_id(IMAGE)
+        self.image_id = TEXT_VOCABULARY
 
     def ids(self, text: str) -> list[int]:
         """Of a text with special tokens."""
@@ -142,8 +143,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """On a device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{k: v.to(device) for k, v in moved.items() if isinstance(v, Tensor)})
+        own = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved: dict[str, Any] = {name: v.to(device) for name, v in own.items() if isinstance(v, Tensor)}
+        return replace(self, **moved)
 
     @property
     def tokens(self) -> int:

@@ -28,7 +28,7 @@ SPOKEN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight"
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 MIX = {"thing": 0.34, "painting": 0.20, "grid": 0.06, "emoji": 0.16, "word": 0.12, "number": 0.06, "half": 0.06}
 
-Floats = NDArray[np.float32]
+Floats = NDArray[np.floating]
 
 
 def in_words(what: str) -> str:

@@ -195,13 +195,9 @@ def train(arguments: argparse.Namespace) -> None:
         if before // arguments.every != done // arguments.every or progress.share >= 1:
             mean, speed = round(float(np.mean(losses)), 3), round(tokens / (time.time() - last))
             log(stage=stage, documents=done, loss=mean, tokens_per_second=speed, seconds=round(progress.elapsed))
-            state = {"stage": stage, "language": model.language.state_dict(), "eyes": model.eyes.state_dict()}
-            state |= {
-                "optimizer": optimizer.state_dict(),
-                "documents": done,
-                "step": step,
-                "seconds": progress.elapsed,
-            }
+            state: dict[str, Any] = {"stage": stage, "documents": done, "step": step, "seconds": progress.elapsed}
+            state |= {"language": model.language.state_dict(), "eyes": model.eyes.state_dict()}
+            state["optimizer"] = optimizer.state_dict()
             save(path, state)
             losses, tokens, last = [], 0, time.time()
         if before // arguments.judge_every != done // arguments.judge_every or progress.share >= 1:

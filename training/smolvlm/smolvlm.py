@@ -51,7 +51,8 @@ class Eyes(nn.Module):
 
     def __init__(self, config: SmolVLMConfig) -> None:
         super().__init__()
-        self.vision_model: Any = SmolVLMVisionTransformer(config.vision_config)
+        vision: Any = config.vision_config
+        self.vision_model: Any = SmolVLMVisionTransformer(vision)
         self.connector: Any = SmolVLMConnector(config)
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -35,11 +35,11 @@ class TileProcessor(SmolVLMProcessor):
         """The template's, without the settings of videos that transformers' version looks up."""
         return ProcessorMixin.apply_chat_template(self, *args, **kwargs)
 
-    def prepare_inputs_layout(self, images: Any = None, text: Any = None, videos: Any = None, **kwargs: Any) -> Any:
+    def __call__(self, images: Any = None, *args: Any, **kwargs: Any) -> Any:
         """transformers', of pictures that are no larger than `most`."""
         if images is not None:
             images = self._shrunk(self.image_processor.fetch_images(images))
-        return super().prepare_inputs_layout(images=images, text=text, videos=videos, **kwargs)
+        return super().__call__(images, *args, **kwargs)
 
     def _shrunk(self, images: Any) -> Any:
         if isinstance(images, list | tuple):
