@@ -29,6 +29,7 @@ from transformers import CompileConfig
 
 import madakv
 from madakv.bench.check import relative_rms
+from madakv.evaluation.documents.presentation import ONE_SIZE
 from madakv.evaluation.suites import suite
 from madakv.hf.cache import RaggedCache
 from madakv.hf.capture import with_step_mask
@@ -163,7 +164,7 @@ def main() -> int:
     if not on_gpu:
         how._compile_all_devices = True  # type: ignore[assignment]
     # Of one kind, at 512, 1,024, 2,048 and 4,096 tokens in turn.
-    samples = [sample for sample in suite("long")(options.prompts, 0, False) if sample.dataset == "change"]
+    samples = [sample for sample in suite("long")(options.prompts, 0, ONE_SIZE) if sample.dataset == "change"]
     prompts = [model_inputs(processor, sample.prompt, sample.pictures()).to(model.device) for sample in samples]
     report: dict[str, Any] = {
         "provenance": provenance(device=torch.cuda.get_device_name() if on_gpu else "cpu"),

@@ -22,6 +22,7 @@ FLOORS = [
     {"run"},
     {"hf"},
     {"api"},
+    {"assembled"},
     {"answering", "loading", "provenance"},
     {"bench", "evaluation"},
     {"integrations"},

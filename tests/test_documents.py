@@ -11,6 +11,7 @@ from madakv import InputError
 from madakv.evaluation.documents import KINDS, MILEBENCH, WORDS, Draft, Shape, draft, make_document
 from madakv.evaluation.documents.document import SEVERAL_SIZES
 from madakv.evaluation.documents.pictures import THINGS, Grid, Painting, Thing, paint
+from madakv.evaluation.documents.presentation import ONE_SIZE, SEVERAL
 from madakv.evaluation.suites import LENGTHS, SECOND, suite
 
 TASKS = {kind for kind in KINDS if kind != "show"}
@@ -164,7 +165,7 @@ def test_impossible_documents_are_refused(tokens: int, share: float) -> None:
 
 
 def test_the_suite_asks_every_task_of_every_document() -> None:
-    samples = list(suite("long")(4, 10, False))
+    samples = list(suite("long")(4, 10, ONE_SIZE))
     assert len(samples) == len({(sample.id, sample.dataset) for sample in samples}) == 4 * 9
     assert {sample.dataset for sample in samples} == TASKS | {"second"}
     lengths = [tokens_of(sample.prompt, sample.images) for sample in samples]
@@ -180,6 +181,6 @@ def test_the_suite_asks_every_task_of_every_document() -> None:
         assert album.judge(" ".join(answer)).scores == {"exact": right}
     first, *others = plan.gold.split()
     assert plan.judge(" ".join([*others, first])).scores == {"exact": 0.0}
-    one_length = list(suite("long-1024")(2, 0, True))
+    one_length = list(suite("long-1024")(2, 0, SEVERAL))
     assert {sample.id.split("-")[1] for sample in one_length} == {"1024"}
     assert len({image.size for image in one_length[0].pictures()}) > 1

@@ -20,6 +20,7 @@ from PIL import Image
 import madakv
 from madakv import ConfigurationError, InputError, UnsupportedModelError, UnsupportedOptionError, bundled
 from madakv.answering import answer
+from madakv.evaluation.documents.presentation import ONE_SIZE
 from madakv.evaluation.plots import accuracy_over_bytes
 from madakv.evaluation.records import Row, open_results
 from madakv.evaluation.report import Results, read_results, write_report
@@ -71,7 +72,7 @@ def evaluate(out: Path, stop_after: int | None = None, total: int = 20, **change
             raise KeyboardInterrupt
 
     settings = dict(
-        samples=list(suite("digits")(2, 500, False)),
+        samples=list(suite("digits")(2, 500, ONE_SIZE)),
         settings={"suite": "digits", "seed": 500},
         model_name="bundled",
         methods=[madakv.Full(), madakv.MadaKV(budget=0.2)],
@@ -231,7 +232,7 @@ def test_the_picture_is_drawn(tmp_path: Path) -> None:
 
 
 def test_the_suite_is_the_same_every_time() -> None:
-    a, b = list(suite("digits")(2, 9, False)), list(suite("digits")(2, 9, False))
+    a, b = list(suite("digits")(2, 9, ONE_SIZE)), list(suite("digits")(2, 9, ONE_SIZE))
     assert [(s.id, s.dataset, s.prompt, s.gold) for s in a] == [(s.id, s.dataset, s.prompt, s.gold) for s in b]
     assert len({(s.id, s.dataset) for s in a}) == 10
     with pytest.raises(ConfigurationError, match="unknown suite 'x'; known: digits, long"):
@@ -240,7 +241,7 @@ def test_the_suite_is_the_same_every_time() -> None:
 
 def test_a_failed_sample_is_recorded_and_can_be_retried(tmp_path: Path) -> None:
     """One picture is broken, one method runs out of memory: all else is answered."""
-    samples = list(suite("digits")(1, 500, False))[:3]
+    samples = list(suite("digits")(1, 500, ONE_SIZE))[:3]
 
     def broken() -> list[Image.Image]:
         raise InputError("the image file is broken: x.png")
@@ -377,7 +378,7 @@ def test_intervals_of_datasets_that_share_no_document() -> None:
 
 def test_answers_to_other_data_are_refused(tmp_path: Path) -> None:
     """The same ids, another question: as after a look at the sample data in the folder of the real run."""
-    samples = list(suite("digits")(1, 500, False))[:2]
+    samples = list(suite("digits")(1, 500, ONE_SIZE))[:2]
     evaluate(tmp_path, samples=samples, methods=[madakv.Full()], total=2)
     samples[1] = replace(samples[1], gold="something else")
     with pytest.raises(ConfigurationError, match=f"other data: sample {samples[1].id} of {samples[1].dataset}"):
@@ -425,7 +426,7 @@ def test_what_failed_is_in_no_ratio() -> None:
 
 
 def test_odd_text_and_odd_errors_do_not_end_a_run(tmp_path: Path) -> None:
-    samples = list(suite("digits")(1, 500, False))[:3]
+    samples = list(suite("digits")(1, 500, ONE_SIZE))[:3]
 
     def corrupt() -> list[Image.Image]:
         raise struct.error("unpack requires a buffer of 2 bytes")
@@ -461,7 +462,7 @@ def test_a_prompt_is_gone_before_the_next_is_read(tmp_path: Path, monkeypatch: p
 
 def test_penalties_count_as_in_generate(tmp_path: Path) -> None:
     model, processor = bundled.load()
-    (sample,) = list(suite("digits")(1, 500, False))[:1]
+    (sample,) = list(suite("digits")(1, 500, ONE_SIZE))[:1]
     before = model.generation_config.repetition_penalty
     model.generation_config.repetition_penalty = 30.0
     try:

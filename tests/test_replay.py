@@ -12,6 +12,7 @@ from transformers import Gemma3ForCausalLM, Gemma3TextConfig
 import madakv
 from madakv import UnsupportedModelError, bundled
 from madakv.answering import answer
+from madakv.evaluation.documents.presentation import ONE_SIZE
 from madakv.evaluation.records import Row
 from madakv.evaluation.runner import run_samples
 from madakv.evaluation.samples import Sample
@@ -105,7 +106,7 @@ def run(out: Path, methods: list[Method]) -> list[Row]:
     return run_samples(
         model,
         processor,
-        samples=list(suite("digits")(1, 3, False)),
+        samples=list(suite("digits")(1, 3, ONE_SIZE)),
         settings={"suite": "digits", "seed": 3},
         model_name="bundled",
         methods=methods,
@@ -131,7 +132,7 @@ def test_the_runner_answers_as_generate_does(tmp_path: Path) -> None:
     model, processor = bundled.load()
     methods = [from_text(text) for text in ("full", "madakv", "snapkv:lookahead=2")]
     rows = run(tmp_path, methods)
-    samples: dict[str, Sample] = {sample.dataset: sample for sample in suite("digits")(1, 3, False)}
+    samples: dict[str, Sample] = {sample.dataset: sample for sample in suite("digits")(1, 3, ONE_SIZE)}
     assert len(rows) == len(methods) * len(samples)
     for row in rows:
         sample = samples[row.dataset]

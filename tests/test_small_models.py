@@ -17,8 +17,8 @@ from madakv import ConfigurationError, bundled
 from madakv.answering import answer
 from madakv.bundled.processor import PictureProcessor
 from madakv.evaluation.documents import WORDS, Question, make_document
-from madakv.evaluation.documents.document import SEVERAL_SIZES, SIZES
-from madakv.evaluation.runner import takes_several_sizes
+from madakv.evaluation.documents.document import SIZES
+from madakv.evaluation.documents.presentation import presentation_for
 from madakv.evaluation.samples import EXACT, Judge, equal_to
 from madakv.evaluation.suites import IN_ANY_ORDER
 from madakv.loading import load, source_of
@@ -69,10 +69,10 @@ def test_long_documents_are_answered(name: str) -> None:
     model, processor = load(name, device="cpu")
     assert model.dtype == torch.float32
     assert 5e6 <= sum(p.numel() for p in model.parameters()) <= 30e6
-    sizes = SEVERAL_SIZES if takes_several_sizes(processor) else SIZES
+    presentation = presentation_for(processor)
     right: dict[str, list[bool]] = {"full": [], "madakv:draft=8": []}
     for seed, tokens in ((900, 512), (901, 1024)):
-        document = make_document(seed, tokens=tokens, sizes=sizes)
+        document = make_document(seed, tokens=tokens, **vars(presentation))
         for question in document.questions:
             inputs = model_inputs(processor, f"{document.text} {question.prompt}", document.images)
             for typed, answers in right.items():

@@ -17,7 +17,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 from transformers.utils.import_utils import is_torchvision_available
 
-from madakv import bundled
+from madakv import assembled, bundled
 from madakv.bundled.processor import PictureProcessor
 from madakv.errors import ConfigurationError, MadaKVError
 from madakv.extras import torchvision_fault
@@ -62,6 +62,10 @@ def load(model: str | None, *, device: str | None = None, dtype: str = "auto") -
 
 
 def _load(source: str, device: str, dtype: str | torch.dtype) -> tuple[Any, Any]:
+    base = base_folder(source)
+    if base is not None:
+        model, processor = assembled.load(Path(source), base, dtype)
+        return model.to(device).eval(), processor
     config = AutoConfig.from_pretrained(source)
     multimodal = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
     auto_model: Any = AutoModelForImageTextToText if multimodal else AutoModelForCausalLM
@@ -96,6 +100,23 @@ def source_of(model: str | None) -> str:
     if model in names() and not Path(model).exists():
         return str(folder_of(model))
     return model
+
+
+def base_folder(source: str) -> Path | None:
+    """Where the language model lies that a folder's model is put together with; None if it has all of its own.
+
+    Raises:
+        ConfigurationError: it is not here; the message says how to bring it.
+    """
+    said = assembled.description(Path(source))
+    if said is None:
+        return None
+    base = Path(source_of(said.base))
+    if not (base / "config.json").is_file():
+        raise ConfigurationError(
+            f"it needs the language model {said.base}, which is not here: `madakv models get {said.base}` brings it"
+        )
+    return base
 
 
 def _processor_class(config: Any, multimodal: bool, source: str) -> Any:

@@ -14,9 +14,10 @@ from madakv.cli.generate import parse_budget, quiet_transformers
 from madakv.cli.output import plain_console, visible
 from madakv.cli.progress import bar
 from madakv.evaluation.distances import distance_table, run_distances
+from madakv.evaluation.documents.presentation import presentation_for
 from madakv.evaluation.fingerprint import of_source
 from madakv.evaluation.report import read_results, write_report
-from madakv.evaluation.runner import run_samples, takes_several_sizes
+from madakv.evaluation.runner import run_samples
 from madakv.evaluation.samples import Sample
 from madakv.evaluation.suites import suite, suite_settings
 from madakv.evaluation.summary import require_numpy
@@ -47,7 +48,7 @@ def run_eval(options: RunOptions, *, suite_name: str, samples: int, seed: int) -
     maker = suite(suite_name)
     evaluate(
         options,
-        lambda processor: list(maker(samples, seed, takes_several_sizes(processor))),
+        lambda processor: list(maker(samples, seed, presentation_for(processor))),
         settings={"suite": suite_name, "seed": seed} | suite_settings(suite_name),
         title=f"{suite_name}, {samples} documents",
     )

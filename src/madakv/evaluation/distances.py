@@ -10,9 +10,10 @@ from statistics import mean
 from typing import Any
 
 from madakv.evaluation.distance import ORACLES, errors, oracle_plans, plans_of, read_with_answer, scores_of
+from madakv.evaluation.documents.presentation import presentation_for
 from madakv.evaluation.fingerprint import of_model
 from madakv.evaluation.records import of_other_models, open_results
-from madakv.evaluation.runner import Progress, takes_several_sizes
+from madakv.evaluation.runner import Progress
 from madakv.evaluation.suites import suite
 from madakv.hf.replay import ReadPrompt
 from madakv.markdown import budget_text, markdown_table
@@ -65,7 +66,7 @@ def run_distances(
 ) -> list[DistanceRow]:
     """Measure every method on every sample; args and resuming as `run_samples`. No second turns, no losses."""
     tokenizer = getattr(processor, "tokenizer", processor)
-    drawn = suite(suite_name)(samples, seed, takes_several_sizes(processor))
+    drawn = suite(suite_name)(samples, seed, presentation_for(processor))
     todo = [sample for sample in drawn if sample.follow_up is None and sample.following is None]
     settings = {"measures": "distance", "suite": suite_name, "model": model_name, "seed": seed}
     own = of_model(model, processor) if fingerprint is None else fingerprint

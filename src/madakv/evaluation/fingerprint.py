@@ -20,6 +20,7 @@ import torch
 from transformers.utils.hub import cached_file
 
 from madakv.errors import ConfigurationError
+from madakv.loading import base_folder
 
 _WEIGHTS = (".safetensors", ".bin")
 """Formats of weights, the one that is taken first; others that lie beside it are not read."""
@@ -31,7 +32,8 @@ def of_source(source: str) -> str:
     """The fingerprint of what `transformers` loads by a name.
 
     Args:
-        source: a folder, or a Hub id that was loaded before.
+        source: a folder, or a Hub id that was loaded before. A model that is put together with a language model
+            (`madakv.assembled`) is both.
 
     Raises:
         ConfigurationError: files that cannot be read.
@@ -40,7 +42,8 @@ def of_source(source: str) -> str:
         folder = Path(source)
         if not folder.is_dir():
             folder = Path(str(cached_file(source, "config.json"))).parent
-        return of_folder(folder)
+        own, base = of_folder(folder), base_folder(source)
+        return own if base is None else _joined([("adapter", own), ("base", of_folder(base))])
     except OSError as error:
         raise ConfigurationError(f"cannot read the files of the model {source!r}: {error}") from error
 

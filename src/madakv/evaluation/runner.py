@@ -121,11 +121,6 @@ def run_samples(
     return [row for row in latest(rows) if row.key in wanted]
 
 
-def takes_several_sizes(processor: Any) -> bool:
-    """Whether the model behind a processor reads pictures in their own size."""
-    return hasattr(getattr(processor, "image_processor", None), "merge_size")
-
-
 def _check_same_data(rows: Sequence[Row], samples: Sequence[Sample], out: Path) -> None:
     asked = {(sample.dataset, sample.id): sample.fingerprint for sample in samples}
     for row in rows:

@@ -79,9 +79,9 @@ EXACT = "exact"
 
 
 def equal_to(gold: str, *, in_any_order: bool = False) -> Judge:
-    """Judges by `EXACT`, word by word or as a list whose order does not matter."""
+    """Judges by `EXACT`, word by word or as a list, with commas or without, whose order does not matter."""
 
     def words(answer: str) -> list[str]:
-        return sorted(answer.split()) if in_any_order else answer.split()
+        return sorted(answer.replace(",", " ").split()) if in_any_order else answer.split()
 
     return lambda answer: Verdict({EXACT: float(words(answer) == words(gold))})

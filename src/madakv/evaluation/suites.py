@@ -8,47 +8,48 @@ from functools import partial
 from madakv.errors import ConfigurationError
 from madakv.evaluation import digits
 from madakv.evaluation.documents import MILEBENCH, Document, make_document
-from madakv.evaluation.documents.document import SEVERAL_SIZES, SIZES
+from madakv.evaluation.documents.presentation import Presentation
 from madakv.evaluation.samples import EXACT, Sample, equal_to
 from madakv.evaluation.texts import COUNTS_FROM, TEXT_LENGTHS, text_documents
 
 LENGTHS = (512, 1024, 2048, 4096)
 
 
-SuiteMaker = Callable[[int, int, bool], Iterator[Sample]]
-"""From (documents, seed of the first, whether pictures may differ in size) to samples."""
+SuiteMaker = Callable[[int, int, Presentation], Iterator[Sample]]
+"""From (documents, seed of the first, how the model is shown them) to samples."""
 
 
-def digit_documents(documents: int, seed: int, _several_sizes: bool) -> Iterator[Sample]:
+def digit_documents(documents: int, seed: int, _presentation: Presentation) -> Iterator[Sample]:
     """Held-out documents of 12 images, each with one question of every kind (see `evaluation.digits`)."""
     for number in range(documents):
         document = digits.make_document(seed + number)
         for kind in digits.KINDS:
             question = next(asked for asked in document.questions if asked.kind == kind)
-            yield _sample(document, str(seed + number), kind, "digits", question.prompt, question.answer)
+            asks = f"{document.text} {question.prompt}"
+            yield _sample(document, str(seed + number), kind, "digits", asks, question.answer)
 
 
-def long_documents(lengths: Sequence[int], documents: int, seed: int, several_sizes: bool) -> Iterator[Sample]:
+def long_documents(lengths: Sequence[int], documents: int, seed: int, presentation: Presentation) -> Iterator[Sample]:
     """Held-out long documents, their lengths in turn, each with one question of every kind.
 
     The kind `second` asks one of `SECOND` after another question has been answered on the same cache.
     """
     for number in range(documents):
         tokens = lengths[number % len(lengths)]
-        sizes = SEVERAL_SIZES if several_sizes else SIZES
-        document = make_document(seed + number, tokens=tokens, sizes=sizes)
+        document = make_document(seed + number, tokens=tokens, **vars(presentation))
         asked = {question.kind: question for question in document.questions}
         name = f"{seed + number}-{tokens}"
         for kind, question in asked.items():
             if kind != "show":
-                yield _sample(document, name, kind, MILEBENCH[kind], question.prompt, question.answer, str(tokens))
+                asks = document.text + presentation.wording.joint + question.prompt
+                yield _sample(document, name, kind, MILEBENCH[kind], asks, question.answer, str(tokens))
         first, second = asked["show"], asked[SECOND[number % len(SECOND)]]
         yield _sample(
             document,
             name,
             "second",
             MILEBENCH["second"],
-            first.prompt,
+            document.text + presentation.wording.joint + first.prompt,
             second.answer,
             str(tokens),
             follow_up=second.prompt,
@@ -79,7 +80,7 @@ def _sample(
         group=group,
         level=level,
         document=name,
-        prompt=f"{document.text} {prompt}",
+        prompt=prompt,
         pictures=lambda: document.images,
         images=len(document.images),
         gold=gold,

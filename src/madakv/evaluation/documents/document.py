@@ -16,6 +16,8 @@ kind        prompt          answer                needs
 ``album``   ? album n6      7 ring 4              the three pictures of an album, in any order
 ``show``    ? show n17      red 7                 one picture, by its name
 ==========  ==============  ====================  =====================================================
+
+Models that read English are asked the same of the same pictures in whole sentences (`documents.english`).
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from madakv.errors import InputError
 from madakv.evaluation.digits import (
     COLOURS,
     DIGITS,
@@ -34,7 +37,8 @@ from madakv.evaluation.digits import (
 )
 from madakv.evaluation.documents.pictures import THINGS, Content, Grid, Painting, Thing, paint
 from madakv.evaluation.documents.shape import Shape
-from madakv.evaluation.documents.words import CELLS, NAMES, PAINTED, PROSE, STEPS
+from madakv.evaluation.documents.wording import TERSE, Wording
+from madakv.evaluation.documents.words import PAINTED
 from madakv.extras import require
 from madakv.question import Question
 
@@ -45,6 +49,8 @@ if TYPE_CHECKING:
 SIZES = ((32, 32),)
 """The size of pictures (height, width) for models that scale all to one."""
 SEVERAL_SIZES = ((32, 32), (32, 48), (48, 32), (48, 48))
+TILES = (*[(64, 64)] * 6, (64, 128), (128, 64))
+"""For models that cut pictures into tiles of 64 x 64, and read a wide one as two and a smaller whole."""
 
 
 @dataclass(frozen=True)
@@ -64,15 +70,19 @@ def make_document(
     visual_share: float | None = None,
     split: str = "held_out",
     sizes: Sequence[tuple[int, int]] = SIZES,
+    scale: int = 1,
+    wording: Wording = TERSE,
 ) -> Document:
     """Document number `seed` of a split with one question per kind; equal arguments give equal documents.
 
     Args:
         seed: which document.
-        tokens: length with a question, 16 per picture of 32 x 32 pixels; `several` sizes make it longer.
+        tokens: length with a question, with `wording.lengths.picture` per picture; several sizes make it longer.
         visual_share: of pictures in `tokens`; None draws it from 0.5 to 0.95.
         split: "train" or "held_out".
         sizes: of pictures, (height, width) in multiples of 16; each picture takes one at random.
+        scale: how many times as large as 32 x 32 what a picture shows is drawn.
+        wording: what it is written in.
     """
     require("documents need", "eval", "scikit-learn")
     import numpy as np
@@ -80,7 +90,8 @@ def make_document(
 
     rng = np.random.default_rng([seed, SPLITS.index(known_split(split)), tokens])
     share = float(rng.uniform(0.5, 0.95)) if visual_share is None else visual_share
-    drafted = draft(rng, Shape.of(tokens, share), split=split, sizes=sizes)
+    shape = Shape.of(tokens, share, wording.lengths)
+    drafted = draft(rng, shape, split=split, sizes=sizes, scale=scale, wording=wording)
     pictures = tuple(Image.fromarray(pixels) for pixels in drafted.pixels)
     return Document(drafted.text, pictures, drafted.questions)
 
@@ -93,6 +104,8 @@ def draft(
     sizes: Sequence[tuple[int, int]] = SIZES,
     distort: bool = False,
     asked: Mapping[str, int] | None = None,
+    scale: int = 1,
+    wording: Wording = TERSE,
 ) -> Draft:
     """Draw a document of the given shape.
 
@@ -103,17 +116,21 @@ def draft(
         sizes: see `make_document`.
         distort: vary the handwriting, for training.
         asked: questions per kind; None asks one of every kind that the document can answer.
+        scale, wording: see `make_document`.
+
+    Raises:
+        InputError: the wording has fewer names than the document needs.
     """
-    writer = _Writer(rng, shape)
+    writer = _Writer(rng, shape, wording)
     blocks = writer.write()
     contents = [content for block in blocks for content in block.contents]
-    pixels = on_canvas(rng, paint(rng, contents, split=split, distort=distort), contents, sizes)
+    pixels = on_canvas(rng, paint(rng, contents, split=split, distort=distort), contents, sizes, scale)
     questions = []
     for kind, pool in writer.asked.items():
         order = rng.permutation(len(pool))[: 1 if asked is None else asked.get(kind, 0)]
         questions += [Question(kind, *pool[i]) for i in order]
     shuffled = [questions[i] for i in rng.permutation(len(questions))]
-    return Draft(" ".join(block.words for block in blocks), tuple(contents), pixels, tuple(shuffled))
+    return Draft(wording.joint.join(block.words for block in blocks), tuple(contents), pixels, tuple(shuffled))
 
 
 def on_canvas(
@@ -121,18 +138,36 @@ def on_canvas(
     pictures: NDArray[np.uint8],
     contents: Sequence[Content],
     sizes: Sequence[tuple[int, int]],
+    scale: int = 1,
 ) -> tuple[NDArray[np.uint8], ...]:
-    """Each picture somewhere on a dark canvas of one of the sizes; grids, which are compared, fill theirs."""
+    """Each picture somewhere on a dark canvas of one of the sizes; grids, which are compared, fill theirs.
+
+    With a `scale`, pictures are enlarged, and lie within a tile of their own size; painted words, which a smaller
+    whole would make illegible, then fill their canvas too.
+    """
     import numpy as np
 
+    fills = Grid if scale == 1 else (Grid, Painting)
     placed = []
-    for picture, content in zip(pictures, contents, strict=True):
-        room = picture.shape[:2] if isinstance(content, Grid) else sizes[int(rng.integers(len(sizes)))]
-        y, x = (int(rng.integers(room[axis] - picture.shape[axis] + 1)) for axis in range(2))
+    for small, content in zip(pictures, contents, strict=True):
+        picture = small if scale == 1 else enlarged(small, scale)
+        room = picture.shape[:2] if isinstance(content, fills) else sizes[int(rng.integers(len(sizes)))]
+        step = 1 if scale == 1 else picture.shape[0]
+        y, x = (step * int(rng.integers((room[axis] - picture.shape[axis]) // step + 1)) for axis in range(2))
         canvas = np.zeros((*room, 3), np.uint8)
         canvas[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
         placed.append(canvas)
     return tuple(placed)
+
+
+def enlarged(picture: NDArray[np.uint8], scale: int) -> NDArray[np.uint8]:
+    """A picture [height, width, 3] at `scale` times its size, smoothly."""
+    import numpy as np
+    from PIL import Image
+
+    height, width = picture.shape[:2]
+    larger = Image.fromarray(picture).resize((scale * width, scale * height), Image.Resampling.BICUBIC)
+    return np.asarray(larger)
 
 
 @dataclass
@@ -150,10 +185,13 @@ class _Block:
 class _Writer:
     """Draws facts and pictures, and remembers what can be asked about them."""
 
-    def __init__(self, rng: np.random.Generator, shape: Shape) -> None:
+    def __init__(self, rng: np.random.Generator, shape: Shape, wording: Wording) -> None:
+        if shape.names > len(wording.names):
+            raise InputError(f"this document needs {shape.names} names; there are {len(wording.names)}")
         self._rng = rng
         self._shape = shape
-        self._names = [NAMES[i] for i in rng.permutation(len(NAMES))[: shape.names]]
+        self._wording = wording
+        self._names = [wording.names[i] for i in rng.permutation(len(wording.names))[: shape.names]]
         things = [THINGS[i] for i in rng.permutation(len(THINGS))]
         # Things of twins occur nowhere else.
         self._special, self._common = things[: shape.twins], things[shape.twins :]
@@ -189,8 +227,18 @@ class _Writer:
         waiting = {block.track: [b for b in self._blocks if b.track == block.track] for block in shuffled}
         return [waiting[block.track].pop(0) if block.track else block for block in shuffled]
 
-    def _ask(self, kind: str, prompt: str, answer: str) -> None:
-        self.asked.setdefault(kind, []).append((prompt, answer))
+    def _block(self, part: str, contents: Sequence[Content] = (), track: str | None = None, **named: str) -> None:
+        words = self._wording.parts[part].format(mark=IMAGE_MARK, **named)
+        self._blocks.append(_Block(words, tuple(contents), track))
+
+    def _ask(self, kind: str, answer: str, name: str = "") -> None:
+        self.asked.setdefault(kind, []).append((self._wording.asked[kind].format(name=name), answer))
+
+    def _said(self, thing: Thing) -> str:
+        return f"{thing.colour} {self._wording.called(thing.what)}"
+
+    def _whats(self, things: Sequence[Thing]) -> str:
+        return self._wording.listed([self._wording.called(thing.what) for thing in things])
 
     def _thing(self) -> Thing:
         thing: Thing = self._common[int(self._rng.integers(len(self._common)))]
@@ -209,25 +257,25 @@ class _Writer:
 
     def _picture(self, content: Content) -> str:
         name: str = self._names.pop()
-        self._blocks.append(_Block(f"image {name} {IMAGE_MARK}", (content,)))
+        self._block("picture", (content,), name=name)
         return name
 
     def _code(self) -> None:
         name = self._names.pop()
-        code = " ".join(DIGITS[d] for d in self._rng.integers(10, size=3))
-        self._blocks.append(_Block(f"code {name} {code} ."))
-        self._ask("code", f"? code {name}", code)
+        code = self._wording.within.join(DIGITS[d] for d in self._rng.integers(10, size=3))
+        self._block("code", name=name, code=code)
+        self._ask("code", code, name)
 
     def _painting(self) -> None:
         words = self._words()
         name = self._picture(words)
-        self._ask("read", f"? read {name}", f"{words.upper} {words.lower}")
+        self._ask("read", f"{words.upper} {words.lower}", name)
 
     def _twin(self) -> None:
         thing = self._special.pop()
         one, other = self._picture(thing), self._picture(thing)
-        self._ask("twin", f"? twin {one}", f"{thing.words} {other}")
-        self._ask("twin", f"? twin {other}", f"{thing.words} {one}")
+        self._ask("twin", self._wording.listed([self._said(thing), other]), one)
+        self._ask("twin", self._wording.listed([self._said(thing), one]), other)
 
     def _album(self) -> None:
         name = self._names.pop()
@@ -236,50 +284,47 @@ class _Writer:
             thing = self._thing()
             if thing.what not in [other.what for other in shown]:
                 shown.append(thing)
-        self._blocks += [_Block(f"album {name} {IMAGE_MARK}", (thing,)) for thing in shown]
-        self._ask("album", f"? album {name}", " ".join(thing.what for thing in shown))
+        for thing in shown:
+            self._block("album", (thing,), name=name)
+        self._ask("album", self._whats(shown), name)
 
     def _change(self) -> None:
         name = self._names.pop()
         before, after = self._thing(), self._thing()
-        self._blocks.append(_Block(f"before {name} {IMAGE_MARK}", (before,), track=name))
-        self._blocks.append(_Block(f"after {name} {IMAGE_MARK}", (after,), track=name))
-        self._ask("change", f"? change {name}", f"{before.words} {after.words}")
+        self._block("before", (before,), name, name=name)
+        self._block("after", (after,), name, name=name)
+        self._ask("change", self._wording.listed([self._said(before), self._said(after)]), name)
 
     def _pair(self) -> None:
         name = self._names.pop()
         full = self._grid()
         cell = int(self._rng.integers(4))
         emptied = Grid(tuple(None if i == cell else colour for i, colour in enumerate(full.colours)))
-        self._blocks.append(_Block(f"pair {name} {IMAGE_MARK} {IMAGE_MARK}", (full, emptied)))
-        self._ask("differ", f"? differ {name}", f"{CELLS[cell]} {full.colours[cell]}")
+        self._block("pair", (full, emptied), name=name)
+        colour = full.colours[cell]
+        assert colour is not None
+        self._ask("differ", self._wording.listed([self._wording.cells[cell], colour]), name)
 
     def _plan(self) -> None:
         shown = [self._thing() for _ in range(self._shape.steps)]
-        for step, thing in zip(STEPS, shown, strict=False):
-            self._blocks.append(_Block(f"step {step} {IMAGE_MARK}", (thing,), track="plan"))
+        for step, thing in zip(self._wording.steps, shown, strict=False):
+            self._block("step", (thing,), "plan", name=step)
         if shown:
-            self._ask("plan", "? plan", " ".join(thing.what for thing in shown))
+            self._ask("plan", self._whats(shown))
 
     def _pictures(self) -> None:
         for number in range(self._shape.named):
             thing = self._thing()
             name = self._picture(thing)
-            self._ask("show", f"? show {name}", thing.words)
+            self._ask("show", self._said(thing), name)
             if number < self._shape.owners:
                 owner = self._names.pop()
-                self._blocks.append(_Block(f"owner {owner} {name} ."))
-                self._ask("owner", f"? show {owner}", thing.words)
+                self._block("owner", name=owner, other=name)
+                self._ask("owner", self._wording.owned.format(other=name, thing=self._said(thing)), owner)
 
     def _prose(self) -> None:
-        import numpy as np
-
         left = self._shape.prose
-        # Frequencies fall with rank, as in any language.
-        weights = 1 / np.arange(1, len(PROSE) + 1)
-        weights /= weights.sum()
         while left > 0:
-            words = min(left, int(self._rng.integers(4, 13)))
-            drawn = self._rng.choice(len(PROSE), size=words - 1, p=weights)
-            self._blocks.append(_Block(" ".join([*(PROSE[i] for i in drawn), "."])))
-            left -= words
+            sentence, length = self._wording.sentence(self._rng, left)
+            self._blocks.append(_Block(sentence))
+            left -= length

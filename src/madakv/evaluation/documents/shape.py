@@ -5,11 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from madakv.errors import InputError
+from madakv.evaluation.documents.wording import TERSE, Lengths
 from madakv.evaluation.documents.words import NAMES, STEPS
 
-TOKENS_PER_PICTURE = 16
-QUESTION_TOKENS = 8
-"""What is left free of a document's length for its question."""
 MOST_NAMED = 24
 MOST_UNNAMED = 12
 """Beyond these, room for pictures is filled with scenery: a thing is looked for among other things, and from 2,048
@@ -32,7 +30,7 @@ class Shape:
         named: further named pictures.
         unnamed: pictures of things that nothing refers to.
         scenery: painted words and grids that nothing refers to.
-        prose: words of prose.
+        prose: tokens of prose.
     """
 
     codes: int = 0
@@ -63,8 +61,9 @@ class Shape:
         return things + self.pairs + self.named
 
     @classmethod
-    def of(cls, tokens: int, visual_share: float) -> Shape:
-        """A document of about `tokens` tokens with its question, of which pictures are `visual_share`.
+    def of(cls, tokens: int, visual_share: float, lengths: Lengths = TERSE.lengths) -> Shape:
+        """A document of about `tokens` tokens with its question, of which pictures are `visual_share`; `lengths` are
+        those of its wording.
 
         Where text and pictures that the questions need take more than their share, they stay; the rest gives way.
 
@@ -76,19 +75,22 @@ class Shape:
                 "documents have 500 tokens or more and a visual share of 0.5 to 0.95; "
                 f"got {tokens} and {visual_share}"
             )
-        room = tokens - QUESTION_TOKENS
+        room = tokens - lengths.question
         if tokens < 1000:
             core = cls(codes=2, owners=2, painted=2, twins=1, albums=1, changes=1, steps=4, pairs=1, named=3)
         else:
             core = cls(codes=4, owners=4, painted=3, twins=2, albums=2, changes=2, steps=5, pairs=2, named=8)
-        shown = min(int(visual_share * room), room - core.text)
-        pictures = max(0, shown // TOKENS_PER_PICTURE - core.pictures)
-        text = max(0, room - (core.pictures + pictures) * TOKENS_PER_PICTURE - core.text)
+        told = core.text(lengths)
+        shown = min(int(visual_share * room), room - told)
+        pictures = max(0, shown // lengths.picture - core.pictures)
+        text = max(0, room - (core.pictures + pictures) * lengths.picture - told)
         # Half of the room for text names pictures, so that some can be asked for even where there is little of it.
-        named = min(pictures, text // 4, MOST_NAMED - core.named)
+        named = min(pictures, text // (2 * lengths.heading), MOST_NAMED - core.named)
         unnamed = min(pictures - named, MOST_UNNAMED)
         scenery = pictures - named - unnamed
-        return replace(core, named=core.named + named, unnamed=unnamed, scenery=scenery, prose=text - 2 * named)
+        return replace(
+            core, named=core.named + named, unnamed=unnamed, scenery=scenery, prose=text - lengths.heading * named
+        )
 
     @property
     def pictures(self) -> int:
@@ -96,8 +98,8 @@ class Shape:
         paired = 2 * (self.twins + self.changes + self.pairs)
         return self.painted + paired + 3 * self.albums + self.steps + self.named + self.unnamed + self.scenery
 
-    @property
-    def text(self) -> int:
-        """How many words."""
+    def text(self, lengths: Lengths) -> int:
+        """How many tokens of text."""
         headed = self.pictures - self.unnamed - self.scenery - self.pairs
-        return 6 * self.codes + 4 * self.owners + 2 * headed + self.prose
+        facts = lengths.code * self.codes + lengths.owner * self.owners
+        return facts + lengths.heading * headed + self.prose

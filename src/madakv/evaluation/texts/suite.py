@@ -33,7 +33,7 @@ _NEEDLES: Mapping[str, tuple[str, Callable[[random.Random], Needles]]] = {
 TASKS = (*_NEEDLES, "copy", "cwe", "fwe", LOSS)
 
 
-def text_documents(tokens: int, documents: int, seed: int, _several_sizes: bool) -> Iterator[Sample]:
+def text_documents(tokens: int, documents: int, seed: int, _presentation: object) -> Iterator[Sample]:
     """Documents of about so many tokens with a question of every kind each, and one whose loss is measured.
 
     Every task draws its own passage of the document's source. Sources of the split take turns, two documents of
