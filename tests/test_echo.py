@@ -164,6 +164,18 @@ def test_hidden_states_are_those_of_the_prompt() -> None:
     torch.testing.assert_close(out.logits, plain.logits, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("echo", [8, "all"])
+def test_hidden_states_of_one_layer_alone_may_be_asked_for(echo: Any) -> None:
+    model, inputs = tiny.llava(), tiny.document()
+    plain = model(**inputs, output_hidden_states=[1])
+    with madakv.evict(model, budget=0.5, echo=echo):
+        out = model(**inputs, output_hidden_states=[1])
+    for got, want in zip(out.hidden_states, plain.hidden_states, strict=True):
+        assert (got is None) == (want is None)
+        if want is not None:
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+
+
 def test_a_prompt_without_text_has_no_echo() -> None:
     model, plans = tiny.llava(), []
     inputs = {"input_ids": torch.full((1, 8), tiny.IMAGE_TOKEN), "pixel_values": torch.randn(2, 3, 8, 8)}
@@ -221,6 +233,31 @@ def test_an_interrupted_cache_can_be_used_again() -> None:
         cache.reset()
         again = tiny.document(text=2, images=2)
         assert model(**again, past_key_values=cache).logits.shape[1] == again["input_ids"].shape[1]
+
+
+def test_an_echo_that_was_interrupted_is_not_built_upon() -> None:
+    """What some layers have heard of it, and hold in their tails, is no prompt that was read."""
+    model, ids = tiny.llama(), torch.randint(5, 97, (1, 40))
+    passes = []
+
+    def stop(*_: Any) -> None:
+        passes.append(1)
+        if len(passes) == 2:
+            raise KeyboardInterrupt
+
+    with madakv.evict(model, budget=0.5, echo=5) as run:
+        wanted = tiny.greedy(model, {"input_ids": ids}, 4)
+        cache = RaggedCache(model.config, resolve("madakv", budget=0.5, echo=5))
+        fails = model.get_decoder().layers[1].register_forward_pre_hook(stop)
+        with pytest.raises(KeyboardInterrupt):
+            model(input_ids=ids, past_key_values=cache)
+        fails.remove()
+        run.last = None
+        with pytest.raises(UnsupportedOptionError, match="interrupted"):
+            model(input_ids=ids[:, :1], past_key_values=cache)
+        assert run.last is None
+        cache.reset()
+        assert torch.equal(tiny.greedy(model, {"input_ids": ids}, 4, past_key_values=cache), wanted)
 
 
 def test_a_draft_is_refused_where_positions_depend_on_length() -> None:

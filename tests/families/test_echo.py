@@ -59,6 +59,23 @@ def test_states_that_are_not_evicted_are_put_back_bit_for_bit(name: str) -> None
             assert torch.equal(before[key], after[key])
 
 
+@pytest.mark.parametrize("name", ["gemma3", "qwen3_5"])
+def test_a_prompt_may_be_read_with_gradients(name: str) -> None:
+    """States that gradients go through are put back, too, and the gradients are those without an echo."""
+    family = FAMILIES[name]
+    model, inputs = family.model(), family.prompt(0)
+    told = []
+    for echo in (0, 7):
+        with madakv.evict(model, budget=12, echo=echo):
+            out = model(**inputs)
+        model.zero_grad()
+        out.logits.square().mean().backward()
+        told.append([weight.grad.clone() for weight in model.parameters() if weight.grad is not None])
+    assert told[0]
+    for before, after in zip(*told, strict=True):
+        assert torch.equal(before, after)
+
+
 def tensors(held: dict[Any, Any], prefix: str = "") -> dict[str, torch.Tensor]:
     found = {}
     for key, value in held.items():

@@ -198,6 +198,12 @@ class RaggedCache(Cache):
         return reading if isinstance(reading, Reading) and not reading.layers_read else None
 
     @property
+    def is_interrupted(self) -> bool:
+        """Whether the pass that read the prompt, or its echo, did not come to its end."""
+        reading = self.reading
+        return bool(self.unread_layers) or (isinstance(reading, Reading) and reading.awaits_echo)
+
+    @property
     def unread_layers(self) -> list[int]:
         """Model indices of the layers that should have been evicted and have not been."""
         return [

@@ -127,7 +127,8 @@ class Echo:
             return output
         output.last_hidden_state = output.last_hidden_state[:, :N]
         if output.hidden_states is not None:
-            output.hidden_states = tuple(states[:, :N] for states in output.hidden_states)
+            # Of layers that nobody asked for, there are none.
+            output.hidden_states = tuple(None if states is None else states[:, :N] for states in output.hidden_states)
         if (routers := getattr(output, "router_logits", None)) is not None:
             rows = len(output.last_hidden_state)
             output.router_logits = tuple(r.unflatten(0, (rows, -1))[:, :N].flatten(0, 1) for r in routers)

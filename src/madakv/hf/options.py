@@ -138,7 +138,7 @@ def check_later_pass(cache: RaggedCache, options: dict[str, Any]) -> None:
         cache: has read its prompt.
         options: keyword arguments of the pass.
     """
-    if cache.unread_layers:
+    if cache.is_interrupted:
         raise UnsupportedOptionError("past_key_values: this cache's prefill was interrupted; start with a new one")
     mask = options.get("attention_mask")
     new = new_tokens(options)

@@ -190,6 +190,10 @@ class Reading:
         self._listener = echo(self.method, heard, self.prompt.modality, places)
         try:
             yield
+        except BaseException:
+            # What some layers have heard is no echo.
+            self._awaits_echo = True
+            raise
         finally:
             self._listener = before
 
