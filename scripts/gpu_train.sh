@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Train models/small-smolvlm on one GPU, from nothing, in under 9 minutes; twice as long makes it better.
 #
-#   scripts/gpu_train.sh pack     puts what the training needs beside the repository's files into .gpu/
-#   scripts/gpu_train.sh          trains, on the machine with the GPU
-#   TRY=1 scripts/gpu_train.sh    the same with a few steps each, on any machine
+#   scripts/gpu_train.sh pack TOKENIZER.JSON   puts what the training needs beside the repository into .gpu/ (91 MB)
+#   scripts/gpu_train.sh                       trains, on the machine with the GPU
+#   TRY=1 scripts/gpu_train.sh                 the same with a few steps each, on any machine
 #
 # Stages V (the eyes alone) and T (the language model alone) share the GPU for EYES_S seconds, then J trains both for
 # JOINT_S. Killed, it goes on from what STATE holds. With FROM=FOLDER it starts from an exported model instead of from

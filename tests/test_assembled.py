@@ -171,6 +171,51 @@ def test_a_second_turn_reads_as_the_template_has_it(folder: Path, base: Path) ->
     assert said[start:-1] == branch
 
 
+def test_training_goes_on_where_it_was_killed(
+    base: Path, tmp_path: Path, training: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All stages, each of them in two runs, and what comes out loads."""
+    import export
+    import eyes
+    import read  # type: ignore[import-not-found]
+
+    state, out = tmp_path / "state", tmp_path / "trained"
+
+    def run(module: Any, *options: str) -> None:
+        monkeypatch.setattr(sys, "argv", ["train", "--base", str(base), "--state", str(state), *options])
+        module.main()
+
+    for pictures in ("8", "16"):
+        run(eyes, "--pictures", pictures, "--batch", "4", "--every", "8", "--judged", "4", "--device", "cpu")
+    weights = load_state(state / "eyes.pt")["eyes"]
+    for stage in "TJ":
+        for documents in ("1", "2"):
+            reading = ("--stage", stage, "--documents", documents, "--batch", "1", "--every", "1", "--judged", "1")
+            run(read, *reading, "--device", "cpu")
+    # Stage T is over once J has begun.
+    run(read, "--stage", "T", "--documents", "9", "--device", "cpu")
+    logged = [json.loads(line) for name in ("eyes", "read") for line in (state / f"{name}.jsonl").open()]
+    starts = [line.get("seen", line.get("documents")) for line in logged if line.get("event") == "start"]
+    assert starts == [0, 8, 0, 1, 0, 1]
+    assert any(line.get("event") == "over" for line in logged)
+    read_state = load_state(state / "read.pt")
+    assert read_state["step"] == 2
+    name = "connector.modality_projection.proj.weight"
+    assert not torch.equal(read_state["eyes"][name], weights[name])
+    run(export, "--out", str(out))
+    described = json.loads((out / "adapter.json").read_text())
+    assert described["base"] == "smollm2"
+    (out / "adapter.json").write_text(json.dumps(described | {"base": str(base)}))
+    model, _ = load(str(out), device="cpu")
+    exported = read_state["eyes"][name].to(torch.bfloat16).float()
+    assert torch.equal(model.model.connector.modality_projection.proj.weight, exported)
+
+
+def load_state(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False)
+    return state
+
+
 def test_what_is_missing_is_said_in_one_line(folder: Path, base: Path) -> None:
     described = json.loads((folder / "adapter.json").read_text())
     (folder / "adapter.json").write_text(json.dumps(described | {"base": "no-such-model"}))

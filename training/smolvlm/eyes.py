@@ -19,7 +19,7 @@ from captions import FILLER, Words
 from pictures import LETTERS, Painter, Shown
 from safetensors import safe_open
 from smolvlm import SCALE, VISION, Eyes, model_config
-from state import Log, load, save
+from state import Log, Pace, load, save
 from steps import Progress, ahead
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -148,7 +148,7 @@ def train(arguments: argparse.Namespace) -> None:
             layer.compile(dynamic=True)
     held_out = painter.mixed(np.random.default_rng([SEED, 1]), arguments.judged, "held_out")
     precision = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
-    last = time.time()
+    last, pace = time.time(), Pace()
     losses: list[float] = []
 
     def draw(step: int) -> Shown:
@@ -172,7 +172,8 @@ def train(arguments: argparse.Namespace) -> None:
         optimizer.zero_grad()
         losses.append(float(loss.detach()))
         before, progress.done = progress.done, progress.done + arguments.batch
-        if before // arguments.every != progress.done // arguments.every or progress.share >= 1:
+        reported = before // arguments.every != progress.done // arguments.every or progress.share >= 1
+        if reported:
             speed = len(losses) * arguments.batch / (time.time() - last)
             mean = round(float(np.mean(losses)), 3)
             log(
@@ -182,16 +183,17 @@ def train(arguments: argparse.Namespace) -> None:
                 per_second=round(speed, 1),
                 **judged(eyes, target, held_out, device),
             )
+            losses, last = [], time.time()
+        if pace.due() or reported:
             state = {"eyes": eyes.state_dict(), "reader": reader.state_dict(), "optimizer": optimizer.state_dict()}
             save(path, {**state, "seen": progress.done, "seconds": progress.elapsed})
-            losses, last = [], time.time()
 
 
 def main() -> None:
     """Read the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", type=Path, required=True, help="folder of SmolLM2-135M-Instruct")
-    parser.add_argument("--emoji", type=Path, help="folder of emoji-datasource-twitter (fetch_emoji.sh)")
+    parser.add_argument("--emoji", type=Path, help="folder of emoji-datasource-twitter (README.md)")
     parser.add_argument("--state", type=Path, required=True, help="for checkpoint and log")
     parser.add_argument("--pictures", type=int, default=400_000)
     parser.add_argument("--seconds", type=float, help="ends the stage even if there were fewer pictures")

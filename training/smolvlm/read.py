@@ -24,7 +24,7 @@ from packed import Batch, Item, Reader, collate, hidden, small_shape
 from pictures import Painter
 from safetensors.torch import load_file
 from smolvlm import FRAMING, Eyes, model_config
-from state import Log, load, save
+from state import Log, Pace, load, save
 from steps import Progress, ahead
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -165,7 +165,7 @@ def train(arguments: argparse.Namespace) -> None:
         for layer in model.language.layers:
             layer.compile(dynamic=True)
     precision = torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext()
-    last, tokens = time.time(), 0
+    last, tokens, pace = time.time(), 0, Pace()
     losses: list[float] = []
     lengths, reader = arguments.lengths.split(","), model.reader
 
@@ -192,14 +192,16 @@ def train(arguments: argparse.Namespace) -> None:
         before = progress.done
         done = progress.done = before + len(batch.lengths)
         step += 1
-        if before // arguments.every != done // arguments.every or progress.share >= 1:
+        reported = before // arguments.every != done // arguments.every or progress.share >= 1
+        if reported:
             mean, speed = round(float(np.mean(losses)), 3), round(tokens / (time.time() - last))
             log(stage=stage, documents=done, loss=mean, tokens_per_second=speed, seconds=round(progress.elapsed))
+            losses, tokens, last = [], 0, time.time()
+        if pace.due() or reported:
             state: dict[str, Any] = {"stage": stage, "documents": done, "step": step, "seconds": progress.elapsed}
             state |= {"language": model.language.state_dict(), "eyes": model.eyes.state_dict()}
             state["optimizer"] = optimizer.state_dict()
             save(path, state)
-            losses, tokens, last = [], 0, time.time()
         if before // arguments.judge_every != done // arguments.judge_every or progress.share >= 1:
             with precision, torch.compiler.set_stance("force_eager"):
                 for length in arguments.judged_lengths.split(","):

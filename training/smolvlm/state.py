@@ -23,6 +23,21 @@ def load(path: Path) -> dict[str, Any] | None:
     return torch.load(path, map_location="cpu", weights_only=False) if path.exists() else None
 
 
+class Pace:
+    """Says when a checkpoint is due: a few minutes after the last one, however slow the machine is."""
+
+    def __init__(self, seconds: float = 180) -> None:
+        self._seconds = seconds
+        self._last = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether it is; the next one is then due later."""
+        late = time.monotonic() - self._last > self._seconds
+        if late:
+            self._last = time.monotonic()
+        return late
+
+
 class Log:
     """JSON lines, one per event, flushed at once, here and on the screen."""
 
