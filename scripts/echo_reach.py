@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from madakv.evaluation.documents.presentation import presentation_for
 from madakv.evaluation.suites import suite
 from madakv.hf.replay import ReadPrompt
 from madakv.loading import load
@@ -80,7 +81,7 @@ def main() -> None:
     model, processor = load(options.model, device="cpu", dtype="float32")
     tokenizer = getattr(processor, "tokenizer", processor)
     found: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for sample in suite(options.suite)(options.samples, options.seed, False):
+    for sample in suite(options.suite)(options.samples, options.seed, presentation_for(processor)):
         if sample.following is not None or sample.follow_up is not None:
             continue
         inputs = model_inputs(processor, sample.prompt, sample.pictures())

@@ -19,6 +19,7 @@ import torch
 
 import madakv
 from madakv import ConfigurationError, InputError, bundled
+from madakv.evaluation.documents.presentation import ONE_SIZE
 from madakv.evaluation.losses import losses
 from madakv.evaluation.records import Row
 from madakv.evaluation.report import Results, write_report
@@ -39,7 +40,7 @@ FIRST = list(SPLITS.values())
 
 @cache
 def drawn(seed: int, name: str = "text-1k", documents: int = DOCUMENTS) -> list[Sample]:
-    return list(suite(name)(documents, seed, False))
+    return list(suite(name)(documents, seed, ONE_SIZE))
 
 
 def of_task(name: str) -> list[Sample]:
@@ -51,7 +52,7 @@ def told(samples: list[Sample]) -> list[tuple[str, ...]]:
 
 
 def test_equal_seeds_give_equal_documents() -> None:
-    assert told(drawn(7)) == told(list(suite("text-1k")(DOCUMENTS, 7, False)))
+    assert told(drawn(7)) == told(list(suite("text-1k")(DOCUMENTS, 7, ONE_SIZE)))
     assert told(drawn(7, documents=3))[len(TASKS) :] == told(drawn(8, documents=2))
     assert len({one.prompt for seed in FIRST for one in drawn(seed)}) == 3 * DOCUMENTS * len(TASKS)
     assert [one.dataset for one in drawn(0, documents=1)] == list(TASKS)
