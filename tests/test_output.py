@@ -21,16 +21,16 @@ from madakv.cli.app import app
 from madakv.cli.output import json_line, visible
 from madakv.evaluation.records import Row, read_all
 
-ANSWER = "yellow 5"
+ANSWER = "purple 7"
 
 
 def speaking(word: str, folder: Path) -> Path:
-    """The built-in model, but it says `word` where it meant yellow."""
+    """The built-in model, but it says `word` where it meant purple."""
     assert bundled.sample().demo.answer == ANSWER
     shutil.copytree(bundled.model_path(), folder)
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     vocabulary = tokenizer["model"]["vocab"]
-    vocabulary[word] = vocabulary.pop("yellow")
+    vocabulary[word] = vocabulary.pop("purple")
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     return folder
 
@@ -66,11 +66,11 @@ def test_answers_are_printed_as_they_are(word: str, shown: str, tmp_path: Path) 
     folder = speaking(word, tmp_path / "model")
     plain = run("generate", "--model", str(folder))
     assert plain.exit_code == 0, plain.exception
-    assert f"{shown} 5" in plain.stdout
+    assert f"{shown} 7" in plain.stdout
     both = run("generate", "--model", str(folder), "--compare")
-    assert both.stdout.count(f"{shown} 5") == 2
+    assert both.stdout.count(f"{shown} 7") == 2
     parsed = run("generate", "--model", str(folder), "--json").stdout
-    assert json.loads(parsed)["answer"] == f"{word} 5"
+    assert json.loads(parsed)["answer"] == f"{word} 7"
     assert not any(letter in parsed + both.stdout for letter in "\x1b\x9b\r")
 
 
@@ -108,9 +108,9 @@ def test_a_terminal_that_cannot_print_the_answer(tmp_path: Path) -> None:
     ascii_only = {"PYTHONIOENCODING": "ascii"}
     plain = process("generate", "--model", str(folder), env=ascii_only)
     assert (plain.returncode, plain.stderr) == (0, "")
-    assert "\\u732b\\xe9 5" in plain.stdout
+    assert "\\u732b\\xe9 7" in plain.stdout
     parsed = process("generate", "--model", str(folder), "--json", env=ascii_only)
-    assert json.loads(parsed.stdout)["answer"] == "猫é 5"
+    assert json.loads(parsed.stdout)["answer"] == "猫é 7"
 
 
 def fake(package: str, code: str, folder: Path) -> Path:

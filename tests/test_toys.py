@@ -29,7 +29,10 @@ def _inference() -> Any:
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"method": "lookm"}, {"lookahead": 2}, {"method": "snapkv", "draft": 2}], ids=str
+    "options",
+    # An echo that is read after the prompt sees its rounded keys.
+    [{"echo": 0}, {"method": "lookm"}, {"lookahead": 2, "echo": 0}, {"method": "snapkv", "draft": 2}],
+    ids=str,
 )
 def test_a_store_of_ones_own(options: dict[str, Any]) -> None:
     model, inputs = tiny.llava(), tiny.document(text=20)

@@ -691,9 +691,9 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     scores: list[Tensor] = []
     plain = Scores.add_layer
 
-    def add_layer(self: Scores, view: LayerView) -> None:
+    def add_layer(self: Scores, view: LayerView, *, seek: bool = False) -> Tensor | None:
         scores.append(self._method.score(view))
-        plain(self, view)
+        return plain(self, view, seek=seek)
 
     monkeypatch.setattr(Scores, "add_layer", add_layer)
     return scores

@@ -41,8 +41,8 @@ class Sample:
 
     @property
     def demo(self) -> Question:
-        """The question to show first: a fact in the text leads to a picture far from it."""
-        return next(question for question in self.questions if question.kind == "owner")
+        """The question to show first: a picture by its name, which stands in the text."""
+        return next(question for question in self.questions if question.kind == "show")
 
 
 def model_path() -> Path:

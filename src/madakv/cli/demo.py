@@ -130,7 +130,7 @@ def long_document() -> Document:
 def short_document() -> Document:
     """The one that comes with the package, as does the model that reads it."""
     sample = bundled.sample()
-    task = f"which colour and digit does the picture show that the text says is {sample.demo.prompt.split()[-1]}'s?"
+    task = f"which colour and digit does the picture {sample.demo.prompt.split()[-1]} show?"
     return Document(None, sample.text, sample.images, sample.demo, task)
 
 
