@@ -26,6 +26,8 @@ from madakv.run import Kept
 _LONG, _TOKENS = "small-llava", 4096
 """The model that reads long documents, where the repository's models are; and how long."""
 _BUDGET = 0.2
+_ECHO = 64
+"""Less than the default reads again: the demo asks one question of a model of which attention is most of the work."""
 _ROUNDS, _LEAST, _SECONDS = 7, 3, 8.0
 """Most rounds, fewest, and the time after which no more are begun."""
 
@@ -99,7 +101,7 @@ def run_demo() -> None:
         CheckFailedError: an answer is wrong.
     """
     quiet_transformers()
-    console, method = plain_console(), resolve("madakv", budget=_BUDGET)
+    console, method = plain_console(), resolve("madakv", budget=_BUDGET, echo=_ECHO)
     document = long_document() if _LONG in bundled.named() else short_document()
     model, processor = load(document.model)
     inputs = model_inputs(processor, f"{document.text} {document.question.prompt}", list(document.images))
@@ -107,6 +109,7 @@ def run_demo() -> None:
     name = document.model or "the built-in one"
     console.print(f"model     {name}, {model.num_parameters() / 1e6:.1f} M parameters")
     console.print(f"document  {inputs['input_ids'].shape[1]:,} tokens with {len(document.images)} pictures")
+    console.print(f"method    {method.label}, a fifth of the cache")
     console.print(f"ask       {document.task}", soft_wrap=True)
     console.print(f"expect    {document.question.answer}")
     rounds = in_turn(model, processor, inputs, method)
