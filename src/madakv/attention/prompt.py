@@ -36,26 +36,22 @@ def attention_of_newest(
     Returns:
         [B, Hq, E, Dv] in the dtype of the query; of a token that sees nothing, anything.
     """
+    if softcap is not None or sinks is not None:
+        return prompt_attention(
+            query, key, value, scaling=scaling, mask=None, softcap=softcap, sinks=sinks, hidden=hidden
+        )
     E, T = query.shape[2], key.shape[2]
-    place = torch.arange(T, device=query.device)
-    seen = ~hidden[:, None, None] if bool(hidden.any()) else None
     out = query.new_empty(*query.shape[:3], value.shape[-1])
+    seen = ~hidden[:, None, None] if bool(hidden.any()) else None
     for start in range(0, E, _ROWS):
         rows = slice(start, min(start + _ROWS, E))
         end = T - E + rows.stop
-        mask = place[:end] <= place[T - E + rows.start : end, None]
+        mask = _causal(rows, E, T, query.device)[:, :end]
         if seen is not None:
             mask = mask & seen[..., :end]
-        keys, values, own = key[:, :, :end], value[:, :, :end], query[:, :, rows]
-        if softcap is None and sinks is None:
-            out[:, :, rows] = scaled_dot_product_attention(
-                own, keys, values, attn_mask=mask, scale=scaling, enable_gqa=True
-            )
-        else:
-            mask = mask.view(-1, 1, *mask.shape[-2:])
-            out[:, :, rows] = prompt_attention(
-                own, keys, values, scaling=scaling, mask=mask, softcap=softcap, sinks=sinks
-            )
+        out[:, :, rows] = scaled_dot_product_attention(
+            query[:, :, rows], key[:, :, :end], value[:, :, :end], attn_mask=mask, scale=scaling, enable_gqa=True
+        )
     return out
 
 
@@ -69,6 +65,7 @@ def prompt_attention(
     softcap: float | None,
     sinks: Tensor | None,
     causal: bool = True,
+    hidden: Tensor | None = None,
 ) -> Tensor:
     """Attention of N queries over T keys, chunk by chunk of queries, softmax in fp32.
 
@@ -80,6 +77,7 @@ def prompt_attention(
         mask: broadcastable to [B, Hq, N, T], bool or additive; None = see `causal`.
         softcap, sinks: see `LayerView`.
         causal: without a mask, query i sees keys up to T - N + i.
+        hidden: [B, T] bool, keys that nobody sees besides.
 
     Returns:
         [B, Hq, N, Dv] in the dtype of the query.
@@ -101,6 +99,8 @@ def prompt_attention(
             logits = (
                 logits.masked_fill(~chunk, float("-inf")) if chunk.dtype == torch.bool else logits + chunk.float()
             )
+        if hidden is not None:
+            logits = logits.masked_fill(hidden[:, None, None], float("-inf"))
         if sinks is not None:
             logits = torch.cat([logits, sinks.float().view(1, -1, 1, 1).expand(B, -1, logits.shape[2], 1)], -1)
         weight = logits.softmax(-1)[..., :T].nan_to_num(0.0)

@@ -12,7 +12,7 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 
 from madakv.errors import UnsupportedOptionError
 from madakv.hf.cache import RaggedCache
-from madakv.hf.options import check_taken_back, effective, most_new_tokens
+from madakv.hf.options import check_draft, effective, most_new_tokens
 from madakv.modality import Modality, ids_named_after, placeholder_ids
 from madakv.reading import probes
 
@@ -94,7 +94,7 @@ class _Call:
 
     def check(self, cache: RaggedCache, draft: int) -> None:
         """Refuse what cannot be done in two readings."""
-        check_taken_back(f"draft={draft}", cache, self._model.config, instead="lookahead")
+        check_draft(draft, cache, self._model.config)
         videos = self._all.get("pixel_values_videos") is not None
         if videos and any(hasattr(module, "rope_deltas") for module in self._model.modules()):
             # Where a video ends, these models continue positions in one way within generate and in another after it.

@@ -22,11 +22,10 @@ from madakv.hf.states import put_back
 from madakv.modality import Modality
 from madakv.reading import Reading, probes
 from madakv.reading.echo import echo_places, fits
+from madakv.scoring.rotary import AXES
 
 logger = logging.getLogger(__name__)
 
-_AXES = 3
-"""Of M-RoPE's positions: time, height and width; before them may come the plain count of tokens."""
 _EXTENDED = ("inputs_embeds", "input_ids", "attention_mask", "position_ids")
 _OF_PICTURES = ("mm_token_type_ids", "moe_mm_token_type_ids", "visual_pos_masks")
 """What decoders may be told of every token besides, zero for text."""
@@ -96,7 +95,7 @@ class Echo:
         # A draft that is read with the prompt must not be seen by what is read without it elsewhere.
         alone = reading.prompt.length == N
         if not fits(reading.prompt.modality, most) or not alone or not _can_go_along(cache, kwargs, N):
-            reading.hold_for_echo()
+            reading.hold_for_echo(most)
             return (), kwargs
         places, heard = echo_places(reading.prompt.modality, most)
         given = kwargs[name]
@@ -141,7 +140,7 @@ class Echo:
         """Read the echo in a pass of its own; what it leaves behind is its scores alone."""
         name = _given(kwargs)
         given: Tensor = kwargs[name]
-        places, heard = reading.echo_places(most_echoed(reading, self._config))
+        places, heard = reading.echo_places()
         places, heard = places.to(given.device), heard.to(given.device)
         N, E = given.shape[1], places.shape[1]
         valid = reading.prompt.valid.to(given.device)
@@ -174,7 +173,7 @@ def _behind(positions: Tensor, tokens: int) -> Tensor:
     last = positions.amax(-1, keepdim=True)
     if positions.dim() == 3:
         # The axes of a picture end apart; text goes on behind the farthest.
-        count, axes = last[:-_AXES], last[-_AXES:]
+        count, axes = last[:-AXES], last[-AXES:]
         last = torch.cat([count, axes.amax(0, keepdim=True).expand_as(axes)])
     return last + torch.arange(1, tokens + 1, device=last.device)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from madakv.errors import UnsupportedOptionError
 from madakv.hf.cache import RaggedCache
+from madakv.hf.rotary import BY_LENGTH
 from madakv.modality import prompt_modality
 
 _REFUSED = {
@@ -224,29 +225,27 @@ def check_cache(cache: Any) -> None:
         )
 
 
-def check_taken_back(option: str, cache: RaggedCache, config: Any, *, instead: str = "") -> None:
-    """Refuse to read tokens together with the prompt that are not kept, where the model could not take them back.
+def check_draft(draft: int, cache: RaggedCache, config: Any) -> None:
+    """Refuse to read a draft together with the prompt, where the model could not take it back.
 
     Args:
-        option: what asks for it, with its value.
+        draft: how many tokens.
         cache: one that the prompt would be read into.
         config: of the model.
-        instead: an option that does without.
 
     Raises:
         UnsupportedOptionError: layers keep states of their own, or positions are rotated by how many tokens there
             are.
     """
-    advice = instead and f"; use {instead}"
     if len(cache.evicted_layers) != len(cache.layers):
         raise UnsupportedOptionError(
-            f"{option} needs a model whose layers all have full attention: sliding windows and linear states cannot "
-            f"take back what is read behind the prompt{advice}"
+            f"draft={draft} needs a model whose layers all have full attention: sliding windows and linear states "
+            "cannot take back what is read behind the prompt; use lookahead"
         )
     if (known := rope_by_length(config)) is not None:
         raise UnsupportedOptionError(
-            f"{option} cannot be combined with a RoPE that changes behind {known:,} positions: the prompt would be "
-            f"rotated as a longer one{advice}"
+            f"draft={draft} cannot be combined with a RoPE that changes behind {known:,} positions: the prompt would "
+            "be rotated as a longer one; use lookahead"
         )
 
 
@@ -255,7 +254,7 @@ def rope_by_length(config: Any) -> int | None:
     text = config.get_text_config(decoder=True)
     parameters = getattr(text, "rope_parameters", None) or {}
     kinds = [own for own in parameters.values() if isinstance(own, dict)] or [parameters]
-    of_length = [kind for kind in kinds if kind.get("rope_type") in ("dynamic", "longrope")]
+    of_length = [kind for kind in kinds if kind.get("rope_type") in BY_LENGTH]
     known = [
         kind.get("original_max_position_embeddings")
         or getattr(text, "original_max_position_embeddings", None)

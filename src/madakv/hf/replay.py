@@ -134,7 +134,7 @@ class ReadPrompt:
             waiting = RaggedCache(model.config, method, trigger=AfterTokens(len(drafted) + 1))
             reading = waiting.begin(self.modality)
             if echoes:
-                reading.hold_for_echo()
+                reading.hold_for_echo(most_echoed(reading, model.config))
             if drafted or echoes:
                 for view in self.views:
                     reading.layer(view)
@@ -142,7 +142,7 @@ class ReadPrompt:
                 for view in self.views:
                     reading.scores.add_layer(view)
             if echoes:
-                places, heard = reading.echo_places(most_echoed(reading, model.config))
+                places, heard = reading.echo_places()
                 with reading.hearing_echo(places, heard):
                     if places.shape[1]:
                         read_more(model, waiting, [self.ids[place] for place in places[0].tolist()])

@@ -19,7 +19,7 @@ from madakv.scoring import Rotary
 _TURN = "apply_rotary_pos_emb"
 _TURNS_ALL = re.compile(rf"^ {{8}}query_states, key_states = {_TURN}\(query_states, key_states, cos, sin\)$", re.M)
 """How a module turns the whole of all its queries and keys, whatever layer it is of."""
-_CHANGES = ("dynamic", "longrope")
+BY_LENGTH = ("dynamic", "longrope")
 """Kinds of RoPE whose frequencies depend on the longest prompt so far: asking for others would change the model."""
 
 
@@ -65,7 +65,7 @@ class Rope:
         if "layer_type" in inspect.signature(self.embedding.forward).parameters:
             options["layer_type"] = getattr(module, "layer_type", "full_attention")
             kind = kind[options["layer_type"]]
-        if kind in _CHANGES:
+        if kind in BY_LENGTH:
             raise UnsupportedModelError(f"{name} has RoPE of the kind {kind!r}, which changes with what is read")
         like = next(self.embedding.buffers())
         told: tuple[Tensor, Tensor] = self.embedding(

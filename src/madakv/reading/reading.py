@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,6 +72,7 @@ class Reading:
             Revision.check(method)
         self._listener = lookahead(method)
         self._awaits_echo = False
+        self._most_echoed = torch.zeros(len(prompt.modality), dtype=torch.int64, device=prompt.modality.device)
         self._relevance = torch.zeros(prompt.modality.shape, dtype=torch.float32, device=prompt.modality.device)
         self._later = prompt.modality[:, :0]
 
@@ -82,9 +82,13 @@ class Reading:
         """Announce tokens that are read behind all others in the prompt's pass."""
         self._probes.append(probe)
 
-    def hold_for_echo(self) -> None:
-        """Keep the prompt whole until an echo was heard that is read after it; see `hearing_echo`."""
-        self._awaits_echo = True
+    def hold_for_echo(self, most: Tensor) -> None:
+        """Keep the prompt whole until an echo was heard that is read after it; see `hearing_echo`.
+
+        Args:
+            most: [B] int64, how many tokens of each row that is of.
+        """
+        self._awaits_echo, self._most_echoed = True, most.to(self._most_echoed.device)
 
     @property
     def modality(self) -> Tensor:
@@ -170,13 +174,9 @@ class Reading:
         """Whether all layers were read, and an echo of what they found relevant is to come."""
         return self._awaits_echo and self.layers_read == len(self._memories)
 
-    def echo_places(self, most: Tensor) -> tuple[Tensor, Tensor]:
-        """What that echo is of, see there.
-
-        Args:
-            most: [B] int64, tokens of each row.
-        """
-        return echo_places(self.prompt.modality, most.to(self.prompt.modality.device), self._relevance)
+    def echo_places(self) -> tuple[Tensor, Tensor]:
+        """What that echo is of, see there."""
+        return echo_places(self.prompt.modality, self._most_echoed, self._relevance)
 
     @contextmanager
     def hearing_echo(self, places: Tensor, heard: Tensor) -> Iterator[None]:
@@ -214,15 +214,25 @@ class Reading:
             row[..., own] = told
         self.scores.add(number, self._listener.told(paid))
 
-    def attend(self, number: int, query: Tensor, **options: Any) -> Tensor:
+    def attend(
+        self,
+        number: int,
+        query: Tensor,
+        *,
+        scaling: float,
+        mask: Tensor | None = None,
+        softcap: float | None = None,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
         """Attention of later tokens over a layer's memory, which are heard on the way; see `ragged_attention`."""
         memory = self._memories[number]
         if self._listener.heard is not None:
             # What its tokens see of each other is causal, and a mask says no more.
-            del options["mask"]
-            return self._attend_echo(number, query, **options)
-        part = ragged_partial(query, memory.kept, memory.tail, **options)
-        self.hear(number, query, part.lse, scaling=options["scaling"], softcap=options.get("softcap"))
+            return self._attend_echo(number, query, scaling=scaling, softcap=softcap, sinks=sinks)
+        part = ragged_partial(
+            query, memory.kept, memory.tail, scaling=scaling, mask=mask, softcap=softcap, sinks=sinks
+        )
+        self.hear(number, query, part.lse, scaling=scaling, softcap=softcap)
         B, Hq, Q, _ = query.shape
         return part.out.to(query.dtype).view(B, Hq, Q, -1)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-_AXES = 3
+AXES = 3
 """Of M-RoPE's positions: time, height and width; before them may come the plain count of tokens."""
 
 
@@ -33,7 +33,7 @@ class Rotary:
 
     def turned_back(self, query: Tensor) -> Tensor:
         """The queries of all tokens, [B, h, N, D], as they were before RoPE; fp32."""
-        cos, sin = self.waves(self.positions[-_AXES:] if self.positions.dim() == 3 else self.positions)
+        cos, sin = self.waves(self.positions[-AXES:] if self.positions.dim() == 3 else self.positions)
         # Scaled rotations (YaRN) are undone with their scale.
         norm = cos.square() + sin.square()
         return self.turn(query.float(), cos / norm, -sin / norm)
@@ -50,6 +50,6 @@ class Rotary:
         last = self.positions.amax(-1)
         if last.dim() == 2:
             # The axes of a picture end apart; text goes on behind the farthest.
-            last = last[-_AXES:].amax(0)
+            last = last[-AXES:].amax(0)
         cos, sin = self.waves(last[:, None] + torch.arange(1, count + 1, device=last.device))
         return self.turn(key.float(), cos.mean(1, keepdim=True), -sin.mean(1, keepdim=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 from madakv.evaluation.samples import EXACT, LOSS_TOKENS, Sample, Verdict
 from madakv.evaluation.texts import needles
@@ -52,32 +53,21 @@ def _sample(split: str, number: int, tokens: int, task: str) -> Sample:
     rng = random.Random(f"{split} {number} {tokens} {task}")
     source = _source(split, number)
     name = f"{number}-{tokens}"
+    of_text = partial(Sample, id=name, dataset=task, level=str(tokens), document=name, pictures=tuple, images=0)
     if task == LOSS:
         passage = draw(rng, source, tokens - LOSS_TOKENS)
-        return Sample(
-            id=name,
-            dataset=task,
+        return of_text(
             group=task,
-            level=str(tokens),
-            document=name,
             prompt=passage.text,
-            pictures=tuple,
-            images=0,
             gold="",
             scorers=(),
             judge=lambda _: Verdict({}),
             following=passage.following,
         )
     group, asked = _asked(rng, tokens - _BESIDE, split, source, task)
-    return Sample(
-        id=name,
-        dataset=task,
+    return of_text(
         group=group,
-        level=str(tokens),
-        document=name,
         prompt=asked.prompt,
-        pictures=tuple,
-        images=0,
         gold=asked.gold,
         scorers=(EXACT,),
         judge=asked.judge,
