@@ -256,10 +256,11 @@ def test_relevance_is_what_the_question_pays_beyond_what_is_usual() -> None:
 
 
 def test_what_every_query_looks_at_is_not_what_is_asked_for() -> None:
-    """Of two tokens, every query pays a lot to one, and the question alone pays a little to the other."""
+    """Of two tokens, every query pays a lot to one, the question a little more; and it alone pays to the other."""
     N, sink, asked = 100, 0, 40
     query, key = torch.zeros(1, 1, N, 8), torch.zeros(1, 1, N, 8)
     query[..., 0], key[..., sink, 0] = 6.0, 1.0
+    query[..., -4:, 0] = 7.0
     query[..., -4:, 1], key[..., asked, 1] = 4.0, 1.0
     view = LayerView(query, key, key, torch.zeros(1, N, dtype=torch.int64), scaling=1.0)
     question = proxy_mask(view.modality, 4)

@@ -9,7 +9,7 @@ import torch
 
 import madakv
 from madakv.hf.layer import RaggedLayer
-from tests.families.zoo import FAMILIES, Inputs
+from tests.families.zoo import FAMILIES, Inputs, left_padded
 
 STEPS = 6
 NEXT_TO_NOTHING = 1e-30
@@ -74,6 +74,21 @@ def test_a_prompt_may_be_read_with_gradients(name: str) -> None:
     assert told[0]
     for before, after in zip(*told, strict=True):
         assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("name", ["llava", "gemma2", "gemma3", "gpt_oss", "paligemma", "qwen2_5_vl"])
+def test_a_padded_row_hears_what_it_hears_alone(name: str) -> None:
+    family = FAMILIES[name]
+    model, rows = family.model(), [family.prompt(number) for number in (0, 1)]
+    lengths = [row["input_ids"].shape[1] for row in rows]
+    assert lengths[0] != lengths[1]
+    _, both = answer(model, left_padded(rows), echo=7, safeguard=0.0)
+    for number, row in enumerate(rows):
+        _, alone = answer(model, row, echo=7, safeguard=0.0)
+        padding = max(lengths) - lengths[number]
+        for together, own in zip(both.plans, alone.plans, strict=True):
+            for kept, wanted in zip(together.indices[number], own.indices[0], strict=True):
+                assert (kept - padding).tolist() == wanted.tolist()
 
 
 def tensors(held: dict[Any, Any], prefix: str = "") -> dict[str, torch.Tensor]:
