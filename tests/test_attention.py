@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from madakv.attention import prompt_attention, ragged_attention, ragged_attention_reference
+from madakv.attention import attention_of_newest, prompt_attention, ragged_attention, ragged_attention_reference
 from madakv.attention.partial import Partial, merge, merge_scattered, partial_attention
 from madakv.attention.tiles import TileSchedule
 from madakv.cache import RaggedEntries, Tail
@@ -178,3 +178,25 @@ def test_prompt_attention_with_softcap_and_sinks(chunk: int, masked: bool, monke
     logits = (torch.tanh(logits / 3.0) * 3.0).masked_fill(~mask, float("-inf"))
     logits = torch.cat([logits, sinks.double().view(1, 4, 1, 1).expand(2, 4, 9, 1)], -1)
     assert_same(got, logits.softmax(-1)[..., :-1] @ value.repeat_interleave(2, 1).double())
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("with_sinks", [False, True])
+@pytest.mark.parametrize("E", [7, 300])
+def test_the_newest_tokens_see_what_is_before_them_and_not_hidden(
+    softcap: float | None, with_sinks: bool, E: int
+) -> None:
+    T, sinks = E + 20, torch.linspace(-1, 1, 4) if with_sinks else None
+    query, key, value = torch.randn(2, 4, E, 8), torch.randn(2, 2, T, 8), torch.randn(2, 2, T, 5)
+    hidden = torch.zeros(2, T, dtype=torch.bool)
+    hidden[0, :6] = True
+    got = attention_of_newest(query, key, value, scaling=0.4, hidden=hidden, softcap=softcap, sinks=sinks)
+    for b, head, e in ((0, 0, 0), (0, 3, E - 1), (1, 1, E // 2), (1, 2, 0)):
+        seen = ~hidden[b] & (torch.arange(T) <= T - E + e)
+        logits = key[b, head // 2, seen].double() @ query[b, head, e].double() * 0.4
+        if softcap is not None:
+            logits = softcap * torch.tanh(logits / softcap)
+        weight = logits.exp()
+        total = weight.sum() + (0.0 if sinks is None else sinks[head].double().exp())
+        wanted = weight @ value[b, head // 2, seen].double() / total
+        torch.testing.assert_close(got[b, head, e].double(), wanted, rtol=1e-5, atol=1e-5)

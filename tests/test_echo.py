@@ -291,6 +291,22 @@ def test_what_is_said_of_every_token_is_said_of_those_that_are_read_again() -> N
     assert [x.flatten().tolist() for x in told] == [[*range(12)]] * 2
 
 
+def test_padding_is_hidden_from_what_is_read_again() -> None:
+    """Layers with windows of their own know it from the mask alone."""
+    model, told = tiny.llama(), []
+    tokens, mask = tiny.ids(40, 23)
+
+    def note(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
+        told.append(kwargs["attention_mask"])
+
+    with madakv.evict(model, budget=0.3, echo=30):
+        watch = model.get_decoder().register_forward_pre_hook(note, with_kwargs=True)
+        model(input_ids=tokens, attention_mask=mask)
+        watch.remove()
+    heard = torch.arange(30) < torch.tensor([[30], [23]])
+    assert torch.equal(told[1], torch.cat([mask, heard.long()], 1))
+
+
 def test_a_decoder_without_a_named_output_is_read_again_apart() -> None:
     model, inputs = tiny.llama(), {"input_ids": torch.randint(5, 97, (1, 12))}
     with madakv.evict(model, budget=0.5, echo="all") as run:

@@ -260,7 +260,7 @@ def test_what_every_query_looks_at_is_not_what_is_asked_for() -> None:
     N, sink, asked = 100, 0, 40
     query, key = torch.zeros(1, 1, N, 8), torch.zeros(1, 1, N, 8)
     query[..., 0], key[..., sink, 0] = 6.0, 1.0
-    query[..., -4:, 0] = 7.0
+    query[..., -4:, 0] = 9.0
     query[..., -4:, 1], key[..., asked, 1] = 4.0, 1.0
     view = LayerView(query, key, key, torch.zeros(1, N, dtype=torch.int64), scaling=1.0)
     question = proxy_mask(view.modality, 4)

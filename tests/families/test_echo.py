@@ -82,9 +82,9 @@ def test_a_padded_row_hears_what_it_hears_alone(name: str) -> None:
     model, rows = family.model(), [family.prompt(number) for number in (0, 1)]
     lengths = [row["input_ids"].shape[1] for row in rows]
     assert lengths[0] != lengths[1]
-    _, both = answer(model, left_padded(rows), echo=7, safeguard=0.0)
+    _, both = answer(model, left_padded(rows), echo=7, echo_weight=100.0, safeguard=0.0)
     for number, row in enumerate(rows):
-        _, alone = answer(model, row, echo=7, safeguard=0.0)
+        _, alone = answer(model, row, echo=7, echo_weight=100.0, safeguard=0.0)
         padding = max(lengths) - lengths[number]
         for together, own in zip(both.plans, alone.plans, strict=True):
             for kept, wanted in zip(together.indices[number], own.indices[0], strict=True):
