@@ -92,6 +92,8 @@ results-%:
 	$(RUN) eval --model $* --suite long-512 --methods $(DRAFT) --budgets $(BUDGETS) --samples 30 --out results/$*/draft
 	$(RUN) eval --model $* --suite long-512 --methods $(CHOICES) --budgets 0.2,0.1,0.05 --samples 12 --seed 100000 \
 		--out results/$*/choices
+	$(RUN) eval --model $* --suite long-512 --methods full,snapkv,kvzip,madakv --budgets 0.2,0.1,0.05 --samples 30 \
+		--seed 200000 --out results/$*/unseen
 	$(RUN) eval --model $* --suite long --methods full,snapkv,mixkv,madakv,madakv:echo=all,madakv:draft=8 \
 		--budgets 0.2,0.05 --samples 12 --out results/$*/lengths
 	$(RUN) eval --model $* --suite long-1024 --methods full --samples 200 --out results/$*/full-1024

@@ -24,7 +24,7 @@ from madakv.scoring import (
 from madakv.scoring.relevance import USUAL, relevance
 
 AUTOMATIC_ECHO = 1 / 6
-"""Share of a prompt's tokens: reading 3,000 tokens then takes at most 1.3 times as long."""
+"""Share of a prompt's tokens: with it, 3,000 tokens of a model of 135 M parameters are 1.3 times the products."""
 
 
 def most_echoed(echo: int | Literal["auto", "all"], tokens: Tensor) -> Tensor:
