@@ -48,11 +48,10 @@ def answer(model: Any, processor: Any, inputs: Any, method: Method | None, *, ma
     Raises:
         InputError: the model cannot read what the processor made of the prompt, such as pictures of another size.
     """
-    check_inputs(model, inputs)
     if method is None:
-        return _generate(model, processor, inputs, max_new_tokens)
+        return generate(model, processor, inputs, max_new_tokens=max_new_tokens)
     with evict(model, method) as run:
-        generated = _generate(model, processor, inputs, max_new_tokens)
+        generated = generate(model, processor, inputs, max_new_tokens=max_new_tokens)
     return Answer(generated.text, generated.tokens, generated.prefill_s, generated.decode_ms, run.last)
 
 
@@ -71,7 +70,9 @@ class _Clock:
         pass
 
 
-def _generate(model: Any, processor: Any, inputs: Any, max_new_tokens: int) -> Answer:
+def generate(model: Any, processor: Any, inputs: Any, *, max_new_tokens: int) -> Answer:
+    """The same with a model as it stands, inside a block of `evict` or not; what was kept is not looked up."""
+    check_inputs(model, inputs)
     clock = _Clock()
     start = time.perf_counter()
     try:

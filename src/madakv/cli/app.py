@@ -160,6 +160,53 @@ def generate(
 
 
 @app.command(
+    epilog="Example: madakv inspect --methods madakv,snapkv --budget 0.2 --out report.html   (a built-in document)"
+)
+def inspect(
+    out: Annotated[Path, typer.Option(metavar="FILE", help="The page: one HTML file that needs no other.")],
+    model: ModelOption = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A picture to ask about; once for each picture.")
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="What to ask; <image> stands where a picture belongs. Without it: a built-in document and question.",
+        ),
+    ] = None,
+    methods: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help="One, or two to compare, such as madakv,snapkv; see `madakv methods`."),
+    ] = "madakv",
+    budget: Annotated[
+        str,
+        typer.Option(metavar="SHARES", help="How much of the prompt stays; or of one method two, such as 0.2,0.05."),
+    ] = "0.2",
+    max_new_tokens: AnswerOption = 64,
+    opened: Annotated[bool, typer.Option("--open", help="Show it in the browser.")] = False,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+) -> None:
+    """Make a page of what the cache kept of a prompt: which words and patches, and what the answer rested on."""
+    with one_line_errors():
+        from madakv.cli.inspect import run_inspect
+
+        run_inspect(
+            model=model,
+            images=image or [],
+            prompt=prompt,
+            methods=methods,
+            budgets=budget,
+            max_new_tokens=max_new_tokens,
+            out=out,
+            opened=opened,
+            device=device,
+            dtype=dtype,
+        )
+
+
+@app.command(
     name="eval", epilog="Example: madakv eval --methods full,madakv,random --budgets 0.2 --samples 10 --out results"
 )
 def evaluate(

@@ -39,7 +39,8 @@ class Side:
         budget: as given.
         layers: [L] indices in the model, of those that are evicted.
         kept: [L, H, N] bool.
-        asked: [L, H] int64, entries each head was given when its layer was decided; None if not recorded.
+        asked: [L, H] int64, how many entries hold 90 % of what the question attends to in the prompt (the demand of
+            MadaKV's HCC, over all modalities); None if not recorded. The same for both sides.
         stays: [L, H] fp32, share of the question's attention to the prompt that goes to what stays; None if not
             recorded.
         answer: the tokens of the answer as text pieces, special ones dropped.
