@@ -47,9 +47,8 @@ class Charts {
     return figure;
   }
 
-  missing(title, text) {
-    const box = this.host.appendChild(make("section", "figure"));
-    box.append(make("h3", "", title), make("p", "muted", text));
+  missing(text) {
+    this.host.after(make("p", "muted missing", text));
   }
 
   heatMap({ title, note, ramp, value, tell, before }) {
@@ -89,7 +88,7 @@ class Charts {
   preference() {
     const { preference, modality } = this.data;
     const title = "What heads prefer";
-    if (!preference) return this.missing(title, "How the question's attention is split between modalities was not recorded.");
+    if (!preference) return this.missing("How the question's attention is split between modalities was not recorded.");
     const names = KINDS.filter((_, kind) => modality.includes(kind));
     const at = (layer, head) => preference.subarray((layer * this.heads + head) * 4, (layer * this.heads + head + 1) * 4);
     const seen = (layer, head) => 1 - at(layer, head)[0];
@@ -100,7 +99,7 @@ class Charts {
         ? names.map((name) => `${name} ${percent(at(layer, head)[KINDS.indexOf(name)])}`).join(" · ") : "not recorded",
     });
     const seeing = names.filter((name) => name !== "text").join(", ") || "pictures";
-    figure.before = () => legend(figure.legend, "preference", "all to text", "half", `all to ${seeing}`);
+    figure.before = () => legend(figure.legend, "preference", ["all to text", "half", `all to ${seeing}`]);
     return figure;
   }
 
@@ -108,7 +107,7 @@ class Charts {
     const tokens = this.data.modality.reduce((sum, kind) => sum + (kind >= 0), 0);
     const kept = (side, layer, head) => this.data.sides[side].kept.totals()[layer * this.heads + head];
     const names = sideNames(this.data);
-    const differ = (layer, head) => kept(0, layer, head) - kept(1, layer, head);
+    const differ = (layer, head) => kept(1, layer, head) - kept(0, layer, head);
     const most = (value) => Math.max(1, ...Array.from({ length: this.layers * this.heads }, (_, i) =>
       Math.abs(value(i % this.layers, Math.floor(i / this.layers)))));
     const now = () => (this.state.side === 2 ? differ : (layer, head) => kept(this.state.side, layer, head));
@@ -124,8 +123,8 @@ class Charts {
         figure.line.textContent = this.state.side === 2
           ? `Entries per head: how many more ${names[0]} keeps (blue), or ${names[1]} (orange).`
           : `Entries that each head keeps${this.two ? `, ${names[this.state.side]}` : ""}.`;
-        if (this.state.side === 2) legend(figure.legend, "diff", `${count(top)} more in ${names[1]}`, "", `${count(top)} more in ${names[0]}`);
-        else legend(figure.legend, figure.ramp(), "0", "", `${count(top)} entries`);
+        if (this.state.side === 2) legend(figure.legend, "diff", [`${count(top)} more in ${names[0]}`, "", `${count(top)} more in ${names[1]}`]);
+        else legend(figure.legend, figure.ramp(), ["0", "", `${count(top)} entries`]);
       },
     });
     figure.ramp = () => ["a", "b"][this.state.side];
@@ -191,7 +190,7 @@ class Charts {
       const own = Array.from(side.stays.subarray(layer * heads, (layer + 1) * heads)).filter(Number.isFinite);
       return own.length ? own.reduce((sum, value) => sum + value, 0) / own.length : NaN;
     }));
-    if (!means.some(Boolean)) return this.missing(title, "How much of the question's attention stays was not recorded.");
+    if (!means.some(Boolean)) return this.missing("How much of the question's attention stays was not recorded.");
     const names = sideNames(data);
     const figure = this.figure({
       title, note: "Share of the question's attention to the prompt that goes to what stays, mean of heads.",
@@ -243,9 +242,9 @@ function count(value) {
 }
 
 // A ramp with what its ends, and its middle, stand for.
-function legend(host, ramp, low, middle, high) {
+function legend(host, ramp, [low, middle, high], bent = false) {
   const bar = make("span", "ramp");
-  bar.style.background = gradient(ramp);
+  bar.style.background = gradient(ramp, bent);
   const ends = make("span", "ends");
   ends.append(make("span", "", low), make("span", "", middle), make("span", "", high));
   host.replaceChildren(bar, ends);

@@ -61,7 +61,8 @@ class Page {
     const figures = head.appendChild(make("p", "figures"));
     figures.append(make("strong", "", percent(entries / Math.max(1, this.total * layers * heads))),
       ` of entries kept · ${bytes(side.bytes)} of ${bytes(side.bytes_full)}`);
-    head.append(make("p", "method muted", visible(side.method)));
+    const method = head.appendChild(make("details", "method muted"));
+    method.append(make("summary", "", "method in full"), make("p", "", visible(side.method)));
     const answer = card.appendChild(make("div", "answer"));
     answer.append(make("h3", "muted", "Answer"));
     const words = answer.appendChild(make("p", "words"));
@@ -91,7 +92,7 @@ class Page {
 
   fork() {
     const mark = make("span", "fork");
-    mark.append(make("span", "", "answers part"));
+    mark.append(make("span", "", "answers part here"));
     return mark;
   }
 
@@ -186,14 +187,14 @@ class Page {
     by("rested").hidden = !state.chosen;
     if (state.chosen) {
       this.rested();
-      legend(host, "look", "0", "", percent(now.most));
-      by("caption").textContent = `Darker: more of this pass' attention went there; ${this.place()}.`;
+      legend(host, "look", ["0", "", percent(now.most)], true);
+      by("caption").textContent = `Stronger: more of this pass' attention went there; ${this.place()}.`;
     } else if (state.side === 2) {
       const [a, b] = this.names;
-      legend(host, "diff", `${b} alone`, "alike", `${a} alone`);
+      legend(host, "diff", [`only ${a}`, "alike", `only ${b}`], true);
       by("caption").textContent = `What one kept and the other dropped; ${this.place()}.`;
     } else {
-      legend(host, now.ramp, of === 1 ? "dropped" : "no head", "", of === 1 ? "kept" : `${most} of ${of} heads`);
+      legend(host, now.ramp, of === 1 ? ["dropped", "", "kept"] : ["no head", "", `${most} of ${of} heads`], true);
       by("caption").textContent = `${this.two ? `${this.names[state.side]}: s` : "S"}tronger: kept by more heads. Grey: dropped by all. ${capital(this.place())}.`;
     }
     this.parts();
@@ -223,9 +224,8 @@ class Page {
   parts() {
     const { now, data } = this;
     const textTokens = (this.textTokens ??= Array.from(data.modality.keys()).filter((n) => data.modality[n] === 0));
-    const strength = (tokens) => tokens.reduce((sum, n) => sum + Math.abs(now.share[n]), 0) / (now.ramp === "look" ? 1 : Math.max(1, tokens.length));
-    const views = data.views.map((view) => ({ view, strength: strength(view.tokens) }))
-      .sort((one, other) => other.strength - one.strength).slice(0, 3).filter(({ strength }) => strength > 0);
+    const views = data.views.map((view) => ({ view, share: held(now, view) }))
+      .sort((one, other) => other.share - one.share).slice(0, 3).filter(({ share }) => share > 0);
     const chips = views.map(({ view }) => {
       const strongest = view.tokens.reduce((best, n) => (Math.abs(now.share[n]) > Math.abs(now.share[best]) ? n : best), view.tokens[0]);
       return this.chip(visible(view.title), summary(now, view), strongest);
@@ -274,11 +274,13 @@ class Page {
         const line = Object.fromEntries([["text", "--muted"], ["padding", "--rule"]].map(([key, name]) => [key, tone(name)]));
         const picture = tone("--picture");
         values.forEach((value, cell) => {
+          // The first side's upwards, as it stands first everywhere.
+          const up = signed ? value <= 0 : true;
           const x = (cell * width) / cells;
           const wide = Math.ceil(((cell + 1) * width) / cells) - x;
           const tall = (Math.abs(value) / most) * room;
           context.fillStyle = css(colour(this.now.ramp, Math.sign(value) * (0.45 + 0.4 * (Math.abs(value) / most))));
-          context.fillRect(x, value >= 0 ? ground - tall : ground, wide, tall);
+          context.fillRect(x, up ? ground - tall : ground, wide, tall);
           context.fillStyle = line[kind(cell)] ?? picture;
           context.fillRect(x, height - foot, wide, foot);
         });
@@ -291,7 +293,7 @@ class Page {
     const key = make("p", "muted ends");
     key.append(make("span", "", "first token"));
     const kinds = key.appendChild(make("span"));
-    kinds.append(make("span", "key text", "text"), make("span", "key picture", "pictures"));
+    kinds.append(make("span", "key tokens", "text"), make("span", "key picture", "pictures"));
     key.append(make("span", "", "last token"));
     return key;
   }

@@ -38,7 +38,7 @@ class Prompt {
     this.pictures = data.views.map((view, index) => new Picture(data, index));
     this.runs = runs(data);
     this.watch = new IntersectionObserver((entries) => entries.forEach((entry) => this.sight(entry)), {
-      root: pane, rootMargin: "400px 0px",
+      root: pane, rootMargin: "200px 0px",
     });
     pane.style.setProperty("--thumb", `${data.views.length <= 6 ? 184 : data.views.length <= 40 ? 136 : 104}px`);
     pane.append(...this.runs.map((run) => this.element(run)));
@@ -56,7 +56,10 @@ class Prompt {
     run.element = make("div", run.text ? "text" : "pictures");
     run.element.run = run;
     if (run.text) {
-      run.element.textContent = visible(this.data.tokens.slice(run.start, run.end).join(""));
+      const text = this.data.tokens.slice(run.start, run.end).join("");
+      run.element.textContent = visible(text);
+      // A few words beside a picture stand in one line with it.
+      run.element.classList.toggle("short", text.length < 60 && !text.trim().includes("\n"));
       this.watch.observe(run.element);
       return run.element;
     }
@@ -109,9 +112,7 @@ class Prompt {
     if (!now) return;
     if (!element.run.text) return element.picture.paint(now);
     for (const span of element.children) {
-      const value = now.most ? now.share[span.n] / now.most : 0;
-      // Nearly all of a pass' attention is on a few tokens.
-      const shown = now.ramp === "look" ? Math.sqrt(value) : value;
+      const shown = now.most ? strength(now.ramp, now.share[span.n] / now.most) : 0;
       const back = Math.abs(shown) > 0.015 ? colour(now.ramp, shown) : null;
       span.style.backgroundColor = back ? css(back) : "";
       span.style.color = back ? ink(back) : "";
@@ -212,6 +213,9 @@ class Prompt {
   }
 }
 
+// How much of a colour lies over a patch, where being seen at all does not say it.
+const TINT = { diff: 0.6, look: 0.3 };
+
 // A picture with its patches: those that stay in colour, the rest grey. Thumbnails and the large view are alike.
 class Picture {
   constructor(data, index, large = false) {
@@ -243,6 +247,7 @@ class Picture {
     if (this.covered) this.field.root.prepend(this.image);
     this.field.root.classList.toggle("covered", Boolean(this.covered));
     frame.append(this.field.root);
+    this.meter = this.figure.appendChild(make("div", "meter")).appendChild(make("span"));
     const caption = this.figure.appendChild(make("figcaption"));
     caption.append(make("bdi", "", visible(view.title)));
     this.number = caption.appendChild(make("span", "number"));
@@ -253,6 +258,8 @@ class Picture {
     if (this.now === now) return;
     this.now = now;
     this.number.textContent = summary(now, this.view);
+    this.meter.style.width = `${100 * Math.min(1, held(now, this.view))}%`;
+    this.meter.style.background = css(colour(now.ramp === "diff" ? "picture" : now.ramp, 0.6));
     this.figure.setAttribute("aria-label", `${visible(this.view.title)}, ${this.number.textContent}`);
     this.field.draw();
   }
@@ -265,38 +272,57 @@ class Picture {
   draw(context, width, height) {
     const { now, view, image } = this;
     if (!now || (view.url && !image.complete)) return;
-    const scale = context.getTransform().a;
-    const snap = (share, size) => Math.round(share * size * scale) / scale;
     const whole = this.covered && image.naturalWidth > 0;
-    for (let cell = 0; cell < view.tokens.length; cell++) {
-      const value = now.most ? now.share[view.tokens[cell]] / now.most : 0;
-      const shown = Math.pow(Math.abs(value), now.ramp === "look" ? 0.5 : 0.75);
-      if (shown < 0.02 && whole) continue;
-      const [l, t, r, b] = view.boxes.subarray(4 * cell, 4 * cell + 4);
-      const [x, y] = [snap(l, width), snap(t, height)];
-      const [w, h] = [snap(r, width) - x, snap(b, height) - y];
-      const tint = css(colour(now.ramp, Math.sign(value) * (whole ? 0.62 : shown)));
-      if (!whole) {
-        context.fillStyle = tint;
+    const cells = this.cells(context, width, height);
+    if (!whole) {
+      for (const { x, y, w, h, value } of cells) {
+        context.fillStyle = css(colour(now.ramp, value));
         context.fillRect(x + 0.5, y + 0.5, Math.max(1, w - 1), Math.max(1, h - 1));
-        continue;
       }
-      context.globalAlpha = shown;
-      context.drawImage(image, l * image.naturalWidth, t * image.naturalHeight,
-        (r - l) * image.naturalWidth, (b - t) * image.naturalHeight, x, y, w, h);
-      if (now.ramp === "diff") {
-        context.globalAlpha = 0.6 * shown;
-        context.fillStyle = tint;
+      return;
+    }
+    // Patches are a mask of the picture, which is drawn but once.
+    for (const { x, y, w, h, value, under } of cells) {
+      context.globalAlpha = now.ramp === "diff" ? under : under + (1 - under) * Math.abs(value);
+      context.fillRect(x, y, w, h);
+    }
+    context.globalAlpha = 1;
+    context.globalCompositeOperation = "source-in";
+    context.imageSmoothingEnabled = !image.classList.contains("pixels");
+    context.drawImage(image, 0, 0, width, height);
+    context.globalCompositeOperation = "source-over";
+    context.lineWidth = 1.5;
+    for (const { x, y, w, h, value } of cells) {
+      const shown = Math.abs(value);
+      context.fillStyle = context.strokeStyle = css(colour(now.ramp, Math.sign(value) * 0.62));
+      if (TINT[now.ramp] && shown > 0.02) {
+        context.globalAlpha = TINT[now.ramp] * shown;
         context.fillRect(x, y, w, h);
       }
-      if (Math.min(w, h) > 5) {
+      if (Math.min(w, h) > 8 && shown > 0.1) {
         context.globalAlpha = shown * shown;
-        context.strokeStyle = tint;
-        context.lineWidth = 1.5;
         context.strokeRect(x + 0.75, y + 0.75, w - 1.5, h - 1.5);
       }
-      context.globalAlpha = 1;
     }
+    context.globalAlpha = 1;
+  }
+
+  // Patches that are not gone, on whole pixels of the screen: no seams show.
+  cells(context, width, height) {
+    const { now, view } = this;
+    const scale = context.getTransform().a;
+    const snap = (share, size) => Math.round(share * size * scale) / scale;
+    const found = [];
+    for (let cell = 0; cell < view.tokens.length; cell++) {
+      const n = view.tokens[cell];
+      const value = now.most ? strength(now.ramp, now.share[n] / now.most) : 0;
+      const under = now.under(n);
+      if (Math.max(Math.abs(value), under) < 0.02) continue;
+      const at = 4 * cell;
+      const [x, y] = [snap(view.boxes[at], width), snap(view.boxes[at + 1], height)];
+      found.push({ x, y, w: snap(view.boxes[at + 2], width) - x, h: snap(view.boxes[at + 3], height) - y, value, under });
+    }
+    return found;
   }
 }
 
@@ -307,15 +333,13 @@ function columns(boxes, axis) {
   return starts.size;
 }
 
-// What a picture, or all text, holds of what is shown.
-function summary(now, { tokens }) {
+// The share of what is shown that a picture, or all text, holds: of attention its sum, else the mean of its tokens.
+function held(now, { tokens }) {
   let sum = 0;
-  let size = 0;
-  for (const n of tokens) {
-    sum += now.share[n];
-    size += Math.abs(now.share[n]);
-  }
-  if (now.ramp === "look") return `${percent(sum)} of attention`;
-  if (now.ramp === "diff") return `${percent(size / Math.max(1, tokens.length))} differs`;
-  return `${percent(sum / Math.max(1, tokens.length))} kept`;
+  for (const n of tokens) sum += Math.abs(now.share[n]);
+  return now.ramp === "look" ? sum : sum / Math.max(1, tokens.length);
+}
+
+function summary(now, part) {
+  return `${percent(held(now, part))} ${{ look: "of attention", diff: "differs" }[now.ramp] ?? "kept"}`;
 }

@@ -31,7 +31,7 @@ function makeRamps(theme) {
 }
 
 // A pair of ramps stands for numbers of both signs.
-const SIGNED = { diff: ["a", "b"], preference: ["picture", "text"] };
+const SIGNED = { diff: ["b", "a"], preference: ["picture", "text"] };
 
 // [r, g, b] of a number in 0 to 1, or in -1 to 1 for a pair.
 function colour(ramp, value) {
@@ -43,13 +43,21 @@ function css([r, g, b]) {
   return `rgb(${r} ${g} ${b})`;
 }
 
+// How strongly a share is painted. A few tokens have most of it, be it heads or attention; the rest should be seen as well.
+const BEND = { a: 0.6, b: 0.6, diff: 0.7, look: 0.5 };
+
+function strength(ramp, share) {
+  return Math.sign(share) * Math.pow(Math.abs(share), BEND[ramp] ?? 1);
+}
+
 // Ink that is read on a colour.
 function ink([r, g, b]) {
   return 0.299 * r + 0.587 * g + 0.114 * b > 140 ? "#101216" : "#ffffff";
 }
 
-function gradient(ramp) {
+function gradient(ramp, bent) {
   const low = SIGNED[ramp] ? -1 : 0;
-  const steps = Array.from({ length: 13 }, (_, i) => css(colour(ramp, low + ((1 - low) * i) / 12)));
+  const shown = (share) => (bent ? strength(ramp, share) : share);
+  const steps = Array.from({ length: 25 }, (_, i) => css(colour(ramp, shown(low + ((1 - low) * i) / 24))));
   return `linear-gradient(to right, ${steps.join(", ")})`;
 }

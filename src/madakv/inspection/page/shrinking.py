@@ -33,7 +33,8 @@ def data_urls(pictures: Sequence[Image.Image | None]) -> list[str | None]:
 def _url(picture: Image.Image, room: int) -> str:
     picture = picture.convert("RGB")
     raw = _webp(picture, lossless=True) if picture.width * picture.height <= _EXACT else None
-    side = min(_SIDE, max(picture.size))
+    # So many pixels a byte are usual: most pictures fit at once.
+    side = min(_SIDE, max(picture.size), max(16, int(3 * room**0.5)))
     while raw is None or (len(raw) > room and side > 16):
         small = picture.copy()
         small.thumbnail((side, side))

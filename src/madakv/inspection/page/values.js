@@ -112,7 +112,8 @@ function pairs({ layers, heads }, layer, head) {
   return found;
 }
 
-// What text and patches are shaded by: shares in -1 to 1, what they mean in words, and the ramp to paint them with.
+// What text and patches are shaded by: shares in -1 to 1, and the ramp to paint them with; which tokens are gone; how much
+// of a patch is seen besides; and what it all means in words.
 function measure(data, { side, layer, head, chosen }) {
   const { kept } = data.sides[Math.min(side, data.sides.length - 1)];
   const of = pairs(kept, layer, head).length;
@@ -122,7 +123,7 @@ function measure(data, { side, layer, head, chosen }) {
     const counts = own.kept.counts(layer, head);
     const partial = layer >= 0 || head >= 0;
     return {
-      ramp: "look", share, most: largest(share), gone: (n) => !counts[n],
+      ramp: "look", share, most: largest(share), gone: (n) => !counts[n], under: (n) => (counts[n] ? 0.25 : 0),
       tell: (n) => counts[n] === 0 ? "dropped here: nothing to attend to"
         : share[n] > 0 ? `${percent(share[n])} of this pass' attention`
           : partial ? "not among what these heads attended to most" : "too little attention to tell",
@@ -131,21 +132,29 @@ function measure(data, { side, layer, head, chosen }) {
   if (side === 2) {
     data.both ??= data.sides[0].kept.and(data.sides[1].kept);
     const [a, b, both] = [data.sides[0].kept, data.sides[1].kept, data.both].map((each) => each.counts(layer, head));
-    const share = Float32Array.from(a, (count, n) => (count - b[n]) / of);
+    const share = shares(b, (count, n) => (count - a[n]) / of);
     const [A, B] = sideNames(data);
     return {
       ramp: "diff", share, most: largest(share), gone: (n) => !a[n] && !b[n],
+      under: (n) => strength("a", (a[n] + b[n] - both[n]) / of),
       tell: (n) => of === 1
         ? (both[n] ? "kept by both" : a[n] ? `kept by ${A} alone` : b[n] ? `kept by ${B} alone` : "dropped by both")
         : `${A} alone: ${a[n] - both[n]}, ${B} alone: ${b[n] - both[n]}, both: ${both[n]} of ${of} heads`,
     };
   }
   const counts = kept.counts(layer, head);
-  const share = Float32Array.from(counts, (count) => count / of);
+  const share = shares(counts, (count) => count / of);
   return {
-    ramp: "ab"[side], share, most: largest(share), gone: (n) => !counts[n],
+    ramp: "ab"[side], share, most: largest(share), gone: (n) => !counts[n], under: () => 0,
     tell: (n) => of === 1 ? (counts[n] ? "kept" : "dropped") : `kept by ${counts[n]} of ${of} heads`,
   };
+}
+
+// As Float32Array.from, which is slow where there are many.
+function shares(counts, make) {
+  const made = new Float32Array(counts.length);
+  for (let n = 0; n < made.length; n++) made[n] = make(counts[n], n);
+  return made;
 }
 
 function largest(share) {
@@ -156,6 +165,7 @@ function largest(share) {
 
 function percent(share) {
   const value = 100 * share;
+  if (value > 0 && value < 0.01) return "under 0.01 %";
   return `${value >= 10 || value === 0 ? value.toFixed(0) : value >= 1 ? value.toFixed(1) : value.toPrecision(1)} %`;
 }
 
