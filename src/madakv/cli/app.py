@@ -345,8 +345,8 @@ def plot(
 ) -> None:
     """Draw what attention does in a model, as the paper does: PNG and SVG, and their numbers.
 
-    concentration: how few tokens of a modality hold its attention. preference: which heads look at pictures, and which
-    at text. layers: how many entries each layer needs. tasks: which modality is kept for which kind of question.
+    concentration: how few tokens of a modality hold its attention. preference: which heads look at pictures, and
+    which at text. layers: how many entries each layer needs. tasks: what is kept for which kind of question.
     """
     with one_line_errors():
         from madakv.cli.plot import run_plot

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from madakv.cli.generate import parse_budget, quiet_transformers
 from madakv.cli.output import plain_console, visible
@@ -18,6 +17,7 @@ from madakv.evaluation.suites import suite
 from madakv.inspection.analysis import Analysis, Concentration, Layers, Preference, Tasks, as_numbers
 from madakv.inspection.figures import draw, require_matplotlib
 from madakv.loading import load, source_of
+from madakv.markdown import budget_text
 from madakv.methods import from_text
 from madakv.pictures import open_images
 from madakv.prompts import model_inputs
@@ -65,11 +65,11 @@ def run_plot(
         # What is asked second meets a cache that the first question has had evicted.
         todo = [sample for sample in drawn if sample.follow_up is None]
         asked, total = asked_by(todo, processor), len(todo)
-        source = f"{suite_name}, {samples or _SAMPLES} documents"
+        source = f"{suite_name}, {samples or _SAMPLES} {'document' if samples == 1 else 'documents'}"
     else:
         asked, total = [Asked("prompt", "prompt", model_inputs(processor, prompt, pictures))], 1
         source = "one prompt"
-    analysis = Analysis(repr(chosen))
+    analysis = Analysis(f"{chosen.label} at {budget_text(chosen.budget)}")
     with bar("prompts") as report:
         report(0, total)
         for one in asked:

@@ -22,9 +22,11 @@ from madakv.inspection.statistics import (
 from madakv.modality import KINDS, Modality
 
 TOGETHER = "together"
-"""What all modalities of a prompt are called as one."""
+"""All tokens of a prompt, whatever their modality."""
+SUM = "sum"
+"""What the modalities of a prompt ask for, added up."""
 
-_NAMES = (*(kind.name.lower() for kind in KINDS), TOGETHER)
+_KINDS = tuple(kind.name.lower() for kind in KINDS)
 _SHARES = np.linspace(0.0, 1.0, 101)
 
 
@@ -95,8 +97,8 @@ class Preference:
         other: the modalities that are not text.
         prompt: their share of the prompt's tokens.
         plain: [L][H], share of the question's attention to the prompt.
-        per_token: [L][H], the same if there were as many tokens of each modality: 1/2 says that a token of theirs gets
-            as much as one of text.
+        per_token: [L][H], the same if there were as many tokens of each: 1/2 says that a token of theirs gets as much
+            as one of text.
     """
 
     layers: list[int]
@@ -127,11 +129,19 @@ class Layers:
 
     Attributes:
         layers: indices in the model.
-        demands: by modality, and of all together (their sum), one per layer.
+        demands: by modality, one per layer; and their sum, where there are several.
     """
 
     layers: list[int]
     demands: dict[str, list[Demand]]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A mean over documents, and its 95 % interval by bootstrap over them; None for one document."""
+
+    mean: float
+    interval: tuple[float, float] | None
 
 
 @dataclass(frozen=True)
@@ -140,17 +150,15 @@ class Task:
 
     Attributes:
         documents: that it was asked about.
-        kept: share of the kept entries, mean over documents.
-        interval: its 95 % interval, by bootstrap over documents; None for one document.
-        attention: share of the question's attention, mean over layers, heads and documents.
         prompt: share of the prompt's tokens.
+        attention: share of the question's attention, mean over layers and heads.
+        kept: share of the kept entries of all layers and heads.
     """
 
     documents: int
-    kept: float
-    interval: tuple[float, float] | None
-    attention: float
-    prompt: float
+    prompt: Share
+    attention: Share
+    kept: Share
 
 
 @dataclass(frozen=True)
@@ -158,9 +166,9 @@ class Tasks:
     """Figure 5: modality by task.
 
     Attributes:
-        method: the method's repr, budget included.
+        method: what decided what is kept, for people.
         other: the modalities that are not text.
-        tasks: by name, those that keep most of them first.
+        tasks: by name, those that attend to them most first: an order that no method changes.
     """
 
     method: str
@@ -172,17 +180,17 @@ class Analysis:
     """Takes prompts as they are read, and holds sums over them: no more for thousands than for one.
 
     Args:
-        method: the repr of what decides what is kept.
+        method: what decides what is kept, for people.
     """
 
     def __init__(self, method: str) -> None:
         self.prompts = 0
         self._method = method
         self._layers: tuple[int, ...] = ()
-        self._tokens = np.zeros(len(_NAMES))
-        self._curves = {name: _Mean() for name in _NAMES}
-        self._needs = {name: _Mean() for name in _NAMES}
-        self._demands = {name: _Mean() for name in _NAMES}
+        self._tokens = dict.fromkeys(_KINDS, 0)
+        self._curves = {name: _Mean() for name in (*_KINDS, TOGETHER)}
+        self._needs = {name: _Mean() for name in (*_KINDS, TOGETHER)}
+        self._demands = {name: _Mean() for name in (*_KINDS, SUM)}
         self._plain, self._per_token, self._prompt = _Mean(), _Mean(), _Mean()
         self._asked: list[tuple[str, str, float, float, float]] = []
 
@@ -199,23 +207,26 @@ class Analysis:
             )
         self.prompts += 1
         self._layers = read.layers
-        members = {kind.name.lower(): read.modality == kind for kind in KINDS}
-        members[TOGETHER] = read.modality != Modality.PADDING
-        total = members[TOGETHER].sum()
-        asked = np.zeros(read.attention.shape[:2])
-        for place, (name, member) in enumerate(members.items()):
-            count = member.sum()
-            self._tokens[place] += count
-            if not count:
-                continue
-            self._curves[name].add(concentration(read.attention, member, _SHARES))
-            needed = demand(read.attention, member)
-            self._needs[name].add(needed / count)
-            if name != TOGETHER:
-                asked += np.nan_to_num(needed)
-                self._demands[name].add(np.nan_to_num(needed) / total)
-        self._demands[TOGETHER].add(asked / total)
+        everything = read.modality != Modality.PADDING
+        total = np.zeros(read.attention.shape[:2])
+        for kind, name in zip(KINDS, _KINDS, strict=True):
+            member = read.modality == kind
+            self._tokens[name] += int(member.sum())
+            # A head that pays a modality nothing asks for nothing.
+            asked = np.nan_to_num(self._note_within(name, read.attention, member))
+            self._demands[name].add(asked / everything.sum())
+            total += asked
+        self._demands[SUM].add(total / everything.sum())
+        self._note_within(TOGETHER, read.attention, everything)
         self._note_split(read)
+
+    def _note_within(self, name: str, attention: NDArray[np.floating], member: NDArray[np.bool_]) -> Floats:
+        """Note how concentrated attention to some tokens is; gives their demand, [L, H]."""
+        needed = demand(attention, member)
+        if member.any():
+            self._curves[name].add(concentration(attention, member, _SHARES))
+            self._needs[name].add(needed / member.sum())
+        return needed
 
     def _note_split(self, read: Seen) -> None:
         """Note what goes to text and what goes to the rest."""
@@ -224,9 +235,9 @@ class Analysis:
             (
                 read.task,
                 read.document,
-                float(read.kept[1:].sum() / max(1.0, read.kept.sum())),
-                float(np.nanmean(1 - split[..., 0])),
                 float(1 - shares[0]),
+                float(np.nanmean(1 - split[..., 0])),
+                float(read.kept[1:].sum() / max(1.0, read.kept.sum())),
             )
         )
         if 0 < shares[0] < 1:
@@ -239,18 +250,20 @@ class Analysis:
     @property
     def others(self) -> list[str]:
         """The modalities that occurred, text aside."""
-        return [name for name, tokens in zip(_NAMES[1:-1], self._tokens[1:-1], strict=True) if tokens]
+        return [name for name in self._kinds() if name != "text"]
 
     def concentration(self) -> Concentration:
         """What figure 2a draws."""
-        names = [name for name in self._names() if self._curves[name].added]
+        tokens = {name: self._tokens[name] for name in self._kinds()}
+        if len(tokens) > 1:
+            tokens[TOGETHER] = sum(tokens.values())
         curves = {
             name: Curve(
-                tokens=float(self._tokens[_NAMES.index(name)] / self.prompts),
+                tokens=tokens[name] / self.prompts,
                 held=[_spread(at) for at in np.moveaxis(self._curves[name].value(), -1, 0)],
                 need=_spread(self._needs[name].value()),
             )
-            for name in names
+            for name in tokens
         }
         return Concentration(_SHARES.tolist(), curves)
 
@@ -275,12 +288,13 @@ class Analysis:
 
     def layers(self) -> Layers:
         """What figure 2c draws."""
+        kinds = self._kinds()
         demands = {
             name: [
                 Demand(heads=heads.tolist(), mean=float(heads.mean()), spread=_spread(heads))
                 for heads in self._demands[name].value()
             ]
-            for name in self._names()
+            for name in (kinds if len(kinds) == 1 else [*kinds, SUM])
         }
         return Layers(list(self._layers), demands)
 
@@ -299,26 +313,18 @@ class Analysis:
         for task in dict.fromkeys(task for task, *_ in self._asked):
             own = [(document, values) for name, document, *values in self._asked if name == task]
             documents = [document for document, _ in own]
-            kept, attention, prompt = np.array([values for _, values in own]).T
-            low, high = interval_over_documents(kept, documents).tolist()
-            found[task] = Task(
-                documents=len(set(documents)),
-                kept=float(kept.mean()),
-                interval=None if isnan(low) else (low, high),
-                attention=float(attention.mean()),
-                prompt=float(prompt.mean()),
-            )
-        ranked = dict(sorted(found.items(), key=lambda item: -item[1].kept))
+            prompt, attention, kept = (_share(values, documents) for values in np.array([at for _, at in own]).T)
+            found[task] = Task(len(set(documents)), prompt, attention, kept)
+        ranked = dict(sorted(found.items(), key=lambda item: -item[1].attention.mean))
         return Tasks(self._method, self.others, ranked)
 
-    def _names(self) -> list[str]:
-        """The modalities that occurred; and all together, where there are several."""
-        names = [name for name, tokens in zip(_NAMES[:-1], self._tokens[:-1], strict=True) if tokens]
-        return [*names, TOGETHER] if len(names) > 1 else names
+    def _kinds(self) -> list[str]:
+        """The modalities that occurred."""
+        return [name for name, tokens in self._tokens.items() if tokens]
 
     def _told(self) -> str:
-        kinds = " and ".join(self._names())
-        return f"the prompt is {kinds} alone" if self.prompts == 1 else f"all {self.prompts} prompts are {kinds} alone"
+        kinds = " and ".join(self._kinds())
+        return f"{'the prompt is' if self.prompts == 1 else f'all {self.prompts} prompts are'} {kinds} alone"
 
 
 class _Mean:
@@ -341,6 +347,11 @@ class _Mean:
         return mean
 
 
+def _share(values: Floats, documents: list[str]) -> Share:
+    low, high = interval_over_documents(values, documents).tolist()
+    return Share(float(values.mean()), None if isnan(low) else (low, high))
+
+
 def _spread(values: Floats) -> Spread:
     known = values[~np.isnan(values)]
     if not len(known):
@@ -360,4 +371,6 @@ def _plain(value: Any) -> Any:
         return {name: _plain(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(inner) for inner in value]
-    return None if isinstance(value, float) and isnan(value) else round(value, 6) if isinstance(value, float) else value
+    if isinstance(value, float):
+        return None if isnan(value) else round(value, 6)
+    return value

@@ -9,33 +9,43 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from madakv.extras import require
-from madakv.inspection.analysis import TOGETHER, Concentration, Layers, Preference, Spread, Tasks
+from madakv.inspection.analysis import SUM, TOGETHER, Concentration, Layers, Preference, Share, Spread, Tasks
 from madakv.inspection.statistics import THETA
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 _WIDTH = 3.4
 """Inches: a column of a paper."""
+_LETTERS = 52
+"""That fit into it."""
+_LINE = 0.13
+"""Inches, of text."""
 
-_COLOURS = {"text": "#0072B2", "image": "#D55E00", "video": "#CC79A7", "audio": "#009E73", TOGETHER: "#404040"}
+_DARK = "#404040"
+_COLOURS = {"text": "#0072B2", "image": "#D55E00", "video": "#CC79A7", "audio": "#009E73"}
+_COLOURS |= {TOGETHER: _DARK, SUM: _DARK}
 _DASHES: dict[str, Any] = {
     "text": "-",
     "image": (0, (5, 1.2)),
     "video": (0, (4, 1, 1, 1)),
     "audio": (0, (1, 1)),
     TOGETHER: (0, (1, 1.4)),
+    SUM: (0, (1, 1.4)),
 }
-_MARKS = {"text": "o", "image": "s", "video": "D", "audio": "^", TOGETHER: "x"}
-_SAID = {"text": "text", "image": "pictures", "video": "video", "audio": "audio", TOGETHER: "all tokens together"}
+_MARKS = {"text": "o", "image": "s", "video": "D", "audio": "^", TOGETHER: "x", SUM: "x"}
+_SAID = {"text": "text", "image": "pictures", "video": "video", "audio": "audio"}
+_SAID |= {TOGETHER: "all tokens as one", SUM: "sum: the layer's demand"}
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 7.5,
     "axes.titlesize": 7.5,
     "axes.labelsize": 7.5,
@@ -82,7 +92,9 @@ def draw(figure: Concentration | Preference | Layers | Tasks, title: str, stem: 
             _layers(figure, canvas)
         else:
             _tasks(figure, canvas)
-        canvas.suptitle(title, fontsize=7.5, fontweight="bold")
+        lines = wrap(title, _LETTERS)
+        canvas.suptitle("\n".join(lines), fontsize=7.5, fontweight="bold")
+        canvas.set_figheight(canvas.get_figheight() + _LINE * (len(lines) - 1))
         canvas.savefig(stem.with_suffix(".png"), dpi=300)
         canvas.savefig(stem.with_suffix(".svg"), metadata={"Date": None})
 
@@ -104,12 +116,14 @@ def _concentration(data: Concentration, canvas: Figure) -> None:
     for name, curve in data.curves.items():
         _line(axes, data.shares, curve.held, name, label=_need_said(name, curve.need), dots=False)
         if curve.need.median is not None:
-            axes.plot(curve.need.median, THETA, _MARKS[name], color=_COLOURS[name], markersize=4, zorder=4)
+            axes.plot(
+                curve.need.median, THETA, _MARKS[name], color=_COLOURS[name], markersize=4, zorder=4, clip_on=False
+            )
     _percent(axes.xaxis)
     _percent(axes.yaxis)
     axes.set(xlim=(0, 1), ylim=(0, 1.01))
-    axes.set_xlabel("of a modality's tokens, the most attended")
-    axes.set_ylabel("hold of the question's attention to it")
+    axes.set_xlabel("share of a modality's tokens, most attended first")
+    axes.set_ylabel("share of its attention that they hold")
     axes.grid(alpha=0.25, linewidth=0.5)
     axes.legend(loc="lower right", title=f"{THETA:.0%} is held by (quartiles over heads)", title_fontsize=7)
 
@@ -122,44 +136,49 @@ def _need_said(name: str, need: Spread) -> str:
 
 def _preference(data: Preference, canvas: Figure) -> None:
     from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.ticker import PercentFormatter
 
-    plain, corrected = np.array(data.plain), np.array(data.per_token)
-    L, H = plain.shape
-    beside = L <= 12
+    values = np.array([data.plain, data.per_token])
+    _, L, H = values.shape
+    # Long rows of few heads stand one above the other.
+    beside = max(12, 3 * H) >= L
     cell = (_WIDTH - 0.6) / (2 * L if beside else L)
-    height = min(max(cell, 0.07), 0.2) * H
+    height = min(cell, 0.2) * H
     canvas.set_size_inches(_WIDTH, (height if beside else 2 * height + 0.5) + 1.35)
     other = _joined(data.other)
     colours = LinearSegmentedColormap.from_list("to", [_COLOURS["text"], "#F7F7F7", _COLOURS["image"]])
-    panels = canvas.subplots(1 if beside else 2, 2 if beside else 1, sharex=True, sharey=True).flat
-    told = (f"share of attention\n({other}: {data.prompt:.0%} of tokens)", "corrected: per token\n(as if half were)")
-    mesh = None
-    for axes, values, said in zip(panels, (plain, corrected), told, strict=True):
-        mesh = axes.pcolormesh(
-            values.T, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=0.5 if L * H <= 400 else 0.1
-        )
+    rows, columns = (1, 2) if beside else (2, 1)
+    panels = canvas.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    told = (f"share of attention\n({data.prompt:.0%} of tokens)", "corrected: per token\n(50%: as much as text)")
+    meshes = [
+        axes.pcolormesh(own.T, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=0.5 if cell > 0.07 else 0)
+        for axes, own in zip(panels, values, strict=True)
+    ]
+    for axes, own, said in zip(panels, values, told, strict=True):
         axes.set_title(said)
         axes.set_xlabel("layer")
         axes.set_xticks(*_ticks(data.layers))
         axes.set_yticks(*_ticks(range(H)))
         axes.tick_params(length=0)
-        for spine in axes.spines.values():
-            spine.set_visible(False)
-        if min(cell, height / H) * 72 >= 11:
-            _numbers(axes, values)
-        if not beside or axes.get_subplotspec().is_first_col():
+        axes.spines[:].set_visible(False)
+        if cell * 72 >= 11:
+            _numbers(axes, own, colours)
+        if not beside or axes is panels[0]:
             axes.set_ylabel("KV head")
-    bar = canvas.colorbar(mesh, ax=canvas.axes, location="bottom", aspect=40, shrink=0.9)
-    bar.set_ticks([0, 0.25, 0.5, 0.75, 1], labels=["all to text", "25%", "50%", "75%", f"all to {other}"])
+    bar = canvas.colorbar(meshes[0], ax=canvas.axes, location="bottom", aspect=40, shrink=0.9)
+    bar.ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    bar.set_label(f"what goes to {other}; the rest goes to text")
     bar.outline.set_visible(False)
     bar.ax.tick_params(length=2)
 
 
-def _numbers(axes: Axes, values: Any) -> None:
-    """Write each cell's percentage into it, in what can be read on its colour."""
+def _numbers(axes: Axes, values: Any, colours: Colormap) -> None:
+    """Write each cell's percentage into it, in black or white, whichever is read better."""
     for (layer, head), value in np.ndenumerate(values):
-        colour = "white" if abs(value - 0.5) > 0.33 else "black"
-        axes.text(layer + 0.5, head + 0.5, f"{100 * value:.0f}", ha="center", va="center", fontsize=5.5, color=colour)
+        red, green, blue, _ = colours(value)
+        dark = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 < 0.18
+        colour = "white" if dark else "black"
+        axes.text(layer + 0.5, head + 0.5, f"{100 * value:.0f}", ha="center", va="center", fontsize=6, color=colour)
 
 
 def _ticks(names: Sequence[int]) -> tuple[list[float], list[str]]:
@@ -176,63 +195,55 @@ def _layers(data: Layers, canvas: Figure) -> None:
     for name, demands in data.demands.items():
         _line(axes, data.layers, [demand.spread for demand in demands], name, label=_SAID[name], dots=True)
         heads = len(demands[0].heads)
-        if heads * len(demands) <= 100:
+        if name != SUM and heads * len(demands) <= 100:
             for layer, demand in zip(data.layers, demands, strict=True):
                 axes.plot([layer] * heads, demand.heads, ".", color=_COLOURS[name], markersize=2.5, alpha=0.6)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     _percent(axes.yaxis)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("layer")
-    axes.set_ylabel(f"entries that hold {THETA:.0%} of a head's\nattention, share of the prompt")
+    axes.set_ylabel(f"entries that hold {THETA:.0%} of attention\nto a modality, share of the prompt")
     axes.grid(alpha=0.25, linewidth=0.5)
     canvas.legend(loc="outside lower center", ncols=3, handlelength=2.6)
 
 
 def _tasks(data: Tasks, canvas: Figure) -> None:
     names, tasks = list(data.tasks), list(data.tasks.values())
-    canvas.set_size_inches(_WIDTH, 1.35 + 0.24 * len(tasks))
+    kept_by = wrap(f"(kept by {data.method})", _LETTERS)
+    canvas.set_size_inches(_WIDTH, 1.1 + 0.24 * len(tasks) + _LINE * len(kept_by))
     axes = canvas.subplots()
-    other = _joined(data.other)
     rows = np.arange(len(tasks))
     axes.hlines(rows, 0, 1, color="#E0E0E0", linewidth=0.5, zorder=0)
-    axes.plot([task.prompt for task in tasks], rows, "|", color="#404040", markersize=9, label="the prompt's tokens")
-    axes.plot(
-        [task.attention for task in tasks],
-        rows,
-        "D",
-        color="#56B4E9",
-        markersize=3.5,
-        markerfacecolor="white",
-        label="the question's attention",
-    )
-    kept = np.array([task.kept for task in tasks])
-    ends = np.array([task.interval or (task.kept, task.kept) for task in tasks]).T
-    axes.errorbar(
-        kept,
-        rows,
-        xerr=np.abs(ends - kept),
-        fmt="o",
-        color=_COLOURS["image"],
-        markersize=4,
-        capsize=2,
-        linewidth=1,
-        label="what is kept",
-    )
+    prompt = [task.prompt.mean for task in tasks]
+    axes.plot(prompt, rows, "|", color="#808080", markersize=10, markeredgewidth=1.5, label="tokens of the prompt")
+    _shares(axes, [task.attention for task in tasks], "question's attention", fmt="D", color=_DARK, mfc="white")
+    _shares(axes, [task.kept for task in tasks], "kept entries", fmt="o", color=_COLOURS["image"])
     axes.set_yticks(rows, names)
     axes.tick_params(axis="y", length=0)
     axes.set(xlim=(0, 1), ylim=(len(tasks) - 0.5, -0.5))
     _percent(axes.xaxis)
-    axes.set_xlabel(f"of which is {other}")
-    canvas.legend(loc="outside lower center", ncols=3, handletextpad=0.2, columnspacing=0.8)
+    axes.set_xlabel("\n".join([f"share that is {_joined(data.other)}", *kept_by]))
+    canvas.legend(loc="outside lower center", ncols=3, handlelength=1.2, handletextpad=0.4, columnspacing=0.9)
+
+
+def _shares(axes: Axes, shares: Sequence[Share], said: str, **look: Any) -> None:
+    """One mark a row, with its interval."""
+    means = np.array([share.mean for share in shares])
+    ends = np.array([share.interval or (share.mean, share.mean) for share in shares]).T
+    error = np.abs(ends - means)
+    axes.errorbar(
+        means, np.arange(len(shares)), xerr=error, label=said, capsize=1.8, linewidth=1, markersize=3.5, **look
+    )
 
 
 def _line(axes: Axes, x: Sequence[float], spreads: Sequence[Spread], name: str, *, label: str, dots: bool) -> None:
-    """A median with its quartiles."""
+    """A median with its quartiles; of all modalities the median alone, whose quartiles would cover theirs."""
     median, low, high = (
         np.array([getattr(spread, part) for spread in spreads], dtype=float) for part in ("median", "low", "high")
     )
     colour = _COLOURS[name]
-    axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
+    if name not in (TOGETHER, SUM):
+        axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
     axes.plot(
         x,
         median,

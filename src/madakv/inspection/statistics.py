@@ -23,8 +23,8 @@ Floats = NDArray[np.float64]
 def concentration(attention: NDArray[np.floating], member: NDArray[np.bool_], shares: Floats) -> Floats:
     """What share of a modality's attention its most attended tokens hold: a Lorenz curve from the top.
 
-    With a_1 >= a_2 >= ... the attention to the n tokens of X_m, C(k / n) = (a_1 + ... + a_k) / w_m, and straight lines
-    between these points.
+    With a_1 >= a_2 >= ... the attention to the n tokens of X_m, C(k / n) = (a_1 + ... + a_k) / w_m, and straight
+    lines between these points.
 
     Args:
         attention: [L, H, N] float, non-negative.
@@ -42,7 +42,8 @@ def concentration(attention: NDArray[np.floating], member: NDArray[np.bool_], sh
     before = np.minimum(place.astype(np.int64), n - 1)
     start = held[..., before]
     with np.errstate(invalid="ignore", divide="ignore"):
-        return (start + (held[..., before + 1] - start) * (place - before)) / held[..., -1:]
+        curve: Floats = (start + (held[..., before + 1] - start) * (place - before)) / held[..., -1:]
+    return curve
 
 
 def demand(attention: NDArray[np.floating], member: NDArray[np.bool_], theta: float = THETA) -> Floats:
