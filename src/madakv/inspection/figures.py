@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _WIDTH = 3.4
 """Inches: a column of a paper."""
-_LETTERS = 52
+_LETTERS = 46
 """That fit into it."""
 _LINE = 0.13
 """Inches, of text."""
@@ -146,10 +146,10 @@ def _preference(data: Preference, canvas: Figure) -> None:
     height = min(cell, 0.2) * H
     canvas.set_size_inches(_WIDTH, (height if beside else 2 * height + 0.5) + 1.35)
     other = _joined(data.other)
-    colours = LinearSegmentedColormap.from_list("to", [_COLOURS["text"], "#F7F7F7", _COLOURS["image"]])
+    colours = LinearSegmentedColormap.from_list("to", [_COLOURS["text"], "#F7F7F7", _COLOURS["image"]], N=64)
     rows, columns = (1, 2) if beside else (2, 1)
     panels = canvas.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-    told = (f"share of attention\n({data.prompt:.0%} of tokens)", "corrected: per token\n(50%: as much as text)")
+    told = (f"share of attention\n(of tokens: {data.prompt:.0%})", "corrected: per token\n(50%: as much as text)")
     meshes = [
         axes.pcolormesh(own.T, cmap=colours, vmin=0, vmax=1, edgecolors="white", linewidth=0.5 if cell > 0.07 else 0)
         for axes, own in zip(panels, values, strict=True)
@@ -163,12 +163,13 @@ def _preference(data: Preference, canvas: Figure) -> None:
         axes.spines[:].set_visible(False)
         if cell * 72 >= 11:
             _numbers(axes, own, colours)
-        if not beside or axes is panels[0]:
-            axes.set_ylabel("KV head")
+        axes.set_ylabel("KV head")
+        axes.label_outer()
     bar = canvas.colorbar(meshes[0], ax=canvas.axes, location="bottom", aspect=40, shrink=0.9)
     bar.ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
-    bar.set_label(f"what goes to {other}; the rest goes to text")
+    bar.set_label(f"to {other}; the rest to text")
     bar.outline.set_visible(False)
+    bar.solids.set_rasterized(False)
     bar.ax.tick_params(length=2)
 
 
@@ -263,4 +264,5 @@ def _percent(axis: Any) -> None:
 
 
 def _joined(kinds: Sequence[str]) -> str:
-    return " and ".join(_SAID[kind] for kind in kinds)
+    *first, last = (_SAID[kind] for kind in kinds)
+    return f"{', '.join(first)} and {last}" if first else last
