@@ -63,8 +63,9 @@ def test_demand_is_the_fewest_tokens_that_hold_so_much(theta: float) -> None:
 
 
 def test_rounding_asks_for_no_token_more() -> None:
-    assert 0.1 * 9 != sum([0.1] * 9)
-    assert demand(np.full((1, 1, 10), 0.1), np.ones(10, bool)).item() == 9
+    for count in (10, 20, 30, 70, 110):
+        even = np.full((1, 1, count), 1 / count, dtype=np.float32)
+        assert demand(even, np.ones(count, bool)).item() == count * 9 // 10
 
 
 def test_a_modality_that_gets_nothing_says_nothing() -> None:

@@ -146,7 +146,8 @@ def _preference(data: Preference, canvas: Figure) -> None:
     height = min(cell, 0.2) * H
     canvas.set_size_inches(_WIDTH, (height if beside else 2 * height + 0.5) + 1.35)
     other = _joined(data.other)
-    colours = LinearSegmentedColormap.from_list("to", [_COLOURS["text"], "#F7F7F7", _COLOURS["image"]], N=64)
+    # A bar of more colours would not be drawn as vectors.
+    colours = LinearSegmentedColormap.from_list("to", [_COLOURS["text"], "#F7F7F7", _COLOURS["image"]], N=48)
     rows, columns = (1, 2) if beside else (2, 1)
     panels = canvas.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     told = (f"share of attention\n(of tokens: {data.prompt:.0%})", "corrected: per token\n(50%: as much as text)")
@@ -169,7 +170,6 @@ def _preference(data: Preference, canvas: Figure) -> None:
     bar.ax.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     bar.set_label(f"to {other}; the rest to text")
     bar.outline.set_visible(False)
-    bar.solids.set_rasterized(False)
     bar.ax.tick_params(length=2)
 
 
