@@ -19,7 +19,7 @@ FLOORS = [
     {"cache", "budget", "merge", "bundled"},
     {"attention", "methods", "model_names"},
     {"recording"},
-    {"reading"},
+    {"reading", "kept"},
     {"inspection"},
     {"run"},
     {"hf"},

@@ -14,11 +14,11 @@ from madakv.answering import Answer, answer
 from madakv.bundled import MODELS_VARIABLE
 from madakv.cli import demo
 from madakv.cli.app import app
+from madakv.kept import Kept
 from madakv.loading import load
 from madakv.methods import resolve
 from madakv.plan import KeepPlan
 from madakv.prompts import model_inputs
-from madakv.run import Kept
 
 
 @pytest.fixture

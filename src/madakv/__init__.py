@@ -19,12 +19,13 @@ if TYPE_CHECKING:
         UnsupportedModelError,
         UnsupportedOptionError,
     )
+    from madakv.kept import Kept
     from madakv.linears import fast_linears
     from madakv.methods import Full, MadaKV, Method, list_methods
     from madakv.modality import Modality, known_families, register_family
     from madakv.plan import KeepPlan
     from madakv.reading import allocate
-    from madakv.run import Kept, Run
+    from madakv.run import Run
 
 __version__ = "0.1.0"
 
@@ -63,7 +64,8 @@ _HOMES = {
     **dict.fromkeys(("Full", "MadaKV", "Method", "list_methods"), "methods"),
     **dict.fromkeys(("Modality", "known_families", "register_family"), "modality"),
     "KeepPlan": "plan",
-    **dict.fromkeys(("Kept", "Run"), "run"),
+    "Kept": "kept",
+    "Run": "run",
     **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "errors"),
 }
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from madakv.api import evict
 from madakv.errors import InputError, MadaKVError
 from madakv.fitting import check_inputs, differing_sizes
+from madakv.kept import Kept
 from madakv.methods import Method
-from madakv.run import Kept
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ def evict(
     budget: float | int | None = None,
     trigger: Trigger | None = None,
     store: type[Entries] = RaggedEntries,
+    record: bool = False,
     **options: Any,
 ) -> Iterator[Run]:
     """Evict the KV cache of every prompt that `model` reads inside the block.
@@ -43,6 +44,8 @@ def evict(
         trigger: when to evict, a `madakv.reading.Trigger`. None: as the method has it, which is while the prompt is
             read, or after its `lookahead`.
         store: how kept entries are held, a class derived from `madakv.cache.Entries`.
+        record: look at attention on the way, for `Run.report`. It costs some of the prefill's time and of every
+            step's, and holds on to the last call's inputs; answers stay the same.
         options: further options of the method, see its class; or `compression_ratio`, 1 - budget, in place of
             a budget.
 
@@ -56,6 +59,6 @@ def evict(
             with eviction.
         NestedEvictionError: the model is already inside such a block.
     """
-    run = Run(resolve(method, budget=budget, **options), trigger=trigger, store=store)
+    run = Run(resolve(method, budget=budget, **options), trigger=trigger, store=store, records=record)
     with patched(model, run):
         yield run

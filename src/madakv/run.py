@@ -1,84 +1,17 @@
-"""What a run leaves behind: which prompt entries were kept, and what they weigh."""
+"""The handle of an eviction: how it evicts, and what the last prompt left behind."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from inspect import isabstract
-
-import torch
-from torch import Tensor
+from pathlib import Path
+from typing import Any
 
 from madakv.cache import Entries, RaggedEntries
 from madakv.errors import ConfigurationError
+from madakv.kept import Kept
 from madakv.methods import Method
-from madakv.modality import KINDS, Modality
-from madakv.plan import KeepPlan
 from madakv.reading import Trigger
-
-
-@dataclass(frozen=True, eq=False)
-class Kept:
-    """What one prompt's eviction kept. All tensors are on the CPU.
-
-    Attributes:
-        method: the method's repr.
-        layers: indices of the evicted layers in the model; those left as they are are not among them.
-        plans: the keep-plan of each evicted layer.
-        modality: [B, N] of `Modality` values.
-        kv_bytes: bytes of live storage of the evicted layers right after the prefill.
-        kv_bytes_full: bytes that these layers would store in a full cache, padding of shorter rows included, as
-            transformers stores it.
-        other_bytes: bytes of the layers that are left as they are (sliding windows, linear attention), in either
-            case.
-        later_tokens: tokens behind the prompt that were read several in one pass, such as a next turn, and are kept
-            whole.
-    """
-
-    method: str
-    layers: tuple[int, ...]
-    plans: tuple[KeepPlan, ...]
-    modality: Tensor
-    kv_bytes: int
-    kv_bytes_full: int
-    other_bytes: int
-    later_tokens: int = 0
-
-    @cached_property
-    def counts(self) -> Tensor:
-        """[L, B, H, 4] int64: kept entries per layer, row, head and modality (text, image, video, audio)."""
-        return torch.stack([plan.kept_per_modality(self.modality) for plan in self.plans])
-
-    @cached_property
-    def prompt_tokens(self) -> dict[str, int]:
-        """Prompt tokens of each modality that occurs, padding aside, over all rows."""
-        return {
-            kind.name.lower(): count
-            for kind in KINDS
-            if (count := int((self.modality == kind).sum())) or kind == Modality.TEXT
-        }
-
-    @cached_property
-    def kept(self) -> dict[str, float]:
-        """Kept entries of each modality that occurs, averaged over layers and heads: the unit of `prompt_tokens`."""
-        L, _, H, _ = self.counts.shape
-        per_kind = self.counts.sum((0, 1, 2)).to(torch.float64) / (L * H)
-        return {name: float(per_kind[Modality[name.upper()]]) for name in self.prompt_tokens}
-
-    @property
-    def kept_share(self) -> float:
-        """Kept entries over prompt entries, of all evicted layers and heads."""
-        return sum(self.kept.values()) / max(1, sum(self.prompt_tokens.values()))
-
-    def __str__(self) -> str:
-        parts = ", ".join(f"{self.kept[name]:.1f} of {n} {name}" for name, n in self.prompt_tokens.items())
-        rows = len(self.modality)
-        over = "per head" if rows == 1 else f"per head, {rows} rows together"
-        return (
-            f"{self.method}: kept {self.kept_share:.1%} ({parts} {over}), "
-            f"{self.kv_bytes:,} of {self.kv_bytes_full:,} bytes"
-            + (f"; {self.later_tokens:,} later tokens kept whole" if self.later_tokens else "")
-        )
+from madakv.recording import Exchange, Recording
 
 
 class Run:
@@ -88,14 +21,22 @@ class Run:
         method: the method in use.
         trigger: when it evicts; None: as the method has it.
         store: how kept entries are held.
+        records: whether attention is looked at on the way, for reports.
         last: what the most recent prefill kept, whichever thread it ran in; None before the first.
+        recording: what attention did then; None unless `records`.
+        exchange: what the most recent `generate` call that read a prompt was given, and answered.
 
     Raises:
         ConfigurationError: what was given as trigger or store is none.
     """
 
     def __init__(
-        self, method: Method, *, trigger: Trigger | None = None, store: type[Entries] = RaggedEntries
+        self,
+        method: Method,
+        *,
+        trigger: Trigger | None = None,
+        store: type[Entries] = RaggedEntries,
+        records: bool = False,
     ) -> None:
         if trigger is not None and not isinstance(trigger, Trigger):
             raise ConfigurationError(f"trigger must be an object of a class derived from Trigger; got {trigger!r}")
@@ -110,4 +51,32 @@ class Run:
         self.method = method
         self.trigger = trigger
         self.store = store
+        self.records = records
         self.last: Kept | None = None
+        self.recording: Recording | None = None
+        self.exchange: Exchange | None = None
+
+    def report(self, path: str | Path, processor: Any = None, *, beside: Run | None = None, row: int = 0) -> Path:
+        """Write a page that shows what was kept of the last prompt, and what the answer rested on.
+
+        It needs the extra `inspect`. How the question's attention is split and what each token of the answer looked
+        at are on it if the run records (`madakv.evict(..., record=True)`); pictures if it does, or as long as
+        somebody holds on to the inputs of the `generate` call.
+
+        Args:
+            path: of one HTML file, which needs no other.
+            processor: the model's processor or tokenizer; None: loaded from where the model came from.
+            beside: another run of the same prompt, with another method or budget.
+            row: of the batch.
+
+        Returns:
+            The path.
+
+        Raises:
+            InputError: nothing was generated yet; another prompt beside it; no such row.
+            ConfigurationError: no processor was found.
+            MissingExtraError: the extra is not installed.
+        """
+        from madakv.inspection.write import write_report
+
+        return write_report(Path(path), [self] if beside is None else [self, beside], processor, row)

@@ -20,10 +20,11 @@ from madakv.bench.subject import Subject
 from madakv.errors import ConfigurationError
 from madakv.hf.cache import RaggedCache
 from madakv.hf.replay import ReadPrompt
+from madakv.kept import Kept
 from madakv.linears import fast_linears
 from madakv.markdown import budget_text
 from madakv.methods import Method
-from madakv.run import Kept, Run
+from madakv.run import Run
 from madakv.scoring import LayerView
 
 BASELINE = "DynamicCache"

@@ -22,8 +22,8 @@ from madakv.bench.subject import Subject
 from madakv.bench.synthetic import synthetic_views
 from madakv.bench.timing import against_floor, speedup, take_turns
 from madakv.hf.cache import RaggedCache
+from madakv.kept import Kept
 from madakv.linears import MOST_ROWS
-from madakv.run import Kept
 from madakv.scoring import LayerView
 
 _PATIENCE = 20.0

@@ -16,12 +16,12 @@ from madakv.answering import Answer, answer
 from madakv.cli.generate import quiet_transformers
 from madakv.cli.output import plain_console, visible
 from madakv.errors import CheckFailedError
+from madakv.kept import Kept
 from madakv.loading import load
 from madakv.markdown import size_text
 from madakv.methods import Method, resolve
 from madakv.prompts import model_inputs
 from madakv.question import Question
-from madakv.run import Kept
 
 _LONG, _TOKENS = "small-llava", 4096
 """The model that reads long documents, where the repository's models are; and how long."""

@@ -15,6 +15,7 @@ from madakv import bundled
 from madakv.answering import Answer, answer
 from madakv.cli.output import json_line, plain_console, visible
 from madakv.errors import ConfigurationError, InputError
+from madakv.kept import Kept
 from madakv.linears import fast_linears
 from madakv.loading import load
 from madakv.markdown import size_text
@@ -22,7 +23,6 @@ from madakv.methods import from_text
 from madakv.pictures import open_images
 from madakv.prompts import model_inputs
 from madakv.question import Question
-from madakv.run import Kept
 
 _CELL = 40
 """Characters of an answer that a table still shows."""

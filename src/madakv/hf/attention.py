@@ -13,7 +13,7 @@ from transformers.masking_utils import sdpa_mask
 
 from madakv.attention import attend, prompt_attention
 from madakv.errors import InputError, UnsupportedModelError, UnsupportedOptionError
-from madakv.hf.cache import reading_behind
+from madakv.hf.cache import reading_behind, recording_behind
 from madakv.hf.layer import IMPLEMENTATION, RaggedLayer, layer_behind
 from madakv.reading import Reading
 from madakv.scoring import LayerView, OutputProjection
@@ -58,6 +58,16 @@ def attention(
         _check_call(module, layer, key, value, attention_mask, kwargs)
     if layer is not None and layer.memory.entries is not None:
         if (hears := reading_behind(key)) is None:
+            if (recording := recording_behind(key)) is not None:
+                recording.step(
+                    layer.number,
+                    query,
+                    layer.memory,
+                    scaling=scaling,
+                    mask=attention_mask,
+                    softcap=softcap,
+                    sinks=s_aux,
+                )
             out = attend(query, layer.memory, scaling=scaling, mask=attention_mask, softcap=softcap, sinks=s_aux)
         else:
             out = hears.attend(

@@ -19,13 +19,20 @@ from madakv.methods import Method
 from madakv.plan import KeepPlan
 from madakv.reading import Prompt, Reading, Revision, Scores, Trigger
 from madakv.reading.probes import Probe
+from madakv.recording import Recording
 
 _READING_TAG = "_madakv_reading"
+_RECORDING_TAG = "_madakv_recording"
 
 
 def reading_behind(states: Tensor) -> Reading | Revision | None:
     """Whoever reads or hears the pass that these keys are of; None if nobody does."""
     return getattr(states, _READING_TAG, None)
+
+
+def recording_behind(states: Tensor) -> Recording | None:
+    """Who looks on at the pass that these keys are of; None if nobody does."""
+    return getattr(states, _RECORDING_TAG, None)
 
 
 class RaggedCache(Cache):
@@ -41,8 +48,10 @@ class RaggedCache(Cache):
         room: tokens after the prompt; see `reserve`.
         trigger: when to evict; None: as the method has it.
         store: how kept entries are held.
+        records: whether a `Recording` looks on.
 
     Attributes:
+        recording: who looks on at the prompt that was announced last, and its answer; None if nobody does.
         prompt: what was decided over, or is being read; None before it is announced. Follows the cache's rows.
         reading: who reads the prompt, or hears what comes after it; None once all is decided for good.
         checked: whether the pass in progress has been seen to, and is not to be looked at again.
@@ -61,6 +70,7 @@ class RaggedCache(Cache):
         room: int | None = None,
         trigger: Trigger | None = None,
         store: type[Entries] = RaggedEntries,
+        records: bool = False,
     ) -> None:
         text_config = config.get_text_config(decoder=True)
         if getattr(text_config, "num_kv_shared_layers", None):
@@ -85,10 +95,12 @@ class RaggedCache(Cache):
             Revision.check(method)
         self.prompt: Prompt | None = None
         self.reading: Reading | Revision | None = None
+        self.recording: Recording | None = None
         self.checked = False
         self.generating = False
         self._mask_seen = False
         self._trigger = trigger
+        self._records = records
         self._expected: list[Probe] = []
         self._cut: int | None = None
         self._room: int | None = None
@@ -103,6 +115,8 @@ class RaggedCache(Cache):
         states = super().update(key_states, value_states, layer_idx, *args, **kwargs)
         if self.reading is not None and isinstance(self.layers[layer_idx], RaggedLayer):
             setattr(states[0], _READING_TAG, self.reading)
+        if self.recording is not None:
+            setattr(states[0], _RECORDING_TAG, self.recording)
         return states
 
     def expect(self, probe: Probe) -> None:
@@ -124,7 +138,16 @@ class RaggedCache(Cache):
         for layer in self.ragged_layers:
             layer.norms = norms or {}
         memories = [layer.memory for layer in self.ragged_layers]
-        reading = Reading(self.method, self.prompt, memories, probes=probes, trigger=self._trigger, scores=scores)
+        self.recording = Recording(self.prompt.modality) if self._records else None
+        reading = Reading(
+            self.method,
+            self.prompt,
+            memories,
+            probes=probes,
+            trigger=self._trigger,
+            scores=scores,
+            recording=self.recording,
+        )
         self.reading = reading
         return reading
 
@@ -257,6 +280,10 @@ class RaggedCache(Cache):
                 "cache_implementation='static' needs a model whose layers all have full attention; this one's cache "
                 f"also has {', '.join(others)}"
             )
+        if room is not None and self._records:
+            raise UnsupportedOptionError(
+                "cache_implementation='static' cannot be combined with record=True, which looks on at every step"
+            )
         if room is not None and self._trigger is not None and self._trigger.repeats:
             raise UnsupportedOptionError(
                 f"cache_implementation='static' cannot be combined with {self._trigger}, which evicts again and "
@@ -352,6 +379,11 @@ class RaggedCache(Cache):
                 f"lookahead={self.method.lookahead} scores the rows of the prompt, and cannot be combined with "
                 "beam search or other changes of rows before eviction"
             )
+        if self.recording is not None:
+            raise UnsupportedOptionError(
+                "record=True follows the rows of the prompt, and cannot be combined with beam search or other "
+                "changes of rows"
+            )
         if self.reading is not None:
             raise UnsupportedOptionError(
                 f"{self._trigger} decides again over the rows that it knows, and cannot be combined with beam search "
@@ -361,7 +393,7 @@ class RaggedCache(Cache):
     def reset(self) -> None:
         """Forget everything; the next tokens are a new prompt."""
         super().reset()  # type: ignore[no-untyped-call]
-        self.prompt, self.reading, self._cut, self._expected = None, None, None, []
+        self.prompt, self.reading, self.recording, self._cut, self._expected = None, None, None, None, []
 
 
 def state_nbytes(layer: Any) -> int:

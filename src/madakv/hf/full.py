@@ -12,8 +12,9 @@ from transformers import Cache
 
 from madakv.hf.cache import state_nbytes
 from madakv.hf.options import hidden_by, modality_of, new_tokens
+from madakv.kept import Kept
 from madakv.plan import KeepPlan
-from madakv.run import Kept, Run
+from madakv.run import Run
 
 
 class RecordFull:

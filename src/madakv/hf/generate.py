@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -16,6 +16,7 @@ from madakv.hf.draft import generate_with_draft
 from madakv.hf.options import STATIC, cache_implementation, check_cache, check_generation_options, room_for
 from madakv.hf.record import finish
 from madakv.hf.supported import check_preparation
+from madakv.recording import Exchange
 from madakv.run import Run
 
 
@@ -27,6 +28,7 @@ def guarded(model: PreTrainedModel, run: Run) -> Callable[..., Any]:
     def call(inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         named = list(inspect.signature(generate).parameters)[2:]
         kwargs = dict(zip(named, args, strict=False)) | kwargs
+        said = _note(model, run, inputs, kwargs)
         default = model.generation_config
         check_preparation(model)
         fixed = cache_implementation(kwargs, generation_config) == STATIC
@@ -35,6 +37,7 @@ def guarded(model: PreTrainedModel, run: Run) -> Callable[..., Any]:
         cache: RaggedCache | None = kwargs.pop("past_key_values", None)
         kwargs.pop("cache_implementation", None)
         room = room_for(inputs, cache, kwargs, generation_config, default) if fixed else None
+        reads_prompt = cache is None or cache.awaits_prompt
         kwargs["generation_config"] = _without_cache(generation_config)
         with ExitStack() as stack:
 
@@ -45,7 +48,7 @@ def guarded(model: PreTrainedModel, run: Run) -> Callable[..., Any]:
 
             if cache is None and run.method.draft:
                 ids = kwargs.pop("input_ids", None) if inputs is None else inputs
-                return generate_with_draft(model, generate, ids, fresh, run.method.draft, **kwargs)
+                return said(generate_with_draft(model, generate, ids, fresh, run.method.draft, **kwargs))
             if cache is None:
                 cache = fresh()
             else:
@@ -53,14 +56,39 @@ def guarded(model: PreTrainedModel, run: Run) -> Callable[..., Any]:
             cache.reserve(room)
             out = generate(inputs, past_key_values=cache, **kwargs)
             finish(cache, run)
-        return out
+        return said(out) if reads_prompt else out
 
     return call
 
 
+def heard(model: PreTrainedModel, run: Run) -> Callable[..., Any]:
+    """The model's `generate`, as it is, but for a note of what was said."""
+    generate: Callable[..., Any] = model.generate  # type: ignore[assignment]
+
+    @functools.wraps(generate)
+    def call(inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
+        said = _note(model, run, inputs, kwargs)
+        out = generate(inputs, *args, **kwargs)
+        return said(out) if kwargs.get("past_key_values") is None else out
+
+    return call
+
+
+def _note(model: PreTrainedModel, run: Run, inputs: Any, options: Mapping[str, Any]) -> Callable[[Any], Any]:
+    """Hands on what the call returns, once it is noted together with what the call was given."""
+    ids = options.get("input_ids") if inputs is None else inputs
+    given = {name: value for name, value in options.items() if name != "input_ids"}
+
+    def said(out: Any) -> Any:
+        run.exchange = Exchange.of(model, ids, given, out, hold=run.records)
+        return out
+
+    return said
+
+
 def run_cache(model: Any, run: Run, *, room: int | None = None) -> RaggedCache:
     """An empty cache for a prompt of a run's block."""
-    return RaggedCache(model.config, run.method, room=room, trigger=run.trigger, store=run.store)
+    return RaggedCache(model.config, run.method, room=room, trigger=run.trigger, store=run.store, records=run.records)
 
 
 def _without_cache(config: Any) -> Any:

@@ -15,7 +15,7 @@ from madakv.hf.attention import register
 from madakv.hf.capture import compiled_steps, masks_for_steps
 from madakv.hf.echo import Echo
 from madakv.hf.full import RecordFull
-from madakv.hf.generate import guarded, run_cache
+from madakv.hf.generate import guarded, heard, run_cache
 from madakv.hf.kinds import takes_kinds
 from madakv.hf.layer import IMPLEMENTATION
 from madakv.hf.passes import PreparePass, RecordPass, note_positions, require_cache
@@ -39,6 +39,8 @@ def patched(model: Any, run: Run) -> Iterator[None]:
         if type(run.method) is Full:
             _check_untouched(run)
             # The full cache is transformers' own, bit for bit.
+            if callable(getattr(model, "generate", None)):
+                stack.enter_context(_overridden(model, {"generate": heard(model, run)}))
             stack.enter_context(
                 _hooked(model.register_forward_hook(RecordFull(run, empty.evicted_layers), with_kwargs=True))
             )
@@ -85,6 +87,11 @@ def _evicting(model: PreTrainedModel, run: Run, configs: list[Any], stack: ExitS
 
 
 def _check_untouched(run: Run) -> None:
+    if run.records:
+        raise ConfigurationError(
+            "the method 'full' is transformers' own cache, at which nobody looks on; with record=True, another "
+            "method keeps everything with budget=1.0"
+        )
     if run.trigger is not None or run.store is not RaggedEntries:
         raise ConfigurationError(
             "the method 'full' is transformers' own cache, which has neither trigger nor store; another method keeps "

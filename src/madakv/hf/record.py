@@ -9,7 +9,8 @@ from functools import cache
 from transformers import Cache
 
 from madakv.hf.cache import RaggedCache
-from madakv.run import Kept, Run
+from madakv.kept import Kept
+from madakv.run import Run
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +20,7 @@ def record(cache: RaggedCache, run: Run) -> None:
     plans = cache.decide()
     if cache.prompt is None:
         raise RuntimeError("a prompt was read that nobody announced")
+    run.recording = cache.recording
     run.last = Kept(
         method=repr(cache.method),
         layers=cache.evicted_layers,

@@ -22,6 +22,7 @@ from madakv.reading.prompt import Prompt
 from madakv.reading.revision import Revision
 from madakv.reading.scores import Scores
 from madakv.reading.triggers import Trigger, trigger_of
+from madakv.recording import Recording
 from madakv.scoring import LayerView
 
 
@@ -45,6 +46,7 @@ class Reading:
         probes: who is read behind the prompt in the same pass, in the order of their tokens.
         trigger: when to decide; None: as the method has it.
         scores: of all layers, where they are known already.
+        recording: who looks on; None: nobody.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Reading:
         probes: Sequence[Probe] = (),
         trigger: Trigger | None = None,
         scores: Scores | None = None,
+        recording: Recording | None = None,
     ) -> None:
         self.method = method
         self.prompt = prompt
@@ -64,6 +67,7 @@ class Reading:
         self._probes = list(probes)
         self._trigger = trigger_of(method) if trigger is None else trigger
         self.scores = Scores(method, prompt.modality.device) if scores is None else scores
+        self._recording = recording
         self._decisions: Decisions | None = None
         self._held: list[KeepPlan] = []
         # A view of no tokens of each layer, for those that decide again.
@@ -118,6 +122,8 @@ class Reading:
         N = self.prompt.length
         own = view.prefix(N)
         number = len(self.scores)
+        if self._recording is not None:
+            self._recording.read(own)
         sought = self.scores.add_layer(own, seek=self._awaits_echo)
         if sought is not None:
             self._relevance += sought

@@ -2,23 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
+from weakref import ref
 
 from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
 class Exchange:
-    """One `generate` call.
+    """One `generate` call that read a prompt.
 
     Attributes:
-        input_ids: [B, N] int64, placeholders expanded.
-        sequences: [B, N + n] int64, the prompt and what was generated.
-        inputs: whatever else the call was given that a model reads, by name: pixels, grids, sizes. Tensors are the
-            caller's own, not copies.
+        name: of the model, as it was loaded.
+        config: of the model.
+        input_ids: [B, N] int64, placeholders expanded; None of a prompt that came as embeddings.
+        answer: [B, n] int64, what was generated, padded behind the end.
     """
 
-    input_ids: Tensor
-    sequences: Tensor
-    inputs: Mapping[str, Tensor]
+    name: str
+    config: Any
+    input_ids: Tensor | None
+    answer: Tensor
+    _inputs: Mapping[str, Callable[[], Tensor | None]]
+
+    @classmethod
+    def of(cls, model: Any, ids: Tensor | None, inputs: Mapping[str, Any], out: Any, *, hold: bool) -> Exchange:
+        """Of a call and what it returned.
+
+        Args:
+            model: a transformers model.
+            ids: [B, N] of the prompt; None if embeddings were given in their place.
+            inputs: all arguments of the call by name; those that are no tensors are left out.
+            out: token ids [B, N + n] (of embeddings [B, n]), or an object that has them as `sequences`.
+            hold: whether to hold on to the inputs, pictures among them; else they are there for as long as somebody
+                else does.
+        """
+        sequences: Tensor = getattr(out, "sequences", out)
+        held: dict[str, Callable[[], Tensor | None]] = {}
+        for name, value in inputs.items():
+            if isinstance(value, Tensor):
+                held[name] = partial(_itself, value) if hold else ref(value)
+        answer = sequences if ids is None else sequences[:, ids.shape[1] :]
+        return cls(str(getattr(model, "name_or_path", "") or type(model).__name__), model.config, ids, answer, held)
+
+    @property
+    def inputs(self) -> dict[str, Tensor]:
+        """What the model read besides ids, as the processor made it, pixels, grids and sizes: what is still there."""
+        found = ((name, get()) for name, get in self._inputs.items())
+        return {name: value for name, value in found if value is not None}
+
+
+def _itself(value: Tensor) -> Tensor:
+    return value

@@ -10,13 +10,12 @@ from torch import Tensor
 
 from madakv.attention import ragged_partial, weights_on_entries, weights_on_tail
 from madakv.cache import LayerMemory
-from madakv.modality import Modality
 from madakv.scoring import LayerView
-from madakv.scoring.attention import over_groups, proxy_attention
+from madakv.scoring.attention import proxy_attention
 from madakv.scoring.proxies import proxy_mask
 
 MOST_STEPS = 256
-"""Tokens of an answer whose attention is noted; those behind are not."""
+"""Tokens behind a prompt whose attention is noted."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,31 +35,25 @@ class Looked:
 class Recording:
     """Looks on while one prompt is read and answered.
 
-    It changes nothing of what is computed. Tensors stay on the devices that they were made on until `settled`.
+    It changes nothing of what is computed. Tensors stay on the devices that they were made on.
 
     Args:
         modality: [B, N] of `Modality` values.
-        layers: how many are evicted.
 
     Attributes:
         attention: for each evicted layer [B, H, N] fp16, the attention that the question pays to each prompt token:
             the mean over its tokens (`proxy_mask`, at most 32) and over the query heads of a KV head. With sinks, or
             where tokens behind are seen, a head's sum is below 1. It is taken before anything is evicted, and is the
             same whatever the method.
-        asked: for each evicted layer [B, H] int64, entries that it was given when it was decided, before layers
-            behind it took any away.
-        steps: for each token of the answer, what it looked at in each evicted layer.
-        skipped: tokens of the answer behind `MOST_STEPS`.
+        steps: what the pass that read token t behind the prompt (from 1 on) looked at in each evicted layer, which is
+            the one that chose token t + 1. Passes are missing that read several tokens, or are heard by a method
+            (`lookahead`, triggers that decide again), and those behind `MOST_STEPS`.
     """
 
-    def __init__(self, modality: Tensor, layers: int) -> None:
+    def __init__(self, modality: Tensor) -> None:
         self.attention: list[Tensor] = []
-        self.asked: list[Tensor] = []
-        self.steps: list[list[Looked]] = []
-        self.skipped = 0
-        self._layers = layers
+        self.steps: dict[int, list[Looked]] = {}
         self._proxies = proxy_mask(modality)
-        self._valid = modality != Modality.PADDING
 
     @torch.no_grad()
     def read(self, view: LayerView) -> None:
@@ -68,10 +61,6 @@ class Recording:
         proxies = self._proxies.to(view.key.device)
         paid = proxy_attention(view, proxies)
         self.attention.append((paid / proxies.sum(-1).clamp_min(1)[:, None, None]).half())
-
-    def decided(self, counts: Tensor) -> None:
-        """Note what the next layer was given, [B, H] int64."""
-        self.asked.append(counts)
 
     @torch.no_grad()
     def step(
@@ -95,16 +84,13 @@ class Recording:
         """
         if query.shape[2] != 1:
             return
-        if number == 0:
-            if len(self.steps) == MOST_STEPS:
-                self.skipped += 1
-            else:
-                self.steps.append([])
-        if self.skipped:
-            return
         entries, tail = memory.kept, memory.tail
+        if number == 0 and len(self.steps) < MOST_STEPS:
+            self.steps[tail.length] = []
+        if (looked := self.steps.get(tail.length)) is None or len(looked) != number:
+            return
         shared: dict[str, Any] = {"scaling": scaling, "softcap": softcap}
         lse = ragged_partial(query, entries, tail, mask=mask, sinks=sinks, **shared).lse
         on_entries = weights_on_entries(query, entries, lse, **shared)[:, :, 0].mean(-1)
         on_tail = weights_on_tail(query, tail, lse, mask=mask, **shared)[:, :, :, 0].sum(-1)
-        self.steps[-1].append(Looked(on_entries.half(), over_groups(on_tail[..., None], "mean")[..., 0]))
+        looked.append(Looked(on_entries.half(), on_tail.mean(-1)))
