@@ -54,6 +54,10 @@ def run_plot(
     _check_question(suite_name, samples, seed, images, prompt, figure)
     suite_name = suite_name or "digits"
     maker = suite(suite_name)
+    if method.strip() == "full":
+        raise ConfigurationError(
+            "--method full evicts nothing, and leaves nothing to compare; name one that evicts, such as madakv"
+        )
     chosen = from_text(method, budget=parse_budget(budget))
     pictures = open_images(images)
     out.mkdir(parents=True, exist_ok=True)

@@ -11,11 +11,9 @@ import torch
 from madakv.api import evict
 from madakv.evaluation.samples import LOSS_TOKENS, Sample
 from madakv.fitting import check_inputs
-from madakv.hf.replay import ReadPrompt
 from madakv.inspection.analysis import Seen
 from madakv.methods import Method
 from madakv.prompts import model_inputs, text_inputs
-from madakv.recording import Recording
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,29 +40,25 @@ def asked_by(samples: Sequence[Sample], processor: Any) -> Iterator[Asked]:
         yield Asked(sample.document, sample.dataset, inputs)
 
 
-@torch.no_grad()
 def look(model: Any, asked: Asked, method: Method) -> Seen:
     """Read one prompt.
 
     Args:
         model: as for `madakv.evict`.
         asked: batch size 1.
-        method: decides what is kept; the attention is the same whatever it is.
+        method: decides what is kept, and is not "full"; the attention is the same whatever it is.
 
     Raises:
         InputError: the prompt has token ids that the model does not know.
     """
     inputs = asked.inputs.to(model.device)
     check_inputs(model, inputs)
-    read = ReadPrompt.of(model, inputs)
-    recording = Recording(read.modality, len(read.views))
-    for view in read.views:
-        recording.read(view)
-    with evict(model, method) as run:
-        read.evicted(model, run)
-    kept = run.last
-    if kept is None:
-        raise RuntimeError("the prompt was never evicted")
+    with evict(model, method, record=True) as run:
+        # As long as it takes for the prompt to be evicted.
+        model.generate(**inputs, max_new_tokens=max(1, method.draft, method.lookahead + 1), do_sample=False)
+    kept, recording = run.last, run.recording
+    if kept is None or recording is None:
+        raise RuntimeError("generation ended without a prefill")
     return Seen(
         document=asked.document,
         task=asked.task,
