@@ -173,6 +173,19 @@ def test_a_head_that_pays_pictures_nothing_is_no_number_in_json() -> None:
     assert as_numbers(analysis.layers())["demands"]["image"][0]["mean"] == 0.0
 
 
+def test_a_head_that_pays_the_prompt_nothing_has_an_empty_cell(tmp_path: Path) -> None:
+    analysis = Analysis("m")
+    read = seen()
+    read.attention[1, 0] = 0.0
+    analysis.add(read)
+    figure = analysis.preference()
+    found = as_numbers(figure)
+    assert found["plain"][1][0] is found["per_token"][1][0] is None
+    assert found["plain"][1][1] is not None
+    draw(figure, "title", tmp_path / "preference")
+    assert "nan" not in words(tmp_path / "preference.svg")
+
+
 def test_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def missing(package: str) -> None:
         raise PackageNotFoundError(package)

@@ -63,8 +63,8 @@ def test_demand_is_the_fewest_tokens_that_hold_so_much(theta: float) -> None:
 
 
 def test_rounding_asks_for_no_token_more() -> None:
-    for count in (10, 20, 30, 70, 110):
-        even = np.full((1, 1, count), 1 / count, dtype=np.float32)
+    for count in (10, 60, 150):
+        even = np.full((1, 1, count), 1 / count)
         assert demand(even, np.ones(count, bool)).item() == count * 9 // 10
 
 

@@ -176,6 +176,8 @@ def _preference(data: Preference, canvas: Figure) -> None:
 def _numbers(axes: Axes, values: Any, colours: Colormap) -> None:
     """Write each cell's percentage into it, in black or white, whichever is read better."""
     for (layer, head), value in np.ndenumerate(values):
+        if np.isnan(value):
+            continue
         red, green, blue, _ = colours(value)
         dark = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 < 0.18
         colour = "white" if dark else "black"

@@ -36,8 +36,6 @@ def concentration(attention: NDArray[np.floating], member: NDArray[np.bool_], sh
     """
     held = _held(attention, member)
     n = held.shape[-1] - 1
-    if n == 0:
-        return np.full((*held.shape[:2], len(shares)), np.nan)
     place = shares * n
     before = np.minimum(place.astype(np.int64), n - 1)
     start = held[..., before]
