@@ -354,6 +354,66 @@ def distance(
         )
 
 
+@app.command(epilog="Example: madakv plot --model small-llava --suite long-512 --samples 8 --out figures")
+def plot(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="For the pictures, and data.json with their numbers.")],
+    figure: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="concentration, preference, layers, tasks, separated by commas; or all that the prompts allow.",
+        ),
+    ] = "all",
+    model: ModelOption = None,
+    suite: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Which documents to ask about, see `madakv eval`. Or --prompt.")
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="How many documents of the suite. Without it: 8.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Number of the first document. Without it: 0.")
+    ] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option(metavar="FILE", help="A picture to ask about; once for each picture.")
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="What to ask; <image> stands where a picture belongs. Or --suite."),
+    ] = None,
+    method: Annotated[
+        str, typer.Option(metavar="NAME", help="Whose kept entries `tasks` counts. See `madakv methods`.")
+    ] = "madakv",
+    budget: Annotated[
+        str, typer.Option(metavar="SHARE", help="How much it keeps: a share, or so many entries per head.")
+    ] = "0.2",
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+) -> None:
+    """Draw what attention does in a model, as the paper does: PNG and SVG, and their numbers.
+
+    concentration: how few tokens of a modality hold its attention. preference: which heads look at pictures, and
+    which at text. layers: how many entries each layer needs. tasks: what is kept for which kind of question.
+    """
+    with one_line_errors():
+        from madakv.cli.plot import run_plot
+
+        run_plot(
+            out=out,
+            figure=figure,
+            model=model,
+            suite_name=suite,
+            samples=samples,
+            seed=seed,
+            images=image or [],
+            prompt=prompt,
+            method=method,
+            budget=budget,
+            device=device,
+            dtype=dtype,
+        )
+
+
 app.add_typer(bench_app, name="bench")
 app.add_typer(models_app, name="models")
 
