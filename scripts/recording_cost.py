@@ -1,6 +1,6 @@
 """What recording for a report adds: CPU time of a prefill, and of a decode step, with it over without.
 
-    python scripts/recording_cost.py --model smollm2 --tokens 1300,3000 --methods madakv,snapkv --out results/speed/recording
+    python scripts/recording_cost.py --model smollm2 --tokens 1300,3000 --out results/speed/recording
 
 One thread, both in turn; ratios are medians of the rounds' ratios.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -63,10 +64,10 @@ def assemble(runs: Sequence[Inspected], processor: Any, row: int = 0) -> Report:
     kinds = modality.numpy()[valid]
     words = np.array(pieces(tokenizer, own.tolist()), dtype=object)
     words[kinds != Modality.TEXT] = ""
-    found = views(exchange.config, processor, ids, modality, _inputs([said for _, said in told], rows, row))
+    found = _views([said for _, said in told], processor, kept, row)
     attention = next((_attention(run.recording, row, valid) for run in runs if run.recording is not None), None)
     return Report(
-        model=exchange.name,
+        model=_shown(exchange.name),
         tokens=[str(word) for word in words],
         modality=kinds.astype(np.int64),
         views=[_moved(view, valid, len(ids)) for view in found],
@@ -78,6 +79,11 @@ def assemble(runs: Sequence[Inspected], processor: Any, row: int = 0) -> Report:
     )
 
 
+def _shown(name: str) -> str:
+    """A model's name without where it lies on this machine."""
+    return Path(name).name if Path(name).is_absolute() else name
+
+
 def _told(run: Inspected) -> tuple[Kept, Exchange]:
     if run.last is None or run.exchange is None:
         raise InputError("nothing was generated yet: call model.generate inside `madakv.evict` first")
@@ -85,10 +91,8 @@ def _told(run: Inspected) -> tuple[Kept, Exchange]:
 
 
 def _prompt(exchange: Exchange, kept: Kept) -> Tensor:
-    """[B, N] ids on the CPU."""
-    if exchange.input_ids is None:
-        raise InputError("the prompt came as embeddings, of which nobody knows the text; generate from input_ids")
-    ids, (B, N) = exchange.input_ids.cpu(), kept.modality.shape
+    """[B, N] ids of what was kept of."""
+    ids, (B, N) = _ids(exchange), kept.modality.shape
     if ids.shape[1] != N:
         raise InputError(
             f"the last prompt had {N} tokens, and the last call of generate {ids.shape[1]}: make a report right "
@@ -98,14 +102,26 @@ def _prompt(exchange: Exchange, kept: Kept) -> Tensor:
     return ids.repeat_interleave(B // len(ids), 0)
 
 
-def _inputs(exchanges: Sequence[Exchange], rows: int, row: int) -> dict[str, Tensor]:
-    """What else the model read, of whichever call still has it."""
+def _views(exchanges: Sequence[Exchange], processor: Any, kept: Kept, row: int) -> list[View]:
+    """Of a row's pictures, from whichever call still has its inputs."""
+    exchange = exchanges[0]
     inputs = next((said.inputs for said in exchanges if said.inputs), {})
-    if rows > 1 and any(name.startswith("pixel") for name in inputs):
-        raise InputError(
-            f"row {row} of {rows}: nobody knows which pictures are whose; make a report of one prompt at a time"
-        )
-    return {name: value.detach().cpu() for name, value in inputs.items()}
+    ids = _ids(exchange)
+    # Of several answers to each prompt, the call knew the prompt once.
+    answers = len(kept.modality) // len(ids)
+    held = {name: value.detach().cpu() for name, value in inputs.items()}
+    return views(exchange.config, processor, ids, kept.modality[::answers], held, row=row // answers)
+
+
+def _ids(exchange: Exchange) -> Tensor:
+    """[B, N] on the CPU.
+
+    Raises:
+        InputError: nobody knows them.
+    """
+    if exchange.input_ids is None:
+        raise InputError("the prompt came as embeddings, of which nobody knows the text; generate from input_ids")
+    return exchange.input_ids.cpu()
 
 
 def _attention(recording: Recording, row: int, valid: NDArray[np.int64]) -> NDArray[np.float32]:
