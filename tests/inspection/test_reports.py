@@ -111,8 +111,20 @@ def test_padding_is_not_shown_and_rows_are_told_apart() -> None:
     assert len(second.tokens) == long["input_ids"].shape[1]
     assert (len(first.views), len(second.views)) == (1, 0)
     assert first.sides[0].kept.shape[-1] == len(first.tokens)
-    alone = assemble([inspected(inputs=short, budget=0.5)], processor)
-    assert (alone.sides[0].kept == first.sides[0].kept).all()
+    for together, own in ((first, short), (second, long)):
+        alone = assemble([inspected(inputs=own, budget=0.5)], processor)
+        side, expected = together.sides[0], alone.sides[0]
+        assert (side.kept == expected.kept).all()
+        assert side.answer == expected.answer
+        assert side.looked is not None
+        assert expected.looked is not None
+        for glance, wanted in zip(side.looked[1:3], expected.looked[1:3], strict=True):
+            assert glance is not None
+            assert wanted is not None
+            np.testing.assert_allclose(glance.mean, wanted.mean, atol=1e-3)
+            np.testing.assert_allclose(glance.answer, wanted.answer, atol=1e-3)
+        for view, same in zip(together.views, alone.views, strict=True):
+            assert (view.tokens == same.tokens).all()
     with pytest.raises(InputError, match="row 2 of a batch of 2"):
         assemble([run], processor, 2)
 
