@@ -11,8 +11,9 @@ A table stands between two marks, and says where it comes from:
 95 % interval, which `bare` leaves out; of a folder with a `*` in it, for every folder that fits. `tasks 0.1` has a
 column per dataset, at that budget. Further words choose: `methods=a;b` the lines and their order,
 `budgets=0.2;0.05` the columns, `model=NAME` the model, `scorer=NAME` the scorer. `file` takes the folder's `table.md`
-as it is. `bench decode` (or another command of `madakv bench`) shows the rows of the folder's `decode.json`;
-`contenders=a;b` chooses among them, with `_` for a blank.
+as it is. `analysis concentration` (or another figure of `madakv plot`) shows the numbers of the folders' `data.json`.
+`bench decode` (or another command of `madakv bench`) shows the rows of the folder's `decode.json`; `contenders=a;b`
+chooses among them, with `_` for a blank.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from madakv.markdown import as_percent, budget_text, markdown_table
 ROOT = Path(__file__).parents[1]
 FILES = (
     "README.md",
+    "docs/analysis.md",
     "docs/choices.md",
     "docs/performance.md",
     "docs/results.md",
@@ -54,6 +56,9 @@ def table(folder: str, words: list[str]) -> str:
     options = dict(word.split("=", 1) for word in words if "=" in word)
     if words[0] == "bench":
         return _bench(folder, words[1], options)
+    if words[0] == "analysis":
+        found = [json.loads(one.read_text()) for one in sorted(ROOT.glob(f"{folder}/data.json"))]
+        return ANALYSES[words[1]]([data for data in found if words[1] in data])
     found = [_lines(one, options) for one in sorted(ROOT.glob(f"{folder}/summary.json"))]
     if words[0] == "tasks":
         return _tasks(found[0], float(words[1]), options)
@@ -97,6 +102,62 @@ def _budgets(found: list[list[Line]], options: dict[str, str], *, bare: bool) ->
             cells.append(share if bare else f"{share} ({100 * low:.0f} to {100 * high:.0f})")
         body.append([f"`{label}`", *cells])
     return markdown_table(head, body)
+
+
+def _concentration(found: list[Any]) -> str:
+    """The smallest share of tokens that holds 90 % of the attention, and what a fifth of them holds."""
+    body = []
+    for data in found:
+        fifth = data["concentration"]["shares"].index(0.2)
+        for name, curve in data["concentration"]["curves"].items():
+            told = (_spread(curve["need"]), _spread(curve["held"][fifth]))
+            body.append([f"`{data['model']}`", _SAID[name], f"{curve['tokens']:.0f}", *told])
+    return markdown_table(["model", "of", "tokens", "90 % is held by", "a fifth holds"], body)
+
+
+def _preference(found: list[Any]) -> str:
+    body = []
+    for data in found:
+        for name, said in (("plain", "share of attention"), ("per_token", "per token")):
+            heads = sorted(head for layer in data["preference"][name] for head in layer)
+            layers = [sum(layer) / len(layer) for layer in data["preference"][name]]
+            above = f"{sum(head > 0.5 for head in heads)} of {len(heads)}"
+            means = ", ".join(f"{100 * layer:.0f}" for layer in layers)
+            body.append([f"`{data['model']}`", said, f"{heads[0]:.0%} to {heads[-1]:.0%}", above, means])
+    return markdown_table(["model", "to pictures", "heads", "above half", "mean of each layer, %"], body)
+
+
+def _layers(found: list[Any]) -> str:
+    body = []
+    for data in found:
+        for name, layers in data["layers"]["demands"].items():
+            medians = ", ".join(f"{100 * layer['spread']['median']:.0f}" for layer in layers)
+            body.append([f"`{data['model']}`", _SAID[name], medians])
+    return markdown_table(["model", "of", "median of each layer's heads, % of the prompt"], body)
+
+
+def _questions(found: list[Any]) -> str:
+    """What each kind of question attends to, and what methods keep for it; those of one model stand side by side."""
+    first, *others = found
+    head = ["task", "question's attention", *(f"kept by `{data['tasks']['method']}`" for data in found)]
+    body = []
+    for name, task in first["tasks"]["tasks"].items():
+        kept = [data["tasks"]["tasks"][name]["kept"] for data in (first, *others)]
+        body.append([f"`{name}`", *(_with_interval(share) for share in (task["attention"], *kept))])
+    return markdown_table(head, body)
+
+
+ANALYSES = {"concentration": _concentration, "preference": _preference, "layers": _layers, "tasks": _questions}
+_SAID = {"text": "text", "image": "pictures", "together": "all tokens as one", "sum": "sum"}
+
+
+def _spread(spread: dict[str, float]) -> str:
+    return f"{spread['median']:.0%} ({100 * spread['low']:.0f} to {100 * spread['high']:.0f})"
+
+
+def _with_interval(share: dict[str, Any]) -> str:
+    low, high = share["interval"]
+    return f"{share['mean']:.1%} ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def _tasks(lines: list[Line], budget: float, options: dict[str, str]) -> str:

@@ -37,7 +37,7 @@ def inspected(method: str = "madakv", inputs: Any = None, **options: Any) -> mad
     model = loaded()[0]
     options = {"budget": 0.2, "record": True} | options
     with madakv.evict(model, method, **options) as run:
-        model.generate(**(prompt() if inputs is None else inputs), max_new_tokens=8, do_sample=False)
+        model.generate(**(prompt() if inputs is None else inputs), min_new_tokens=4, max_new_tokens=8, do_sample=False)
     return run
 
 
@@ -118,6 +118,7 @@ def test_padding_is_not_shown_and_rows_are_told_apart() -> None:
         assert side.answer == expected.answer
         assert side.looked is not None
         assert expected.looked is not None
+        assert len(side.looked) >= 3
         for glance, wanted in zip(side.looked[1:3], expected.looked[1:3], strict=True):
             assert glance is not None
             assert wanted is not None
