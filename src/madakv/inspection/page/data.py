@@ -154,5 +154,5 @@ def _check(report: Report) -> None:
         if shape != expected:
             raise InputError(f"{name} is of shape {list(shape)}; expected {list(expected)}")
     for view in report.views:
-        if view.tokens.size and not (0 <= view.tokens.min() and view.tokens.max() < tokens):
+        if view.tokens.size and not (view.tokens.min() >= 0 and view.tokens.max() < tokens):
             raise InputError(f"{view.title!r} has tokens outside the prompt's {tokens}")

@@ -8,9 +8,9 @@ function make(tag, className, text) {
 }
 
 const tip = {
-  get element() { return document.getElementById("tip"); },
+  element: document.getElementById("tip"),
   show(text, box) {
-    const element = tip.element;
+    const { element } = tip;
     // A modal dialog hides all that is not in it.
     const host = document.querySelector("dialog[open]") ?? document.body;
     if (element.parentNode !== host) host.append(element);

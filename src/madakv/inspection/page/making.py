@@ -65,7 +65,9 @@ def write(report: Report, path: Path) -> None:
     try:
         path.write_bytes(page)
     except OSError as error:
-        raise ConfigurationError(f"cannot write {path}: {error.strerror}; name a file in a folder that is writable") from error
+        raise ConfigurationError(
+            f"cannot write {path}: {error.strerror}; name a file in a folder that is writable"
+        ) from error
 
 
 def _hash(text: str) -> str:
