@@ -38,6 +38,9 @@ def embedded(report: Report) -> str:
         "tokens": report.tokens,
         "modality": _array("i8", report.modality),
         "views": [_view(view, url) for view, url in zip(report.views, urls, strict=True)],
+        # Of all views, one after another: hundreds of small arrays would take long to read.
+        "view_tokens": _array("i32", np.concatenate([np.zeros(0), *(view.tokens for view in report.views)])),
+        "view_boxes": _array("f32", np.concatenate([np.zeros((0, 4)), *(view.boxes for view in report.views)])),
         "preference": None if report.preference is None else _array("f32", report.preference),
         "sides": [_side(side) for side in report.sides],
     }
@@ -52,8 +55,7 @@ def _view(view: View, url: str | None) -> Mapping[str, Any]:
         "width": width,
         "height": height,
         "known": view.known,
-        "tokens": _array("i32", view.tokens),
-        "boxes": _array("f32", view.boxes),
+        "size": int(view.tokens.size),
     }
 
 
