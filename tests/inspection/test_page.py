@@ -57,7 +57,7 @@ class TestHtml:
 
     def test_many_large_pictures_fit(self) -> None:
         random = np.random.default_rng(0)
-        noise = Image.fromarray(random.integers(0, 256, (90, 120, 3), dtype=np.uint8)).resize((1200, 900))
+        noise = Image.fromarray(random.integers(0, 256, (300, 400, 3), dtype=np.uint8)).resize((1200, 900))
         base = synthetic.report(pictures=24, grid=4, sides=1)
         views = [dataclasses.replace(view, picture=noise.copy()) for view in base.views]
         page = html(dataclasses.replace(base, views=views))
@@ -417,7 +417,13 @@ class TestBrowser:
         assert "What each asked for was not recorded" in shown
         assert page.js("document.querySelectorAll('.covered').length") == 1
         assert page.js("document.getElementById('which').hidden")
+        assert "budget 20 %" in shown
         assert page.complaints() == []
+        page.close()
+
+    def test_a_budget_in_entries_is_told_so(self, browser: Browser) -> None:
+        page = opened(browser, synthetic.bright_square(1, 1))
+        assert "budget 3 entries" in page.js("document.querySelector('.card h2').textContent")
         page.close()
 
     @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ def _side(side: Side) -> Mapping[str, Any]:
         "label": side.label,
         "method": side.method,
         "budget": side.budget,
+        "of_all": isinstance(side.budget, float),
         "layers": [int(layer) for layer in side.layers],
         "kept": _array("bits", np.packbits(side.kept, axis=-1, bitorder="little"), side.kept.shape),
         "asked": None if side.asked is None else _array("i32", side.asked),
