@@ -33,10 +33,10 @@ class Browser:
         theirs_in, self._out = os.pipe()
         self._in, theirs_out = os.pipe()
         options = ["--headless=new", "--no-sandbox", "--remote-debugging-pipe", "--disable-gpu", "--no-first-run"]
+        options += [f"--user-data-dir={folder / 'profile'}", "about:blank"]
         options += ["--disable-dev-shm-usage", "--disable-extensions", "--disable-background-networking"]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _START, str(theirs_in), str(theirs_out), program, *options]
-            + [f"--user-data-dir={folder / 'profile'}", "about:blank"],
+            [sys.executable, "-c", _START, str(theirs_in), str(theirs_out), program, *options],
             pass_fds=(theirs_in, theirs_out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -128,16 +128,16 @@ class Page:
         self.js("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(() => done(1))))")
 
     def size(self, width: int, height: int, *, touch: bool = False) -> None:
-        self.send(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch
-        )
+        self.send("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=touch)
 
     def scheme(self, name: str) -> None:
         self.send("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
 
     def box(self, what: str) -> tuple[float, float, float, float]:
         """Left, top, width and height of an element, which an expression names."""
-        got = self.js(f"(({{left, top, width, height}}) => [left, top, width, height])(({what}).getBoundingClientRect())")
+        got = self.js(
+            f"(({{left, top, width, height}}) => [left, top, width, height])(({what}).getBoundingClientRect())"
+        )
         return tuple(got)
 
     def hover(self, x: float, y: float) -> None:

@@ -10,7 +10,23 @@ from PIL import Image
 
 from madakv.inspection.report import Glance, Report, Side, View
 
-WORDS = "the cache of a long prompt holds what each head read , and most of it is never looked at again .\n".split(" ")
+WORDS = [
+    "the",
+    "cache",
+    "of",
+    "a",
+    "long",
+    "prompt",
+    "holds",
+    "what",
+    "each",
+    "head",
+    "read",
+    ",",
+    "and",
+    "most",
+    ".\n",
+]
 
 
 def report(
@@ -26,7 +42,7 @@ def report(
     recorded: bool = True,
     seed: int = 0,
 ) -> Report:
-    """Text and pictures in turn, each picture `grid` x `grid` tokens; one word and one picture are kept by most heads."""
+    """Text and pictures in turn, each picture of `grid` x `grid` tokens; more is kept of the last picture."""
     random = np.random.default_rng(seed)
     tokens: list[str] = []
     modality: list[int] = []
@@ -42,7 +58,10 @@ def report(
         modality += [1] * grid**2
         views.append(
             View(
-                f"picture {number + 1}", scenery(size, random), np.arange(first, first + grid**2), grid_boxes(grid, grid)
+                f"picture {number + 1}",
+                scenery(size, random),
+                np.arange(first, first + grid**2),
+                grid_boxes(grid, grid),
             )
         )
     worth = random.gamma(0.5, 1.0, len(tokens)).astype(np.float32)
@@ -55,9 +74,7 @@ def report(
         views=views,
         preference=preference(layers, heads, random) if recorded else None,
         sides=[
-            side(
-                label, worth, random, layers=layers, heads=heads, budget=0.2, answer=answer, recorded=recorded
-            )
+            side(label, worth, random, layers=layers, heads=heads, budget=0.2, answer=answer, recorded=recorded)
             for label in ("madakv", "snapkv:window_size=16")[:sides]
         ],
     )
@@ -85,7 +102,7 @@ def side(
     got = kept.sum(-1)
     pieces = [" purple", " 7", " and", " then", " some", " more"] * (answer // 6 + 1)
     if not label.startswith("madakv"):
-        pieces[3:] = [" but"] + pieces[4:]
+        pieces[3:] = [" but", *pieces[4:]]
     return Side(
         label=label,
         method=f"{label.split(':')[0].title()}(budget={budget})",

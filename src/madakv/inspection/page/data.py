@@ -38,6 +38,9 @@ def embedded(report: Report) -> str:
         "tokens": report.tokens,
         "modality": _array("i8", report.modality),
         "views": [_view(view, url) for view, url in zip(report.views, urls, strict=True)],
+        # Of all views, one after another: hundreds of small arrays would take long to read.
+        "view_tokens": _array("i32", np.concatenate([np.zeros(0), *(view.tokens for view in report.views)])),
+        "view_boxes": _array("f32", np.concatenate([np.zeros((0, 4)), *(view.boxes for view in report.views)])),
         "preference": None if report.preference is None else _array("f32", report.preference),
         "sides": [_side(side) for side in report.sides],
     }
@@ -52,8 +55,7 @@ def _view(view: View, url: str | None) -> Mapping[str, Any]:
         "width": width,
         "height": height,
         "known": view.known,
-        "tokens": _array("i32", view.tokens),
-        "boxes": _array("f32", view.boxes),
+        "size": int(view.tokens.size),
     }
 
 
@@ -62,6 +64,7 @@ def _side(side: Side) -> Mapping[str, Any]:
         "label": side.label,
         "method": side.method,
         "budget": side.budget,
+        "of_all": isinstance(side.budget, float),
         "layers": [int(layer) for layer in side.layers],
         "kept": _array("bits", np.packbits(side.kept, axis=-1, bitorder="little"), side.kept.shape),
         "asked": None if side.asked is None else _array("i32", side.asked),
@@ -154,5 +157,5 @@ def _check(report: Report) -> None:
         if shape != expected:
             raise InputError(f"{name} is of shape {list(shape)}; expected {list(expected)}")
     for view in report.views:
-        if view.tokens.size and not (0 <= view.tokens.min() and view.tokens.max() < tokens):
+        if view.tokens.size and not (view.tokens.min() >= 0 and view.tokens.max() < tokens):
             raise InputError(f"{view.title!r} has tokens outside the prompt's {tokens}")

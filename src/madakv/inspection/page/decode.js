@@ -16,9 +16,12 @@ async function decode(text) {
   const data = JSON.parse(text);
   data.modality = await unpack(data.modality);
   data.preference = await unpack(data.preference);
+  const [tokens, boxes] = [await unpack(data.view_tokens), await unpack(data.view_boxes)];
+  let from = 0;
   for (const view of data.views) {
-    view.tokens = await unpack(view.tokens);
-    view.boxes = await unpack(view.boxes);
+    view.tokens = tokens.subarray(from, from + view.size);
+    view.boxes = boxes.subarray(4 * from, 4 * (from + view.size));
+    from += view.size;
   }
   for (const side of data.sides) {
     side.kept = new Kept(await unpack(side.kept), side.kept.shape);

@@ -8,9 +8,9 @@ function make(tag, className, text) {
 }
 
 const tip = {
-  get element() { return document.getElementById("tip"); },
+  element: document.getElementById("tip"),
   show(text, box) {
-    const element = tip.element;
+    const { element } = tip;
     // A modal dialog hides all that is not in it.
     const host = document.querySelector("dialog[open]") ?? document.body;
     if (element.parentNode !== host) host.append(element);
@@ -29,9 +29,10 @@ const resized = new ResizeObserver((entries) => entries.forEach((entry) => entry
 let fields = 0;
 
 class Field {
-  // boxes: [4 * cells], left, top, right, bottom as shares. paint(context, width, height), tell(cell), pick(cell).
-  constructor({ label, boxes, paint, tell, pick, focusable = true }) {
-    Object.assign(this, { boxes, paint, tell, pick, at: -1, cells: boxes.length / 4 });
+  // boxes: [4 * cells], left, top, right, bottom as shares. paint(context, width, height), tell(cell), pick(cell); idle() while there
+  // is nothing to paint.
+  constructor({ label, boxes, paint, tell, pick, idle, focusable = true }) {
+    Object.assign(this, { boxes, paint, tell, pick, idle, at: -1, cells: boxes.length / 4 });
     this.root = make("div", "field");
     this.canvas = this.root.appendChild(make("canvas"));
     this.cursor = this.root.appendChild(make("div", "cursor"));
@@ -110,7 +111,7 @@ class Field {
 
   draw() {
     const { clientWidth: width, clientHeight: height } = this.root;
-    if (!width || !height) return;
+    if (!width || !height || this.idle?.()) return;
     const scale = Math.min(3, window.devicePixelRatio || 1);
     this.canvas.width = Math.round(width * scale);
     this.canvas.height = Math.round(height * scale);

@@ -57,7 +57,7 @@ class Page {
     const { layers, heads } = side.kept;
     const head = card.appendChild(make("div", "what"));
     const title = head.appendChild(make("h2"));
-    title.append(make("bdi", "", visible(side.label)), make("span", "muted", ` budget ${budgetText(side.budget)}`));
+    title.append(make("bdi", "", visible(side.label)), make("span", "muted", ` budget ${budgetText(side)}`));
     const figures = head.appendChild(make("p", "figures"));
     figures.append(make("strong", "", percent(entries / Math.max(1, this.total * layers * heads))),
       ` of entries kept · ${bytes(side.bytes)} of ${bytes(side.bytes_full)}`);

@@ -231,6 +231,7 @@ class Picture {
       label: visible(view.title), boxes: view.boxes, focusable: large,
       paint: (context, width, height) => this.draw(context, width, height),
       tell: (cell) => this.tell(cell),
+      idle: () => !this.now || (view.url && !this.image.complete),
     });
     if (view.url) {
       this.image.alt = "";
@@ -271,7 +272,6 @@ class Picture {
 
   draw(context, width, height) {
     const { now, view, image } = this;
-    if (!now || (view.url && !image.complete)) return;
     const whole = this.covered && image.naturalWidth > 0;
     const cells = this.cells(context, width, height);
     if (!whole) {

@@ -172,11 +172,11 @@ function percent(share) {
 // Labels of two sides; where these are the same, budgets tell them apart.
 function sideNames(data) {
   const names = data.sides.map((side) => visible(side.label));
-  return names[0] === names[1] ? data.sides.map((side) => `${visible(side.label)} ${budgetText(side.budget)}`) : names;
+  return names[0] === names[1] ? data.sides.map((side) => `${visible(side.label)} ${budgetText(side)}`) : names;
 }
 
-function budgetText(budget) {
-  return Number.isInteger(budget) && budget !== 1 ? `${budget.toLocaleString("en")} entries` : `${Number((100 * budget).toPrecision(3))} %`;
+function budgetText({ budget, of_all: ofAll }) {
+  return !ofAll ? `${budget.toLocaleString("en")} entries` : `${Number((100 * budget).toPrecision(3))} %`;
 }
 
 // Control characters, lone surrogates and marks of direction, which nobody sees or which move what stands beside them.
