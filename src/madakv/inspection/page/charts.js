@@ -150,7 +150,7 @@ class Charts {
       before: () => {
         figure.line.textContent = this.sides().some((side) => !asked[side])
           ? "Entries per layer. What each asked for was not recorded. Dashed: the even share."
-          : "Outlined: entries each was given when it was decided. Filled: those that later layers left. Dashed: the even share.";
+          : "Outlined: how many entries hold 90 % of what the question attends to. Filled: what each layer got. Dashed: the even share.";
       },
       paint: (context, width, height) => {
         const sides = this.sides();
