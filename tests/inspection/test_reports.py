@@ -37,7 +37,9 @@ def inspected(method: str = "madakv", inputs: Any = None, **options: Any) -> mad
     model = loaded()[0]
     options = {"budget": 0.2, "record": True} | options
     with madakv.evict(model, method, **options) as run:
-        model.generate(**(prompt() if inputs is None else inputs), min_new_tokens=4, max_new_tokens=8, do_sample=False)
+        model.generate(
+            **(prompt() if inputs is None else inputs), min_new_tokens=4, max_new_tokens=8, do_sample=False
+        )
     return run
 
 

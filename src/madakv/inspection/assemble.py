@@ -80,8 +80,9 @@ def assemble(runs: Sequence[Inspected], processor: Any, row: int = 0) -> Report:
 
 
 def _shown(name: str) -> str:
-    """A model's name without where it lies on this machine."""
-    return Path(name).name if Path(name).is_absolute() else name
+    """A model's name, with no more than a folder of where it lies on this machine."""
+    path = Path(name)
+    return f"{path.parent.name}/{path.name}" if path.is_absolute() else name
 
 
 def _told(run: Inspected) -> tuple[Kept, Exchange]:

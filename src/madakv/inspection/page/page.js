@@ -235,6 +235,22 @@ class Page {
       chips.unshift(this.chip("all text", summary(now, { tokens: textTokens }), strongest));
     }
     by("parts").replaceChildren(...chips);
+    this.follow();
+  }
+
+  // A token of the answer was chosen: the pane goes to what it looked at most, the newest words of the prompt aside,
+  // which most tokens look at.
+  follow() {
+    const { chosen } = this.state;
+    if (chosen === this.followed) return;
+    this.followed = chosen;
+    if (!chosen) return;
+    const { now, data } = this;
+    const question = data.modality.findLastIndex((kind) => kind > 0) + 1;
+    const until = question || data.modality.length;
+    let best = 0;
+    for (let n = 1; n < until; n++) if (now.share[n] > now.share[best]) best = n;
+    this.prompt.goTo(best);
   }
 
   chip(name, number, token) {
