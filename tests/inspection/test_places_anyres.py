@@ -62,16 +62,18 @@ def test_several_pictures_of_llava_onevision_are_not_tiled() -> None:
 @pytest.mark.parametrize("name", ["llava_next_video", "llava_onevision"])
 def test_frames_are_views(name: str) -> None:
     model = model_of(name)
-    without = {"pixel_values_videos": zoo.noise(0, 2, 3, 3, 16, 16)}
+    without = {"pixel_values_videos": zoo.noise(0, 2, 3, 3, 16, 16) / 8}
     having = {"pixel_values_videos": without["pixel_values_videos"].clone()}
-    having["pixel_values_videos"][1, 2, :, 9:11, 4:7] += 5
+    having["pixel_values_videos"][1, 2, :, 1:3, 13:15] += 0.4
 
     def features(given: Any) -> Tensor:
         return flat(model.get_video_features(**given).pooler_output)
 
     counts = [3 * 4 + (name == "llava_onevision")] * 2
-    call = Call(model.config, None, prompt(*counts, token=VIDEO), without, having, features, token=VIDEO)
+    call = Call(model.config, ONEVISION, prompt(*counts, token=VIDEO), without, having, features, token=VIDEO)
     assert [view.title for view in call.views(without)] == [
         f"video {v}, frame {f}" for v in (1, 2) for f in (1, 2, 3)
     ]
-    assert call.heard() == {7 + counts[0] + 3 + 2 * 4 + cell for cell in (2,)}
+    check(call, "video 2, frame 3", (13 / 16, 1 / 16, 15 / 16, 3 / 16))
+    # The second video's third frame, and in it the second of two tokens in the first of two rows.
+    assert call.heard() == {7 + counts[0] + 3 + 2 * 4 + 1}

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
+import torch
 import transformers
 
-from tests.inspection.local import PLACES, Box, call_of, check, with_image_processor
+from madakv.inspection.places import views
+from tests.families import zoo
+from tests.families.zoo import VIDEO
+from tests.inspection.local import (
+    PLACES,
+    Box,
+    Call,
+    call_of,
+    check,
+    clear,
+    flat,
+    localised,
+    model_of,
+    picture,
+    prompt,
+    tower,
+    with_image_processor,
+)
 
 hf: Any = transformers
 
@@ -41,3 +60,106 @@ def test_pictures_of_unlike_sizes_are_seen_without_their_padding(name: str, squa
     call = call_of(name, with_image_processor(pixtral), [(32, 24), (18, 30)], 1, square)
     assert [view.picture.size for view in call.views(call.without) if view.picture] == [(32, 24), (24, 32)]
     check(call, "picture 2", square)
+
+
+def test_pictures_and_frames_of_video_llava() -> None:
+    """Frames keep the token that stands for all of one, pictures lose it."""
+    model = model_of("video_llava")
+    part = with_image_processor(hf.CLIPImageProcessorPil())
+    still, moving = zoo.noise(1, 2, 3, 16, 16) / 8, zoo.noise(2, 1, 3, 3, 16, 16) / 8
+    without = {"pixel_values": still, "pixel_values_videos": moving}
+    having = {"pixel_values": still.clone(), "pixel_values_videos": moving.clone()}
+    having["pixel_values"][1, :, 5:7, 13:15] += 0.4
+    having["pixel_values_videos"][0, 2, :, 13:15, 5:7] += 0.4
+    ids = torch.cat([prompt(16, 16), prompt(3 * 17, token=VIDEO)], dim=1)
+
+    def pictures(given: Any) -> Any:
+        return flat(tower(model).get_image_features(pixel_values=given["pixel_values"]).pooler_output)
+
+    def frames(given: Any) -> Any:
+        return flat(tower(model).get_video_features(given["pixel_values_videos"]).pooler_output)
+
+    titles = ["picture 1", "picture 2", *[f"video 1, frame {number}" for number in (1, 2, 3)]]
+    asked = Call(model.config, part, ids, without, having | {"pixel_values_videos": moving}, pictures)
+    assert [view.title for view in asked.views(without)] == titles
+    check(asked, "picture 2", (13 / 16, 5 / 16, 15 / 16, 7 / 16))
+    seen = Call(model.config, part, ids, without, having | {"pixel_values": still}, frames, token=VIDEO)
+    check(seen, "video 1, frame 3", (5 / 16, 13 / 16, 7 / 16, 15 / 16))
+    older = {"pixel_values_images": still, "pixel_values_videos": moving}
+    assert [view.title for view in asked.views(older)] == titles
+
+
+def test_a_tower_whose_patches_do_not_fill_its_pictures_never_sees_the_rest() -> None:
+    config = hf.LlavaConfig(
+        text_config=hf.LlamaConfig(**zoo.text_sizes()),
+        vision_config=hf.SiglipVisionConfig(**zoo.vision_sizes(image_size=18, vision_use_head=False)),
+        image_token_index=zoo.IMAGE,
+        vision_feature_select_strategy="full",
+    )
+    model = localised(hf.LlavaForConditionalGeneration(config).eval())
+    part = with_image_processor(hf.SiglipImageProcessorPil(size={"height": 18, "width": 18}))
+    without = dict(part.image_processor([picture(18, 18)], return_tensors="pt"))
+    having = {"pixel_values": without["pixel_values"].clone()}
+    having["pixel_values"][0, :, 13:15, 9:11] += 0.4
+
+    def features(given: Any) -> Any:
+        return flat(tower(model).get_image_features(**given).pooler_output)
+
+    call = Call(config, part, prompt(16), without, having, features)
+    (view,) = call.views(without)
+    assert view.picture is not None
+    assert view.picture.size == (16, 16)
+    check(call, "picture 1", (9 / 16, 13 / 16, 11 / 16, 15 / 16))
+
+
+def test_a_token_that_stands_for_all_of_a_picture_is_in_no_view() -> None:
+    model = model_of("llava")
+    config = copy.deepcopy(model.config)
+    config.vision_feature_select_strategy = "full"
+    pixels = {"pixel_values": zoo.noise(0, 1, 3, 16, 16)}
+    kept = tower(model).get_image_features(**pixels, vision_feature_select_strategy="full").pooler_output
+    ids = prompt(len(flat(kept)))
+    (view,) = views(config, None, ids[0], (ids[0] == zoo.IMAGE).long(), pixels)
+    assert view.known
+    assert view.tokens.tolist() == list(range(8, 24))
+
+
+@pytest.mark.parametrize("square", PLACES[:2])
+def test_pixtral_in_llava(square: Box) -> None:
+    """As mistral-community's conversion, whose rows are set apart by tokens of text."""
+    config = hf.LlavaConfig(
+        text_config=hf.MistralConfig(**zoo.text_sizes(head_dim=8, sliding_window=None)),
+        vision_config=hf.PixtralVisionConfig(**zoo.vision_sizes(image_size=32)),
+        image_token_index=zoo.IMAGE,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    model = localised(hf.LlavaForConditionalGeneration(config).eval())
+    part = with_image_processor(hf.PixtralImageProcessorPil(size={"longest_edge": 32}, patch_size=4))
+
+    def made(square: Box | None) -> Any:
+        drawn = [picture(32, 24), picture(20, 28, square)]
+        return dict(part.image_processor(drawn, return_tensors="pt"))
+
+    without, having = made(None), made(square)
+
+    def features(given: Any) -> Any:
+        return flat(tower(model).get_image_features(**given).pooler_output)
+
+    rows = [8] * 6 + [5] * 7
+    call = Call(config, part, prompt(*rows), without, clear(without, having), features)
+    assert [len(view.tokens) for view in call.views(without)] == [48, 35]
+    check(call, "picture 2", square)
+
+
+@pytest.mark.parametrize("square", PLACES)
+def test_convolutions_hear_most_of_what_stands_in_their_middle(square: Box) -> None:
+    """GOT-OCR2 has two behind its tower, and a token hears of its neighbours too."""
+    call = call_of("got_ocr2", processor("got_ocr2"), [(40, 40), (80, 60)], 1, square)
+    shown, showing = call.shown()
+    assert [view.title for view in showing] == ["picture 2"]
+    assert shown < call.heard()
+    with torch.no_grad():
+        apart = (call.features(call.without) - call.features(call.having)).norm(dim=-1)
+    most = (call.ids[0] == zoo.IMAGE).nonzero()[:, 0][apart.argmax()]
+    assert int(most) in shown
