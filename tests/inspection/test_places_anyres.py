@@ -19,12 +19,13 @@ from tests.inspection.local import (
     check,
     flat,
     model_of,
+    picture,
     prompt,
     with_image_processor,
 )
 
 hf: Any = transformers
-SIZES = [(60, 30), (28, 70), (44, 40), (64, 20)]
+SIZES = [(60, 30), (20, 64), (44, 40), (64, 20)]
 NEXT = with_image_processor(
     hf.LlavaNextImageProcessorPil(size={"shortest_edge": 16}, crop_size=16, image_grid_pinpoints=zoo._PINPOINTS)
 )
@@ -77,3 +78,10 @@ def test_frames_are_views(name: str) -> None:
     check(call, "video 2, frame 3", (13 / 16, 1 / 16, 15 / 16, 3 / 16))
     # The second video's third frame, and in it the second of two tokens in the first of two rows.
     assert call.heard() == {7 + counts[0] + 3 + 2 * 4 + 1}
+
+
+@pytest.mark.parametrize(("name", "part"), [("llava_next", NEXT), ("llava_onevision", ONEVISION)])
+def test_tiles_are_put_together_as_they_were(name: str, part: Any) -> None:
+    call = call_of(name, part, [(32, 32)], 0, PLACES[0])
+    shown = {view.title: view for view in call.views(part.image_processor([picture(32, 32)], return_tensors="pt"))}
+    assert shown["picture 1"].picture == picture(32, 32)

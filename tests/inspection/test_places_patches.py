@@ -9,6 +9,7 @@ import torch
 import transformers
 from torch import Tensor
 
+from madakv.inspection.places import views
 from tests.families.zoo import VIDEO, Inputs
 from tests.inspection.local import (
     PLACES,
@@ -91,3 +92,19 @@ def test_each_step_of_a_video_is_a_view(name: str) -> None:
         titles = [view.title for view in call.views(without)]
         assert titles == [f"video 1, frames {first} to {first + 1}" for first in (1, 3, 5)]
         check(call, f"video 1, frames {step + 1} to {step + 2}", PLACES[1])
+
+
+@pytest.mark.parametrize("name", [*QWEN, *OTHERS])
+def test_pictures_are_as_they_were(name: str) -> None:
+    sizes = [(48, 32), (32, 64)]
+    call = call_of(name, processor(name), sizes, 0, PLACES[0])
+    for view, size in zip(call.views(call.without), sizes, strict=True):
+        assert view.picture == picture(*size)
+
+
+def test_a_step_of_a_video_shows_its_first_frame() -> None:
+    video = frames_in_patches(6, (40, 24), PLACES[0], 2)
+    config = model_of("qwen3_vl").config
+    ids = prompt(45, token=VIDEO)
+    found = views(config, processor("qwen3_vl"), ids, 2 * (ids == VIDEO), video)
+    assert [view.picture for view in found] == [picture(40, 24), picture(40, 24, PLACES[0]), picture(40, 24)]

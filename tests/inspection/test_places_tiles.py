@@ -210,3 +210,25 @@ def test_tiles_without_a_tokenizer_are_shown_one_by_one() -> None:
     assert all(view.known for view in alone)
     together = call.views(call.without)
     assert sum(len(view.tokens) for view in alone) == sum(len(view.tokens) for view in together)
+
+
+@pytest.mark.parametrize("name", ["idefics3", "smolvlm"])
+def test_named_tiles_are_put_together_as_they_were(name: str) -> None:
+    sizes = [(96, 64), (32, 96)]
+    call = named_call(name, sizes, 0, PLACES[0])
+    shown = {view.title: view.picture for view in call.views(call.without)}
+    for number, size in enumerate(sizes):
+        assert shown[f"picture {number + 1}"] == picture(*size)
+
+
+def test_names_of_tiles_are_no_visual_tokens_though_the_processor_says_so() -> None:
+    call = named_call("idefics3", SIZES, 0, PLACES[0])
+    drawn = [picture(*size) for size in SIZES]
+    made = call.processor(
+        text="<image> <image> <image>", images=[drawn], return_tensors="pt", return_mm_token_type_ids=True
+    )
+    ids, kinds = made["input_ids"], made["mm_token_type_ids"]
+    assert int(kinds.sum()) > int((ids == IMAGE).sum())
+    found = views(call.config, call.processor, ids, kinds, made)
+    assert all(view.known for view in found)
+    assert sorted(token for view in found for token in view.tokens) == (ids[0] == IMAGE).nonzero()[:, 0].tolist()

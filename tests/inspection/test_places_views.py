@@ -68,7 +68,7 @@ def test_families_without_a_layout() -> None:
     """Whose tokens come from all of a picture, or lie as nobody wrote down."""
     audio = {"audioflamingo3", "granite_speech", "qwen2_audio", "voxtral"}
     assert set(known_families()) - set(LAYOUTS) - audio == {
-        "aria", "deepseek_vl_hybrid", "fuyu", "gemma4", "idefics2", "lfm2_vl", "minicpmv4_6", "molmo2",
+        "aria", "deepseek_vl_hybrid", "fuyu", "gemma4", "got_ocr2", "idefics2", "lfm2_vl", "minicpmv4_6", "molmo2",
         "phi4_multimodal",
     }  # fmt: skip
 
