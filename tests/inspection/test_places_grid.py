@@ -164,7 +164,7 @@ def test_convolutions_hear_around_the_middle_of_a_box(name: str) -> None:
     assert view.known
     assert len(view.tokens) == 64
     moved = []
-    for number in range(8):
+    for number in range(24):
         row, column = torch.randint(4, 11, (2,), generator=torch.Generator().manual_seed(number)).tolist()
         pixels = inputs["pixel_values"].clone()
         pixels[..., row : row + 2, column : column + 2] += 4
@@ -173,10 +173,10 @@ def test_convolutions_hear_around_the_middle_of_a_box(name: str) -> None:
         frames = still if name == "chameleon" else [one[:, None].repeat(1, 4, 1, 1, 1) for one in still]
         with torch.no_grad():
             before, behind = (encoder(one) for one in frames)
-        changed = (before - behind).norm(dim=-3).reshape(-1).numpy() ** 2
+        changed = (before - behind).norm(dim=-3).reshape(-1).numpy() ** 4
         boxes = view.boxes * 16
         middle = np.stack([boxes[:, [0, 2]].mean(1), boxes[:, [1, 3]].mean(1)], axis=-1)
         heard = (middle * changed[:, None]).sum(0) / changed.sum()
         moved.append(heard - [column + 1, row + 1])
-    assert np.abs(np.mean(moved, axis=0)).max() < 1
+    assert np.abs(np.mean(moved, axis=0)).max() < 1.5
     assert np.abs(moved).max() < 3
