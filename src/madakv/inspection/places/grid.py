@@ -72,7 +72,8 @@ def tiles_of(given: Given, cell: int, pixels: Tensor | None) -> tuple[Size, Tens
     The size is that of the tower if there are no pixels.
     """
     if pixels is None:
-        height, width = pair(given.config.vision_config.image_size)
+        vision = getattr(given.config, "vision_config", None)
+        height, width = pair(getattr(vision, "image_size", None))
     else:
         check(pixels.dim() == 4)
         height, width = pixels.shape[-2:]

@@ -37,11 +37,6 @@ def _gemma3(config: Any) -> int:
     return int(side // config.mm_tokens_per_image**0.5)
 
 
-def _got_ocr2(config: Any) -> int:
-    # Two convolutions behind the tower, each of stride two.
-    return patch(config) * 4
-
-
 def _quantized(config: Any) -> int:
     """Every stage of the encoder but the last halves a picture."""
     return int(2 ** (len(config.vq_config.channel_multiplier) - 1))
@@ -87,7 +82,6 @@ LAYOUTS: dict[str, dict[Modality, Layout]] = {
     "glm46v": _BLOCKS,
     "glm4v": _BLOCKS,
     "glm4v_moe": _BLOCKS,
-    "got_ocr2": {IMAGE: pictures(_got_ocr2)},
     "idefics3": {IMAGE: _NAMED_TILES},
     "internvl": {IMAGE: tiled(times(lambda config: 1 / config.downsample_ratio), cuts.in_runs)},
     "janus": {IMAGE: pictures(patch)},
@@ -130,4 +124,4 @@ LAYOUTS: dict[str, dict[Modality, Layout]] = {
     "vipllava": {IMAGE: pictures(patch)},
 }
 """By `model_type`. Families that are missing have tokens that stand for no one place, such as those of resamplers, or
-a layout that nobody wrote down here."""
+for overlapping ones that lie beside a grid's cells, such as GOT-OCR2's; or a layout that nobody wrote down here."""
