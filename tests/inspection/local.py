@@ -26,7 +26,9 @@ from tests.families.listed import LISTED
 from tests.families.zoo import FAMILIES, IMAGE, Inputs
 
 Box = tuple[float, float, float, float]
-_MIXES = re.compile(r"(attn|attention)\.(out_proj|proj|o_proj|projection_layer)(\.linear)?\.(weight|bias)$")
+_MIXES = re.compile(
+    r"(attn|attn_1|attention)\.(out_proj|proj_out|proj|o_proj|projection_layer)(\.linear)?\.(weight|bias)$"
+)
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ ONEVISION = with_image_processor(
 )
 
 
-@pytest.mark.parametrize("square", PLACES)
+@pytest.mark.parametrize("square", PLACES[1:3])
 @pytest.mark.parametrize("name", ["llava_next", "llava_next_video"])
 def test_tokens_of_llava_next_stand_where_the_tower_hears_them(name: str, square: Box) -> None:
     for changed in range(len(SIZES)):
@@ -45,7 +45,7 @@ def test_tokens_of_llava_next_stand_where_the_tower_hears_them(name: str, square
         check(call, f"picture {changed + 1}", square, off=0.12)
 
 
-@pytest.mark.parametrize("square", PLACES)
+@pytest.mark.parametrize("square", PLACES[1:3])
 @pytest.mark.parametrize("size", SIZES)
 def test_one_picture_of_llava_onevision_is_tiled(size: tuple[int, int], square: Box) -> None:
     call = call_of("llava_onevision", ONEVISION, [size], 0, square)

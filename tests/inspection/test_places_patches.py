@@ -56,7 +56,7 @@ def processor(name: str) -> Any:
 OTHERS = ["ernie4_5_vl_moe", "paddleocr_vl", "video_llama_3", "qwen2_5_omni_thinker", "qwen3_omni_moe_thinker"]
 
 
-@pytest.mark.parametrize("square", PLACES[:2])
+@pytest.mark.parametrize("square", PLACES[1:2])
 @pytest.mark.parametrize("name", [*QWEN, *OTHERS])
 def test_tokens_stand_where_the_tower_hears_them(name: str, square: Box) -> None:
     for changed in range(3):

@@ -73,7 +73,7 @@ def named_call(name: str, sizes: list[tuple[int, int]], changed: int, square: Bo
     return Call(model.config, processor, ids, without, clear(without, having), features)
 
 
-@pytest.mark.parametrize("square", PLACES)
+@pytest.mark.parametrize("square", PLACES[1:3])
 @pytest.mark.parametrize("name", ["idefics3", "smolvlm"])
 def test_named_tiles_are_put_together(name: str, square: Box) -> None:
     for changed, title in enumerate(["picture 1", "picture 2", "picture 3"]):
@@ -131,7 +131,7 @@ LOOKED = {
 }
 
 
-@pytest.mark.parametrize("square", PLACES)
+@pytest.mark.parametrize("square", PLACES[1:3])
 @pytest.mark.parametrize("name", LOOKED)
 def test_tiles_whose_order_is_not_told_are_put_together_by_their_look(name: str, square: Box) -> None:
     for changed, title in enumerate(["picture 1", "picture 2", "picture 3"]):
