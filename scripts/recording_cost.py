@@ -92,15 +92,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     model, _ = load(options.model, device="cpu", dtype="float32")
-    rows = [
-        measured(model, tokens, method, options.rounds)
-        for tokens in map(int, options.tokens.split(","))
-        for method in options.methods.split(",")
-    ]
     about = provenance(command=" ".join(sys.argv), threads=1, dtype="float32", model=options.model)
     options.out.mkdir(parents=True, exist_ok=True)
-    write_whole(options.out / "recording.json", {"about": about, "rows": rows})
-    (options.out / "table.md").write_text(table(rows))
+    rows: list[dict[str, Any]] = []
+    for tokens in map(int, options.tokens.split(",")):
+        for method in options.methods.split(","):
+            rows.append(measured(model, tokens, method, options.rounds))
+            write_whole(options.out / "recording.json", {"about": about, "rows": rows})
+            (options.out / "table.md").write_text(table(rows))
 
 
 if __name__ == "__main__":
