@@ -67,7 +67,7 @@ class Run:
             path: of one HTML file, which needs no other.
             processor: the model's processor or tokenizer; None: loaded from where the model came from.
             beside: another run of the same prompt, with another method or budget.
-            row: of the batch.
+            row: of the answers of a batch.
 
         Returns:
             The path.

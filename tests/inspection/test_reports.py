@@ -225,3 +225,133 @@ def test_prompts_of_every_size(tmp_path: Path) -> None:
         result = command(*arguments, "--out", str(out), "--max-new-tokens", "3")
         assert result.exit_code == 0, result.output
         assert out.stat().st_size < 10 << 20
+
+
+# -- what a run left behind and what was said have to be of one prompt
+
+
+class _BrokenError(Exception):
+    pass
+
+
+class _Breaks:
+    """A streamer whose reader goes away after the prompt was read."""
+
+    def __init__(self) -> None:
+        self.told = 0
+
+    def put(self, _: Any) -> None:
+        self.told += 1
+        if self.told > 1:
+            raise _BrokenError
+
+    def end(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("method", ["snapkv", "full"])
+@pytest.mark.parametrize("how", ["exception", "forward"])
+def test_another_prompt_read_since_is_not_shown_as_the_last_answer(method: str, how: str) -> None:
+    model, processor = loaded()
+    own = {} if method == "full" else {"budget": 0.2, "record": True}
+    with madakv.evict(model, method, **own) as run:
+        model.generate(**prompt(), max_new_tokens=4)
+        assemble([run], processor)
+        other = dict(prompt()) | {"input_ids": prompt()["input_ids"].clone()}
+        other["input_ids"][0, -3] = 5
+        if how == "forward":
+            with torch.no_grad():
+                model(**other)
+        else:
+            with pytest.raises(_BrokenError):
+                model.generate(**other, max_new_tokens=4, min_new_tokens=4, streamer=_Breaks())
+    with pytest.raises(InputError, match="right after generate"):
+        assemble([run], processor)
+
+
+def test_a_second_turn_leaves_the_first_as_it_was() -> None:
+    model, processor = loaded()
+    with madakv.evict(model, "snapkv", budget=0.2, record=True) as run:
+        out = model.generate(**prompt(), max_new_tokens=4, min_new_tokens=4, return_dict_in_generate=True)
+        before = assemble([run], processor).sides[0]
+        later = torch.cat([out.sequences, torch.tensor([[5, 6, 7]])], 1)
+        model.generate(later, past_key_values=out.past_key_values, max_new_tokens=4)
+    after = assemble([run], processor).sides[0]
+    assert after.answer == before.answer
+    assert (after.kept == before.kept).all()
+
+
+@pytest.mark.parametrize("method", ["snapkv", "full"])
+def test_answers_of_beams_are_those_of_their_prompts(method: str) -> None:
+    model, processor = loaded()
+    batch = {name: torch.cat([value, value]) for name, value in prompt().items()}
+    batch["input_ids"][1, -2] = 9
+    with madakv.evict(model, method, budget=None if method == "full" else 0.2) as run:
+        out = model.generate(**batch, max_new_tokens=4, num_beams=3, num_return_sequences=2, do_sample=False)
+    assert run.last is not None
+    rows, N = run.last.modality.shape
+    assert (rows, len(out)) == (6, 4)
+    for row in range(4):
+        found = assemble([run], processor, row)
+        words = [processor.tokenizer.decode([token]) for token in batch["input_ids"][row // 2, -3:].tolist()]
+        assert [word.strip() for word in found.tokens[-3:]] == words
+        special = set(processor.tokenizer.all_special_ids)
+        spoken = [processor.tokenizer.decode([t]) for t in out[row, N:].tolist() if t not in special]
+        assert [piece.strip() for piece in found.sides[0].answer] == spoken
+    with pytest.raises(InputError, match="row 4 of a batch of 4"):
+        assemble([run], processor, 4)
+
+
+def test_runs_of_other_rows_pictures_or_padding_are_no_comparison() -> None:
+    processor = loaded()[1]
+    run = inspected()
+    batch = inspected(inputs={name: torch.cat([value, value]) for name, value in prompt().items()})
+    with pytest.raises(InputError, match="row 1 of a batch of 1"):
+        assemble([batch, run], processor, 1)
+    pictures = dict(prompt()) | {"pixel_values": prompt()["pixel_values"].flip(-1)}
+    with pytest.raises(InputError, match="different prompts.*pixel_values"):
+        assemble([run, inspected(inputs=pictures)], processor)
+    hidden = dict(prompt()) | {"attention_mask": prompt()["attention_mask"].clone()}
+    hidden["attention_mask"][0, :4] = 0
+    with pytest.raises(InputError, match="different prompts"):
+        assemble([run, inspected(inputs=hidden)], processor)
+
+
+def test_a_head_that_pays_nothing_prefers_nothing() -> None:
+    run = inspected()
+    assert run.recording is not None
+    run.recording.attention[0][:, 0] = 0
+    found = assemble([run], loaded()[1])
+    assert found.preference is not None
+    assert found.sides[0].stays is not None
+    assert np.isnan(found.preference[0, 0]).all()
+    assert np.isnan(found.sides[0].stays[0, 0])
+    assert np.isfinite(found.preference[0, 1:]).all()
+
+
+def test_what_follows_the_end_is_no_answer() -> None:
+    model, processor = loaded()
+    N = prompt()["input_ids"].shape[1]
+    batch = {name: torch.cat([value, value]) for name, value in prompt().items()}
+    batch["input_ids"][1, -2] = 9
+    with madakv.evict(model, "snapkv", budget=0.2, record=True) as run:
+        free = model.generate(**batch, min_new_tokens=6, max_new_tokens=6, do_sample=False)[:, N:]
+        end = next(int(token) for token in free[0] if token not in free[1])
+        place = free[0].tolist().index(end)
+        out = model.generate(**batch, max_new_tokens=6, do_sample=False, eos_token_id=[end, 2], pad_token_id=7)
+    assert 7 in out[0, N:]
+    side = assemble([run], processor).sides[0]
+    assert len(side.answer) <= place + 1
+    assert processor.tokenizer.decode([7]) not in [piece.strip() for piece in side.answer]
+
+
+@pytest.mark.parametrize("processor", [object(), "abc", "pictures"])
+def test_a_processor_without_words_is_one_line(tmp_path: Path, processor: Any) -> None:
+    processor = loaded()[1].image_processor if processor == "pictures" else processor
+    with pytest.raises(ConfigurationError, match="neither a tokenizer"):
+        inspected().report(tmp_path / "a.html", processor)
+
+
+def test_a_name_that_no_file_can_have_is_one_line() -> None:
+    with pytest.raises(ConfigurationError, match="cannot write"):
+        inspected().report("a\0.html", loaded()[1])  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicLayer
 from madakv.cache import Entries, FixedTail, RaggedEntries
 from madakv.errors import UnsupportedModelError, UnsupportedOptionError
 from madakv.hf.layer import RaggedLayer
+from madakv.kept import Kept
 from madakv.methods import Method
 from madakv.plan import KeepPlan
 from madakv.reading import Prompt, Reading, Revision, Scores, Trigger
@@ -52,6 +53,7 @@ class RaggedCache(Cache):
 
     Attributes:
         recording: who looks on at the prompt that was announced last, and its answer; None if nobody does.
+        kept: what was noted after the last decision; None before the first.
         prompt: what was decided over, or is being read; None before it is announced. Follows the cache's rows.
         reading: who reads the prompt, or hears what comes after it; None once all is decided for good.
         checked: whether the pass in progress has been seen to, and is not to be looked at again.
@@ -96,6 +98,7 @@ class RaggedCache(Cache):
         self.prompt: Prompt | None = None
         self.reading: Reading | Revision | None = None
         self.recording: Recording | None = None
+        self.kept: Kept | None = None
         self.checked = False
         self.generating = False
         self._mask_seen = False
@@ -393,7 +396,8 @@ class RaggedCache(Cache):
     def reset(self) -> None:
         """Forget everything; the next tokens are a new prompt."""
         super().reset()  # type: ignore[no-untyped-call]
-        self.prompt, self.reading, self.recording, self._cut, self._expected = None, None, None, None, []
+        self.prompt, self.reading, self.recording, self.kept = None, None, None, None
+        self._cut, self._expected = None, []
 
 
 def state_nbytes(layer: Any) -> int:

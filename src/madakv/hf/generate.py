@@ -9,13 +9,22 @@ from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from madakv.hf.cache import RaggedCache
 from madakv.hf.draft import generate_with_draft
-from madakv.hf.options import STATIC, cache_implementation, check_cache, check_generation_options, room_for
+from madakv.hf.options import (
+    STATIC,
+    cache_implementation,
+    check_cache,
+    check_generation_options,
+    effective,
+    room_for,
+)
 from madakv.hf.record import finish
 from madakv.hf.supported import check_preparation
+from madakv.kept import Kept
 from madakv.recording import Exchange
 from madakv.run import Run
 
@@ -28,7 +37,7 @@ def guarded(model: PreTrainedModel, run: Run) -> Callable[..., Any]:
     def call(inputs: Any = None, generation_config: Any = None, *args: Any, **kwargs: Any) -> Any:
         named = list(inspect.signature(generate).parameters)[2:]
         kwargs = dict(zip(named, args, strict=False)) | kwargs
-        said = _note(model, run, inputs, kwargs)
+        said = _note(model, run, inputs, kwargs | {"generation_config": generation_config})
         default = model.generation_config
         check_preparation(model)
         fixed = cache_implementation(kwargs, generation_config) == STATIC
@@ -48,7 +57,14 @@ def guarded(model: PreTrainedModel, run: Run) -> Callable[..., Any]:
 
             if cache is None and run.method.draft:
                 ids = kwargs.pop("input_ids", None) if inputs is None else inputs
-                return said(generate_with_draft(model, generate, ids, fresh, run.method.draft, **kwargs))
+                made: list[RaggedCache] = []
+
+                def counted() -> RaggedCache:
+                    made.append(fresh())
+                    return made[-1]
+
+                out = generate_with_draft(model, generate, ids, counted, run.method.draft, **kwargs)
+                return said(out, made[-1].kept)
             if cache is None:
                 cache = fresh()
             else:
@@ -56,7 +72,7 @@ def guarded(model: PreTrainedModel, run: Run) -> Callable[..., Any]:
             cache.reserve(room)
             out = generate(inputs, past_key_values=cache, **kwargs)
             finish(cache, run)
-        return said(out) if reads_prompt else out
+        return said(out, cache.kept) if reads_prompt else out
 
     return call
 
@@ -66,21 +82,29 @@ def heard(model: PreTrainedModel, run: Run) -> Callable[..., Any]:
     generate: Callable[..., Any] = model.generate  # type: ignore[assignment]
 
     @functools.wraps(generate)
-    def call(inputs: Any = None, *args: Any, **kwargs: Any) -> Any:
-        said = _note(model, run, inputs, kwargs)
-        out = generate(inputs, *args, **kwargs)
-        return said(out) if kwargs.get("past_key_values") is None else out
+    def call(*args: Any, **kwargs: Any) -> Any:
+        inputs, config, *_ = (*args, None, None)
+        told = kwargs if config is None else {**kwargs, "generation_config": config}
+        said, before = _note(model, run, kwargs.get("inputs") if inputs is None else inputs, told), run.last
+        out = generate(*args, **kwargs)
+        if kwargs.get("past_key_values") is not None:
+            return out
+        return said(out, None if run.last is before else run.last)
 
     return call
 
 
-def _note(model: PreTrainedModel, run: Run, inputs: Any, options: Mapping[str, Any]) -> Callable[[Any], Any]:
+def _note(
+    model: PreTrainedModel, run: Run, inputs: Any, options: Mapping[str, Any]
+) -> Callable[[Any, Kept | None], Any]:
     """Hands on what the call returns, once it is noted together with what the call was given."""
     ids = options.get("input_ids") if inputs is None else inputs
-    given = {name: value for name, value in options.items() if name != "input_ids"}
+    ending = effective("eos_token_id", dict(options), options.get("generation_config"), model.generation_config)
+    ends = frozenset(torch.as_tensor([] if ending is None else ending).flatten().tolist())
+    given = {name: value for name, value in options.items() if name not in ("inputs", "input_ids")}
 
-    def said(out: Any) -> Any:
-        run.exchange = Exchange.of(model, ids, given, out, hold=run.records)
+    def said(out: Any, kept: Kept | None) -> Any:
+        run.exchange = Exchange.of(model, ids, given, out, kept, ends=ends, hold=run.records)
         return out
 
     return said

@@ -21,7 +21,7 @@ def record(cache: RaggedCache, run: Run) -> None:
     if cache.prompt is None:
         raise RuntimeError("a prompt was read that nobody announced")
     run.recording = cache.recording
-    run.last = Kept(
+    cache.kept = run.last = Kept(
         method=repr(cache.method),
         layers=cache.evicted_layers,
         plans=tuple(plan.to("cpu") for plan in plans),

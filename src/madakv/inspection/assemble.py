@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from madakv.errors import InputError
+from madakv.errors import ConfigurationError, InputError
 from madakv.inspection.pieces import pieces, special_ids
 from madakv.inspection.places import views
 from madakv.inspection.report import Glance, Report, Side, View
@@ -43,40 +44,112 @@ def assemble(runs: Sequence[Inspected], processor: Any, row: int = 0) -> Report:
     Args:
         runs: one or two, of the same prompt.
         processor: the model's processor or tokenizer.
-        row: of the batch.
+        row: of the answers.
 
     Raises:
-        InputError: nothing was generated; a prompt of embeddings; runs of different prompts; no such row.
+        InputError: nothing was generated; something else was read since; a prompt of embeddings; runs of different
+            prompts; no such row.
+        ConfigurationError: the processor has no tokenizer.
     """
-    told = [_told(run) for run in runs]
-    kept, exchange = told[0]
-    rows = len(kept.modality)
-    if not 0 <= row < rows:
-        raise InputError(f"row {row} of a batch of {rows}: rows are 0 to {rows - 1}")
-    ids = _prompt(exchange, kept)[row]
-    for other, said in told[1:]:
-        if not torch.equal(_prompt(said, other)[min(row, len(other.modality) - 1)], ids):
-            raise InputError("the two runs read different prompts; generate with the same inputs in both")
-    modality = kept.modality[row]
+    told = [_Told.of(run, row) for run in runs]
+    first = told[0]
+    for other in told[1:]:
+        _check_same(first, other)
+    ids, modality = first.ids, first.kept.modality[first.row]
     valid = (modality != Modality.PADDING).nonzero()[:, 0].numpy()
-    tokenizer = getattr(processor, "tokenizer", processor)
+    tokenizer = _tokenizer(processor)
     own = ids.numpy()[valid]
     kinds = modality.numpy()[valid]
     words = np.array(pieces(tokenizer, own.tolist()), dtype=object)
     words[kinds != Modality.TEXT] = ""
-    found = _views([said for _, said in told], processor, kept, row)
-    attention = next((_attention(run.recording, row, valid) for run in runs if run.recording is not None), None)
+    found = _views(told, processor)
+    attention = next((_attention(one.recording, one.row, valid) for one in told if one.recording is not None), None)
     return Report(
-        model=_shown(exchange.name),
+        model=_shown(first.exchange.name),
         tokens=[str(word) for word in words],
         modality=kinds.astype(np.int64),
         views=[_moved(view, valid, len(ids)) for view in found],
-        preference=None if attention is None else np.nan_to_num(preference(attention, kinds)).astype(np.float32),
-        sides=[
-            _side(run, kept, said, tokenizer, attention, valid, row)
-            for run, (kept, said) in zip(runs, told, strict=True)
-        ],
+        preference=None if attention is None else preference(attention, kinds).astype(np.float32),
+        sides=[_side(one, tokenizer, attention, valid) for one in told],
     )
+
+
+@dataclass(frozen=True, eq=False)
+class _Told:
+    """One answer of a run.
+
+    Attributes:
+        method: of the run.
+        kept, exchange, recording: of the run, all of one prompt.
+        prompt: its row among the prompts of the call.
+        row: its row among those that were read: beams and several answers to a prompt have one each.
+        answer: its row among the answers.
+    """
+
+    method: Method
+    kept: Kept
+    exchange: Exchange
+    recording: Recording | None
+    prompt: int
+    row: int
+    answer: int
+
+    @classmethod
+    def of(cls, run: Inspected, row: int) -> _Told:
+        kept, exchange = run.last, run.exchange
+        if kept is None or exchange is None:
+            raise InputError("nothing was generated yet: call model.generate inside `madakv.evict` first")
+        prompts, (read, N), answers = len(_ids(exchange)), kept.modality.shape, len(exchange.answer)
+        # A next turn counts on, and leaves the plans as they are.
+        if exchange.kept is None or exchange.kept.plans is not kept.plans:
+            raise InputError(
+                "what was read last is not the prompt that the last call of generate answered: make a report right "
+                "after generate"
+            )
+        if (width := _ids(exchange).shape[1]) != N:
+            raise InputError(
+                f"what was decided over has {N} tokens, and the prompt {width}: a prompt that is read in parts, or "
+                "decided over again together with its answer, cannot be shown"
+            )
+        if not 0 <= row < answers:
+            raise InputError(f"row {row} of a batch of {answers}: rows are 0 to {answers - 1}")
+        prompt = row // (answers // prompts)
+        own = row if read == answers else prompt * (read // prompts)
+        return cls(run.method, kept, exchange, run.recording, prompt, own, row)
+
+    @property
+    def ids(self) -> Tensor:
+        """[N] of the prompt."""
+        return _ids(self.exchange)[self.prompt]
+
+
+def _check_same(one: _Told, other: _Told) -> None:
+    """Raise InputError unless both are of one prompt."""
+    same = torch.equal(one.ids, other.ids) and torch.equal(one.kept.modality[one.row], other.kept.modality[other.row])
+    if not same:
+        raise InputError("the two runs read different prompts; generate with the same inputs in both")
+    if one.exchange.answer.shape[0] != other.exchange.answer.shape[0]:
+        # Of one batch's pictures, nobody knows here which are of one row.
+        return
+    theirs = other.exchange.inputs
+    for name, value in one.exchange.inputs.items():
+        if name.startswith("pixel_values") and name in theirs and not torch.equal(value.cpu(), theirs[name].cpu()):
+            raise InputError(f"the two runs read different prompts: their {name} differ; give both the same pictures")
+
+
+def _tokenizer(processor: Any) -> Any:
+    """Whoever knows the words.
+
+    Raises:
+        ConfigurationError: nobody does.
+    """
+    found = getattr(processor, "tokenizer", processor)
+    if not (callable(found) and callable(getattr(found, "decode", None))):
+        raise ConfigurationError(
+            f"{type(processor).__name__} is neither a tokenizer nor a processor that has one; give the one that made "
+            "the inputs"
+        )
+    return found
 
 
 def _shown(name: str) -> str:
@@ -85,33 +158,14 @@ def _shown(name: str) -> str:
     return f"{path.parent.name}/{path.name}" if path.is_absolute() else name
 
 
-def _told(run: Inspected) -> tuple[Kept, Exchange]:
-    if run.last is None or run.exchange is None:
-        raise InputError("nothing was generated yet: call model.generate inside `madakv.evict` first")
-    return run.last, run.exchange
-
-
-def _prompt(exchange: Exchange, kept: Kept) -> Tensor:
-    """[B, N] ids of what was kept of."""
-    ids, (B, N) = _ids(exchange), kept.modality.shape
-    if ids.shape[1] != N:
-        raise InputError(
-            f"the last prompt had {N} tokens, and the last call of generate {ids.shape[1]}: make a report right "
-            "after generate"
-        )
-    # Of several answers to each prompt.
-    return ids.repeat_interleave(B // len(ids), 0)
-
-
-def _views(exchanges: Sequence[Exchange], processor: Any, kept: Kept, row: int) -> list[View]:
-    """Of a row's pictures, from whichever call still has its inputs."""
-    exchange = exchanges[0]
-    inputs = next((said.inputs for said in exchanges if said.inputs), {})
-    ids = _ids(exchange)
-    # Of several answers to each prompt, the call knew the prompt once.
-    answers = len(kept.modality) // len(ids)
-    held = {name: value.detach().cpu() for name, value in inputs.items()}
-    return views(exchange.config, processor, ids, kept.modality[::answers], held, row=row // answers)
+def _views(told: Sequence[_Told], processor: Any) -> list[View]:
+    """Of a prompt's pictures, from whichever call still has its inputs."""
+    one = next((each for each in told if each.exchange.inputs), told[0])
+    ids = _ids(one.exchange)
+    held = {name: value.detach().cpu() for name, value in one.exchange.inputs.items()}
+    # Of beams and several answers to each prompt, the call knew the prompt once.
+    modality = one.kept.modality[:: len(one.kept.modality) // len(ids)]
+    return views(one.exchange.config, processor, ids, modality, held, row=one.prompt)
 
 
 def _ids(exchange: Exchange) -> Tensor:
@@ -138,31 +192,26 @@ def _moved(view: View, valid: NDArray[np.int64], length: int) -> View:
     return View(view.title, view.picture, place[view.tokens], view.boxes, view.known)
 
 
-def _side(
-    run: Inspected,
-    kept: Kept,
-    exchange: Exchange,
-    tokenizer: Any,
-    attention: NDArray[np.float32] | None,
-    valid: NDArray[np.int64],
-    row: int,
-) -> Side:
-    mask = np.stack([_mask(plan, row, kept.modality.shape[1]) for plan in kept.plans])[:, :, valid]
+def _side(one: _Told, tokenizer: Any, attention: NDArray[np.float32] | None, valid: NDArray[np.int64]) -> Side:
+    kept = one.kept
+    mask = np.stack([_mask(plan, one.row, kept.modality.shape[1]) for plan in kept.plans])[:, :, valid]
     stays = None
     if attention is not None:
-        whole = np.maximum(attention.sum(-1), np.float32(1e-12))
-        stays = ((attention * mask).sum(-1) / whole).astype(np.float32)
-    answer = exchange.answer[row].tolist()
+        with np.errstate(invalid="ignore"):
+            stays = ((attention * mask).sum(-1) / attention.sum(-1)).astype(np.float32)
+    answer = one.exchange.answer[one.answer].tolist()
+    # What follows the end is padding, which need not be a special token.
+    over = next((number + 1 for number, token in enumerate(answer) if token in one.exchange.ends), len(answer))
     special = special_ids(tokenizer)
-    spoken = [number for number, token in enumerate(answer) if token not in special]
+    spoken = [number for number, token in enumerate(answer[:over]) if token not in special]
     glances = None
-    if run.recording is not None:
-        steps = run.recording.steps
-        glances = [_glance(steps[n], kept.plans, row, valid) if n in steps else None for n in spoken]
+    if one.recording is not None:
+        steps = one.recording.steps
+        glances = [_glance(steps[n], kept.plans, one.row, valid) if n in steps else None for n in spoken]
     return Side(
-        label=run.method.label,
+        label=one.method.label,
         method=kept.method,
-        budget=run.method.budget,
+        budget=one.method.budget,
         layers=np.array(kept.layers, dtype=np.int64),
         kept=mask,
         asked=None if attention is None else _asked(attention),

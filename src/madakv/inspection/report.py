@@ -41,8 +41,8 @@ class Side:
         kept: [L, H, N] bool.
         asked: [L, H] int64, how many entries hold 90 % of what the question attends to in the prompt (the demand of
             MadaKV's HCC, over all modalities); None if not recorded. The same for both sides.
-        stays: [L, H] fp32, share of the question's attention to the prompt that goes to what stays; None if not
-            recorded.
+        stays: [L, H] fp32, share of the question's attention to the prompt that goes to what stays; NaN for a head
+            that pays nothing; None if not recorded.
         answer: the tokens of the answer as text pieces, special ones dropped.
         looked: what each token of the answer looked at; None if not recorded. One shorter than `answer` may be: the
             first token comes from the prompt's own pass.
@@ -90,7 +90,7 @@ class Report:
         modality: [N] int64 of `Modality` values, -1 at padding.
         views: of all pictures and frames, in reading order.
         preference: [L, H, 4] fp32, how the question's attention to the prompt is split between text, image, video and
-            audio; sums to 1. None if not recorded. The same for both sides.
+            audio; sums to 1, NaN for a head that pays nothing. None if not recorded. The same for both sides.
         sides: one or two.
     """
 

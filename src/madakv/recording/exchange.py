@@ -10,6 +10,8 @@ from weakref import ref
 
 from torch import Tensor
 
+from madakv.kept import Kept
+
 
 @dataclass(frozen=True, eq=False)
 class Exchange:
@@ -20,16 +22,30 @@ class Exchange:
         config: of the model.
         input_ids: [B, N] int64, placeholders expanded; None of a prompt that came as embeddings.
         answer: [B, n] int64, what was generated, padded behind the end.
+        kept: what stayed of the prompt; None if nobody saw it read.
+        ends: tokens that end an answer.
     """
 
     name: str
     config: Any
     input_ids: Tensor | None
     answer: Tensor
+    kept: Kept | None
+    ends: frozenset[int]
     _inputs: Mapping[str, Callable[[], Tensor | None]]
 
     @classmethod
-    def of(cls, model: Any, ids: Tensor | None, inputs: Mapping[str, Any], out: Any, *, hold: bool) -> Exchange:
+    def of(
+        cls,
+        model: Any,
+        ids: Tensor | None,
+        inputs: Mapping[str, Any],
+        out: Any,
+        kept: Kept | None,
+        *,
+        ends: frozenset[int],
+        hold: bool,
+    ) -> Exchange:
         """Of a call and what it returned.
 
         Args:
@@ -37,6 +53,8 @@ class Exchange:
             ids: [B, N] of the prompt; None if embeddings were given in their place.
             inputs: all arguments of the call by name; those that are no tensors are left out.
             out: token ids [B, N + n] (of embeddings [B, n]), or an object that has them as `sequences`.
+            kept: what stayed of the prompt.
+            ends: tokens that end an answer.
             hold: whether to hold on to the inputs, pictures among them; else they are there for as long as somebody
                 else does.
         """
@@ -46,7 +64,8 @@ class Exchange:
             if isinstance(value, Tensor):
                 held[name] = partial(_itself, value) if hold else ref(value)
         answer = sequences if ids is None else sequences[:, ids.shape[1] :]
-        return cls(str(getattr(model, "name_or_path", "") or type(model).__name__), model.config, ids, answer, held)
+        name = str(getattr(model, "name_or_path", "") or type(model).__name__)
+        return cls(name, model.config, ids, answer, kept, ends, held)
 
     @property
     def inputs(self) -> dict[str, Tensor]:

@@ -64,10 +64,9 @@ def write(report: Report, path: Path) -> None:
     page = html(report).encode()
     try:
         path.write_bytes(page)
-    except OSError as error:
-        raise ConfigurationError(
-            f"cannot write {path}: {error.strerror}; name a file in a folder that is writable"
-        ) from error
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigurationError(f"cannot write {path}: {why}; name a file in a folder that is writable") from error
 
 
 def _hash(text: str) -> str:
