@@ -105,8 +105,7 @@ class Page {
   // The two pictures and the sentence, or without pictures the three sentences, that the whole answer looked at most, the question aside, which every answer looks at.
   rests({ looked }) {
     const { data, question } = this;
-    const share = new Float32Array(data.tokens.length);
-    looked.of.forEach((_, row) => looked.shares(row, -1, -1).forEach((value, n) => (share[n] += value / looked.of.length)));
+    const share = looked.meanOfAll();
     const best = (found, most) => found.map((part) => ({ ...part, sum: part.tokens.reduce((sum, n) => sum + share[n], 0) }))
       .filter(({ sum }) => sum > 0).sort((one, other) => other.sum - one.sum).slice(0, most);
     const said = sentences(data, question || data.tokens.length).filter((tokens) => tokens.length >= SENTENCE).map((tokens) => ({ tokens }));
