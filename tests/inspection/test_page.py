@@ -286,11 +286,9 @@ class TestBrowser:
         (said,) = (chip for chip in chips if not chip.startswith("picture"))
         # A whole sentence of the prompt, and none of the question behind the last picture.
         assert said.startswith("“")
-        question = "".join(report.tokens[int(report.views[-1].tokens.max()) + 1 :])
-        assert (
-            page.js("document.querySelector('.tail bdi').textContent").removeprefix("… ").split()
-            == question.split()[-48:]
-        )
+        question = "".join(report.tokens[int(report.views[-1].tokens.max()) + 1 :]).split()
+        tail = page.js("document.querySelector('.tail bdi').textContent")
+        assert tail.removeprefix("… ").split() == question[-48:]
         # A chip goes to its picture.
         page.click("[...document.querySelectorAll('.card.a .rests .chip')].find((chip) => chip.querySelector('img'))")
         flashed = "document.querySelector('#pane .flash figcaption bdi')?.textContent"
