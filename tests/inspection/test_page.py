@@ -272,6 +272,37 @@ class TestBrowser:
         page.click("document.querySelector('.card.a .piece')")
         assert "was not recorded" in page.js("document.querySelector('.card.a .hint').textContent")
 
+    def test_a_glance_tells_what_the_answer_rested_on(self, browser: Browser) -> None:
+        report = synthetic.report(text=241, sides=1)
+        page = opened(browser, report)
+        chips = page.js("[...document.querySelectorAll('.card.a .rests .chip bdi')].map((chip) => chip.textContent)")
+        numbers = page.js("[...document.querySelectorAll('.card.a .rests .number')].map((each) => each.textContent)")
+        mean = np.mean([glance.mean for glance in report.sides[0].looked or () if glance], 0)
+        most = sorted(report.views, key=lambda view: -mean[view.tokens].sum())[:2]
+        assert [chip for chip in chips if chip.startswith("picture")] == [view.title for view in most]
+        (share,) = (number for chip, number in zip(chips, numbers, strict=True) if chip == most[0].title)
+        assert float(share.removesuffix(" %")) == pytest.approx(100 * mean[most[0].tokens].sum(), rel=0.05)
+        assert page.js("document.querySelectorAll('.card.a .rests img').length") == 2
+        (said,) = (chip for chip in chips if not chip.startswith("picture"))
+        # A whole sentence of the prompt, and none of the question behind the last picture.
+        assert said.startswith("“")
+        question = "".join(report.tokens[int(report.views[-1].tokens.max()) + 1 :]).split()
+        tail = page.js("document.querySelector('.tail bdi').textContent")
+        assert tail.removeprefix("… ").split() == question[-48:]
+        # A chip goes to its picture.
+        page.click("[...document.querySelectorAll('.card.a .rests .chip')].find((chip) => chip.querySelector('img'))")
+        flashed = "document.querySelector('#pane .flash figcaption bdi')?.textContent"
+        page.until(f"{flashed} === {json.dumps(next(chip for chip in chips if chip.startswith('picture')))}")
+        assert page.complaints() == []
+        page.close()
+
+    def test_of_one_token_it_says_that_nothing_was_looked_at(self, browser: Browser) -> None:
+        for recorded, words in ((True, "comes from the prompt's own pass"), (False, "was not recorded")):
+            page = opened(browser, synthetic.report(sides=1, answer=1, recorded=recorded))
+            assert words in page.js("document.querySelector('.card.a .hint').textContent")
+            assert page.js("document.querySelector('.card.a .rests')") is None
+            page.close()
+
     def test_charts_tell_numbers_and_choose(self, page: Page, two_sides: tuple[Report, Path]) -> None:
         report = two_sides[0]
         side = report.sides[0]

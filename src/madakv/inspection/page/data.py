@@ -70,6 +70,7 @@ def _side(side: Side) -> Mapping[str, Any]:
         "asked": None if side.asked is None else _array("i32", side.asked),
         "stays": None if side.stays is None else _array("f32", side.stays),
         "answer": side.answer,
+        "recorded": side.looked is not None,
         "looked": _looked(side),
         "bytes": side.kv_bytes,
         "bytes_full": side.kv_bytes_full,

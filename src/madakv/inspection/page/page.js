@@ -1,5 +1,8 @@
 // The page: what is chosen, and everything that shows it.
 
+const TAIL = 48; // tokens of the prompt's end that its head shows
+const SENTENCE = 3; // fewer tokens are marks around a picture
+
 const by = (id) => document.getElementById(id);
 
 class Page {
@@ -47,6 +50,12 @@ class Page {
     by("about").append(make("bdi", "model", visible(model)),
       ` · ${count(total)} prompt tokens: ${kinds.map(([kind, size]) => `${count(size)} ${kind}`).join(", ")}`);
     this.total = total;
+    this.question = this.data.modality.findLastIndex((kind) => kind > 0) + 1;
+    const tail = visible(this.data.tokens.slice(this.question).slice(-TAIL).join("").replace(/\s+/g, " ").trim());
+    const cut = this.data.tokens.length - this.question > TAIL;
+    const line = by("about").parentNode.appendChild(make("p", "tail"));
+    line.append(make("span", "muted", "The prompt ends: "), make("bdi", "", cut ? `… ${tail}` : tail));
+    line.hidden = !tail;
   }
 
   // The card of a side: what it is, what it cost, what it answered.
@@ -83,11 +92,40 @@ class Page {
     if (part >= side.answer.length) words.append(this.fork());
     if (!side.answer.length) words.append(make("span", "muted", "nothing"));
     const line = answer.appendChild(make("p", "hint muted", side.looked
-      ? "Choose a token to see what it rested on." : "What the answer looked at was not recorded."));
+      ? "Choose a token to see what it rested on."
+      : side.recorded ? "Its only token comes from the prompt's own pass; what later ones look at would stand here."
+        : "What the answer looked at was not recorded."));
     if (this.two && part < 0) line.append(" Both answers are the same.");
+    if (side.looked) answer.append(this.rests(side));
     words.addEventListener("click", (event) => event.target.at !== undefined && this.pickToken(index, event.target));
     words.addEventListener("keydown", (event) => this.answerKey(event, index));
     return { words, line, hint: line.textContent };
+  }
+
+  // The two pictures and the sentence, or without pictures the three sentences, that the whole answer looked at most, the question aside, which every answer looks at.
+  rests({ looked }) {
+    const { data, question } = this;
+    const share = looked.meanOfAll();
+    const best = (found, most) => found.map((part) => ({ ...part, sum: part.tokens.reduce((sum, n) => sum + share[n], 0) }))
+      .filter(({ sum }) => sum > 0).sort((one, other) => other.sum - one.sum).slice(0, most);
+    const said = sentences(data, question || data.tokens.length).filter((tokens) => tokens.length >= SENTENCE).map((tokens) => ({ tokens }));
+    const parts = [
+      ...best(data.views.map((view) => ({ view, tokens: view.tokens })), 2), ...best(said, data.views.length ? 1 : 3),
+    ].sort((one, other) => other.sum - one.sum);
+    const list = make("div", "rests");
+    list.hidden = !parts.length;
+    list.append(make("span", "muted", `Rested most on${question ? ", the question aside" : ""}:`));
+    for (const { view, tokens, sum } of parts) {
+      const name = visible(view ? view.title : `“${shortened(tokens.map((n) => data.tokens[n]).join("").trim())}”`);
+      const chip = list.appendChild(this.chip(name, percent(sum), tokens.reduce((best, n) => (share[n] > share[best] ? n : best), tokens[0])));
+      if (view?.url) {
+        const image = make("img");
+        Object.assign(image, { src: view.url, alt: "" });
+        image.classList.toggle("pixels", Math.max(view.width, view.height) < 160);
+        chip.prepend(image);
+      }
+    }
+    return list;
   }
 
   fork() {
@@ -195,7 +233,7 @@ class Page {
       by("caption").textContent = `What one kept and the other dropped; ${this.place()}.`;
     } else {
       legend(host, now.ramp, of === 1 ? ["dropped", "", "kept"] : ["no head", "", `${most} of ${of} heads`], true);
-      by("caption").textContent = `${this.two ? `${this.names[state.side]}: s` : "S"}tronger: kept by more heads. Grey: dropped by all. ${capital(this.place())}.`;
+      by("caption").textContent = `${this.two ? `${this.names[state.side]}. ` : ""}Stronger: kept by more heads. Grey: dropped by all. ${capital(this.place())}.`;
     }
     this.parts();
   }
@@ -246,8 +284,7 @@ class Page {
     this.followed = chosen;
     if (!chosen) return;
     const { now, data } = this;
-    const question = data.modality.findLastIndex((kind) => kind > 0) + 1;
-    const until = question || data.modality.length;
+    const until = this.question || data.modality.length;
     let best = 0;
     for (let n = 1; n < until; n++) if (now.share[n] > now.share[best]) best = n;
     this.prompt.goTo(best);
@@ -389,6 +426,26 @@ function partsAt([one, other]) {
   const longest = Math.max(one.answer.length, other.answer.length);
   for (let at = 0; at < longest; at++) if (one.answer[at] !== other.answer[at]) return at;
   return -1;
+}
+
+// Tokens of each sentence before `until`. The prompt's first token is in none: models park attention there.
+function sentences(data, until) {
+  const found = [];
+  let open = null;
+  for (let n = 1; n < until; n++) {
+    if (data.modality[n] !== 0) open = null;
+    else {
+      if (!open) found.push((open = []));
+      open.push(n);
+      if (/[.!?。！？]\s*$|\n/.test(data.tokens[n])) open = null;
+    }
+  }
+  return found;
+}
+
+function shortened(text) {
+  const letters = Array.from(text);
+  return letters.length > 60 ? `${letters.slice(0, 60).join("")}…` : text;
 }
 
 function bytes(size) {

@@ -80,6 +80,17 @@ class Looked {
     return shares;
   }
 
+  // The mean of shares(row) over all rows.
+  meanOfAll() {
+    const { tokens } = this.kept;
+    const shares = new Float32Array(tokens);
+    this.of.forEach((_, row) => {
+      const part = this.largest[row] / this.of.length;
+      for (let n = 0; n < tokens; n++) shares[n] += this.steps[this.mean[row * tokens + n]] * part;
+    });
+    return shares;
+  }
+
   // Share of attention that went to tokens of the answer.
   own(row, layer, head) {
     const { layers, heads } = this.kept;
