@@ -246,6 +246,10 @@ class TestBrowser:
         assert page.js("document.querySelectorAll('.fork').length") == 2
         assert page.js("document.querySelector('.fork').previousSibling.at") == 2
 
+    def test_only_all_is_a_hundred_percent(self, page: Page) -> None:
+        told = page.js("[0, 0.00001, 0.004, 0.5, 0.994, 0.9962, 0.9999, 1].map(percent)")
+        assert told == ["0 %", "under 0.01 %", "0.4 %", "50 %", "99 %", "99.6 %", "over 99.9 %", "100 %"]
+
     def test_a_token_of_the_answer_shows_what_it_rested_on(self, page: Page, two_sides: tuple[Report, Path]) -> None:
         side = two_sides[0].sides[0]
         assert side.looked
@@ -264,6 +268,10 @@ class TestBrowser:
         shares = np.array(page.js("Array.from(report.now.share)"))
         there = glance.best[1, 1] >= 0
         assert np.allclose(shares[glance.best[1, 1][there]], glance.weight[1, 1][there], atol=1e-5)
+        # Of a single head nobody wrote down what sinks took, so that no more is said than is known.
+        line = page.js("document.getElementById('rested').textContent")
+        assert "of attention went to the answer's own tokens. Shown are the" in line
+        assert "went to the prompt" not in line
         page.press("Escape")
         assert page.js("document.getElementById('rested').hidden")
         page.js("document.querySelector('.card.a .piece').focus()")

@@ -244,14 +244,21 @@ class Page {
     const { looked, answer } = this.data.sides[chosen.side];
     const whole = layer < 0 && head < 0;
     const own = looked.own(chosen.row, layer, head);
-    const prompt = whole ? looked.prompt[chosen.row] : 1 - own;
     const title = make("p");
     title.append("Choosing ", make("mark", "", visible(answer[chosen.at])), ` (token ${chosen.at + 1}`,
-      this.two ? ` of ${this.names[chosen.side]}` : "", "): ", make("strong", "", percent(prompt)),
-      " of attention went to the prompt, ", make("strong", "", percent(own)), " to the answer's own tokens.");
-    if (!whole) title.append(` Shown are the ${looked.k} entries that each head attended to most.`);
+      this.two ? ` of ${this.names[chosen.side]}` : "", "): ");
     const bar = make("div", "share");
-    bar.appendChild(make("span")).style.width = `${100 * prompt}%`;
+    if (whole) {
+      const prompt = looked.prompt[chosen.row];
+      title.append(make("strong", "", percent(prompt)), " of attention went to the prompt, ",
+        make("strong", "", percent(own)), " to the answer's own tokens.");
+      bar.appendChild(make("span")).style.width = `${100 * prompt}%`;
+    } else {
+      // Not all the rest went to the prompt: some models' sinks take a share.
+      title.append(make("strong", "", percent(own)), " of attention went to the answer's own tokens.",
+        ` Shown are the ${looked.k} entries that each head attended to most.`);
+      bar.hidden = true;
+    }
     const back = make("button", "quiet", "Back to what was kept");
     back.type = "button";
     back.addEventListener("click", () => this.change({ chosen: null }));

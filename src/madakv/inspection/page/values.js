@@ -177,6 +177,8 @@ function largest(share) {
 function percent(share) {
   const value = 100 * share;
   if (value > 0 && value < 0.01) return "under 0.01 %";
+  // Only all is 100 %.
+  if (value >= 99.5 && value < 100) return value < 99.95 ? `${value.toFixed(1)} %` : "over 99.9 %";
   return `${value >= 10 || value === 0 ? value.toFixed(0) : value >= 1 ? value.toFixed(1) : value.toPrecision(1)} %`;
 }
 
