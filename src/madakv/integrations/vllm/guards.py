@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from madakv.errors import ConfigurationError, UnsupportedModelError, UnsupportedOptionError
+from madakv.errors import ConfigurationError, InputError, UnsupportedModelError, UnsupportedOptionError
 from madakv.integrations.vllm.settings import Settings
 
 VERSIONS = ("0.32.0",)
@@ -75,6 +75,24 @@ def check_config(config: Any, settings: Settings, version: str, device: str) -> 
         raise UnsupportedModelError("madakv in vLLM: models with latent attention (MLA) hold no keys per head")
     if model.is_encoder_decoder or model.runner_type != "generate":
         raise UnsupportedModelError("madakv in vLLM: only models that generate, with a decoder alone")
+
+
+def check_request(request: Any, settings: Settings) -> None:
+    """Refuse requests that cannot be evicted as asked.
+
+    Args:
+        request: vLLM's `EngineCoreRequest`.
+        settings: of the server.
+
+    Raises:
+        MadaKVError: one line, with what to do.
+    """
+    if request.sampling_params is None or settings.budget_of(request.sampling_params.extra_args) == 1.0:
+        return
+    if request.resumable:
+        raise InputError("madakv in vLLM: prompts that are streamed in have no end at which to evict")
+    if request.prompt_token_ids is None or request.prompt_embeds is not None:
+        raise InputError("madakv in vLLM: prompts of embeddings cannot be evicted; set madakv_budget to 1")
 
 
 def check_layers(kinds: Iterable[str], spec: str) -> None:

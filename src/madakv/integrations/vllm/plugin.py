@@ -11,9 +11,10 @@ from vllm import __version__
 from vllm.engine.arg_utils import EngineArgs
 from vllm.platforms import current_platform
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+from vllm.v1.engine.input_processor import InputProcessor
 
 from madakv.errors import UnsupportedOptionError
-from madakv.integrations.vllm.guards import check_config, check_version
+from madakv.integrations.vllm.guards import check_config, check_request, check_version
 from madakv.integrations.vllm.settings import Settings
 from madakv.integrations.vllm.wrapping import wrap
 
@@ -24,6 +25,7 @@ def install() -> None:
     """Stand in for the backend of CPUs, and look at each server's config; safe to call again."""
     register_backend(AttentionBackendEnum.CPU_ATTN, _BACKEND)
     wrap(EngineArgs, "create_engine_config", _around_create_engine_config)
+    wrap(InputProcessor, "process_inputs", _around_process_inputs)
 
 
 def _around_create_engine_config(args: Any, original: Any, *more: Any, **kwargs: Any) -> Any:
@@ -40,3 +42,12 @@ def _around_create_engine_config(args: Any, original: Any, *more: Any, **kwargs:
     config = original(*more, **kwargs)
     check_config(config, settings, version, current_platform.device_type)
     return config
+
+
+def _around_process_inputs(processor: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
+    """Requests that cannot be meant are refused where they come in; behind this, they would stop the engine."""
+    settings = Settings.of(processor.vllm_config.additional_config)
+    made = original(*args, **kwargs)
+    if settings is not None:
+        check_request(made, settings)
+    return made
