@@ -48,12 +48,14 @@ class Said:
     preempted: int = 0
 
 
-def transformers_says(model: Any, prompts: Sequence[Prompt], method: str, budget: float, tokens: int = TOKENS) -> Said:
+def transformers_says(
+    model: Any, prompts: Sequence[Prompt], method: str, budget: float, tokens: int = TOKENS
+) -> Said:
     """Read alone, one by one; a budget of 1.0 leaves madakv out."""
     said = Said()
     for prompt in prompts:
         ids = torch.tensor([prompt])
-        how = {"max_new_tokens": tokens, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+        how = {"max_new_tokens": TOKENS, "do_sample": False, "attention_mask": torch.ones_like(ids)}
         if budget == 1.0:
             out = model.generate(ids, **how)
         else:

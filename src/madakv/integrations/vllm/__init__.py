@@ -1,7 +1,7 @@
 """Eviction inside vLLM: `--additional-config '{"madakv": {"budget": 0.2}}'`; without it, nothing changes.
 
-vLLM finds `register` through the entry point group `vllm.general_plugins`, in every process. Nothing of vLLM is imported
-before that.
+vLLM finds `register` through the entry point group `vllm.general_plugins`, in every process. Nothing of vLLM is
+imported before that.
 """
 
 from __future__ import annotations

@@ -32,22 +32,33 @@ class EvictingImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
     number: int = -1
 
     def forward(
-        self, layer: Any, query: Tensor, key: Tensor, value: Tensor, kv_cache: Tensor, attn_metadata: Any, *args: Any, **kwargs: Any
+        self,
+        layer: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        attn_metadata: Any,
+        *args: Any,
+        **kwargs: Any,
     ) -> Tensor:
         """The engine's attention, then that of evicted requests in their rows."""
         evictor = self.evictor
-        output = kwargs["output"] if "output" in kwargs else args[0]
+        output: Tensor = kwargs["output"] if "output" in kwargs else args[0]
         if evictor is not None and evictor.hears:
             evictor.hear(self.number, query, key, value, output)
             return output
         if evictor is None or evictor.step is None or attn_metadata is None:
-            return super().forward(layer, query, key, value, kv_cache, attn_metadata, *args, **kwargs)
+            super().forward(layer, query, key, value, kv_cache, attn_metadata, *args, **kwargs)
+            return output
         if evictor.step.engine_attends:
             super().forward(layer, query, key, value, kv_cache, attn_metadata, *args, **kwargs)
         evictor.attend(self.number, query, key, value, output)
         return output
 
-    def do_kv_cache_update(self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor) -> None:
+    def do_kv_cache_update(
+        self, layer: Any, key: Tensor, value: Tensor, kv_cache: Tensor, slot_mapping: Tensor
+    ) -> None:
         """The engine writes what it reads again, and the evictor the rest."""
         if self.evictor is not None and self.evictor.step is not None:
             slot_mapping = self.evictor.store(self.number, key, value, slot_mapping)
@@ -71,7 +82,7 @@ class EvictingBackend(CPUAttentionBackend):  # type: ignore[misc]
     """Stands where CPU_ATTN does."""
 
     @staticmethod
-    def get_impl_cls() -> type[CPUAttentionBackendImpl]:
+    def get_impl_cls() -> Any:
         """Ours if the config of the model that is being made asks for it."""
         if Settings.of(get_current_vllm_config().additional_config) is None:
             return CPUAttentionBackendImpl
@@ -81,6 +92,6 @@ class EvictingBackend(CPUAttentionBackend):  # type: ignore[misc]
         return EvictingImpl
 
     @staticmethod
-    def get_builder_cls() -> type[CPUAttentionMetadataBuilder]:
+    def get_builder_cls() -> Any:
         """Ours looks whether there is an evictor."""
         return EvictingBuilder

@@ -1,4 +1,4 @@
-"""What the plug-in refuses, each in one line by name. Looks at vLLM's config by attribute, and imports nothing of it."""
+"""What the plug-in refuses, each in one line by name. Looks at vLLM's config by attribute, and imports none of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ from madakv.integrations.vllm.settings import Settings
 VERSIONS = ("0.32.0",)
 """Those it was run with. Every hook is a name inside vLLM that another version may have moved."""
 
+
+def _context_parallel(config: Any) -> bool:
+    return config.decode_context_parallel_size > 1 or config.prefill_context_parallel_size > 1
+
+
 _OPTIONS: tuple[tuple[Callable[[Any], Any], str], ...] = (
     (lambda c: c.speculative_config, "speculative decoding takes tokens back, but evicted entries cannot come back"),
     (lambda c: c.kv_transfer_config, "KV connectors move whole prompts, of which only a part is here"),
@@ -22,7 +27,9 @@ _OPTIONS: tuple[tuple[Callable[[Any], Any], str], ...] = (
     (lambda c: c.parallel_config.tensor_parallel_size > 1, "tensor parallelism is not supported yet"),
     (lambda c: c.parallel_config.pipeline_parallel_size > 1, "pipeline parallelism is not supported yet"),
     (
-        lambda c: max(c.parallel_config.decode_context_parallel_size, c.parallel_config.prefill_context_parallel_size) > 1,
+        lambda c: (
+            max(c.parallel_config.decode_context_parallel_size, c.parallel_config.prefill_context_parallel_size) > 1
+        ),
         "context parallelism cuts prompts apart between devices",
     ),
     (lambda c: c.scheduler_config.async_scheduling, "asynchronous scheduling was not tested: --no-async-scheduling"),
@@ -33,8 +40,8 @@ def check_version(version: str) -> None:
     """Refuse versions of vLLM that nobody tried."""
     if version not in VERSIONS:
         raise UnsupportedOptionError(
-            f"madakv's plug-in was tested with vLLM {', '.join(VERSIONS)}; this is {version}, inside which the places that "
-            "it hooks into may have moved: install one of those, or leave madakv out of --additional-config"
+            f"madakv was tested with vLLM {', '.join(VERSIONS)}; this is {version}, inside which the places "
+            "that it hooks into may have moved: install one of those, or leave madakv out of --additional-config"
         )
 
 
@@ -73,6 +80,10 @@ def check_config(config: Any, settings: Settings, version: str, device: str) -> 
     model = config.model_config
     if model.use_mla:
         raise UnsupportedModelError("madakv in vLLM: models with latent attention (MLA) hold no keys per head")
+    if model.is_multimodal_model:
+        raise UnsupportedModelError(
+            "madakv in vLLM: models that see or hear were not tested yet, only text models were"
+        )
     if model.is_encoder_decoder or model.runner_type != "generate":
         raise UnsupportedModelError("madakv in vLLM: only models that generate, with a decoder alone")
 

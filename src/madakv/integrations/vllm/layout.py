@@ -1,4 +1,4 @@
-"""How the engine's own kernels lay out a cell, learned by writing into one: each number's place is found, none assumed."""
+"""How the engine's own kernels lay out a cell, learned by writing into one: each place is found, none assumed."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Where a request's kept entries lie: uneven heads in pages of equal size, in whatever layer's memory there is room.
 
 A block of the engine holds, in every layer's memory, a cell of `2 * block_size` rows for each KV head: here, a page's
-keys and then its values. All cells have one shape, and keys are rotated already, so that a page of any layer's any head
-can lie in any cell. Nobody but these tables reads them.
+keys and then its values. All cells have one shape, and keys are rotated already, so that a page of any layer's any
+head can lie in any cell. Nobody but these tables reads them.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Memory:
             for cache in caches
         )
         if not same or first.stride()[1:] != (size * width, width, 1) or first.stride(0) % D:
-            raise ValueError(f"caches of {tuple(first.shape)} with strides {first.stride()} are not cells of one memory")
+            raise ValueError(f"caches of {tuple(first.shape)}, strides {first.stride()}, are not cells of one memory")
         total = first.untyped_storage().nbytes() // first.element_size()
         rows = first.as_strided((total // D, D), (D, 1), 0)
         starts = torch.tensor([cache.storage_offset() // D for cache in caches])

@@ -64,8 +64,8 @@ class Request:
         block_size: of the engine.
         text: its token ids; None if it was given as embeddings.
         later: the position of the first token behind it.
-        plans: what each layer keeps, once that is decided. They outlive preemption: what was read is read again, but not
-            decided again, and tokens that come behind the prompt find what they found.
+        plans: what each layer keeps, once that is decided. They outlive preemption: what was read is read again, but
+            not decided again, and tokens that come behind the prompt find what they found.
         table: where that lies; None until the prompt was read.
     """
 
@@ -112,9 +112,7 @@ class Request:
         told = self._queries.pop(layer)
         query = told.new_zeros(self.prompt, *told.shape[1:])
         query[self._heard] = told
-        return LayerView(
-            query=query.transpose(0, 1)[None], key=keys, value=values, modality=self.modality, **how
-        )
+        return LayerView(query=query.transpose(0, 1)[None], key=keys, value=values, modality=self.modality, **how)
 
     def open(self, layers: int, most_echoed: Callable[[Reading], Tensor]) -> Reading:
         """Begin to score."""

@@ -89,7 +89,7 @@ class Settings:
 def pages_per_head(budget: float, tokens: int, block_size: int) -> int:
     """Pages that heads need on average for what a budget leaves of a prompt.
 
-    Counts sum to at most `prompt_entries` per head and layer, and rounding a head up to whole pages adds less than one.
+    Counts sum to at most `prompt_entries` per head and layer; rounding a head up to whole pages adds less than one.
     """
     entries = int(prompt_entries(budget, torch.tensor([tokens]))[0])
     return (entries + 2 * (block_size - 1)) // block_size

@@ -1,7 +1,7 @@
 """The scheduler's side: how many blocks a request holds. It is told nothing but prompts' lengths and budgets.
 
-Blocks stay at their tokens' positions, and freed ones leave a null behind, as of sliding windows: positions, slots and
-the engine's own reckoning with them are what they were.
+Blocks stay at their tokens' positions, and freed ones leave a null behind, as of sliding windows: positions, slots
+and the engine's own reckoning with them are what they were.
 """
 
 from __future__ import annotations
@@ -31,13 +31,17 @@ class EvictedSpec(FullAttentionSpec):  # type: ignore[misc]
     @classmethod
     def around(cls, spec: Any, settings: Settings) -> EvictedSpec:
         """What a layer would have had."""
-        return cls(**{field.name: getattr(spec, field.name) for field in fields(spec) if field.init}, settings=settings)
+        return cls(**_values(spec), settings=settings)
 
     @classmethod
     def merge(cls, specs: list[Any]) -> EvictedSpec:
         """One for all layers."""
-        plain = [FullAttentionSpec(**{f.name: getattr(spec, f.name) for f in fields(FullAttentionSpec)}) for spec in specs]
+        plain = [FullAttentionSpec(**_values(spec)) for spec in specs]
         return cls.around(FullAttentionSpec.merge(plain), specs[0].settings)
+
+
+def _values(spec: Any) -> dict[str, Any]:
+    return {field.name: getattr(spec, field.name) for field in fields(FullAttentionSpec)}
 
 
 class EvictingManager(FullAttentionManager):  # type: ignore[misc]

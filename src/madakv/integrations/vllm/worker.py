@@ -45,15 +45,15 @@ class _FirstOnly(nn.Module):
 @functools.cache
 def wrap_runner() -> None:
     """Wrap the model runner's methods, once. Runners of which nobody asks for eviction do as before."""
-    for wrapper in (_aroundget_kv_cache_spec, _aroundinitialize_kv_cache, _aroundexecute_model, _around_prepare_inputs, _around_model_forward):
-        wrap(GPUModelRunner, wrapper.__name__.removeprefix("_around"), wrapper)
+    for wrapper in _WRAPPERS:
+        wrap(GPUModelRunner, wrapper.__name__.removeprefix("_around_"), wrapper)
 
 
 def _evictor(runner: Any) -> Evictor | None:
     return getattr(runner, _EVICTOR, None)
 
 
-def _aroundget_kv_cache_spec(runner: Any, original: Any) -> Any:
+def _around_get_kv_cache_spec(runner: Any, original: Any) -> Any:
     """Layers that hold whole prompts get the spec that our manager serves."""
     specs = original()
     settings = Settings.of(runner.vllm_config.additional_config)
@@ -63,7 +63,7 @@ def _aroundget_kv_cache_spec(runner: Any, original: Any) -> Any:
     return {name: EvictedSpec.around(spec, settings) for name, spec in specs.items()}
 
 
-def _aroundinitialize_kv_cache(runner: Any, original: Any, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
+def _around_initialize_kv_cache(runner: Any, original: Any, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
     original(kv_cache_config, *args, **kwargs)
     if Settings.of(runner.vllm_config.additional_config) is None:
         return
@@ -77,10 +77,12 @@ def _aroundinitialize_kv_cache(runner: Any, original: Any, kv_cache_config: Any,
         impl = context[name].impl
         parent = modules.get(name.rpartition(".")[0])
         if not isinstance(impl, EvictingImpl) or impl.sliding_window != -1 or impl.alibi_slopes is not None:
-            raise UnsupportedModelError(f"madakv in vLLM: {name} does not attend to all that came before, or has biases")
+            raise UnsupportedModelError(f"madakv in vLLM: {name} does not attend to all before it, or has biases")
         projection = None if parent is None else projection_of(parent, norms)
         if projection is None or projection.is_normed:
-            raise UnsupportedModelError(f"madakv in vLLM: {name} has no output projection of a known name, or a norm behind it")
+            raise UnsupportedModelError(
+                f"madakv in vLLM: {name} has no output projection of a known name, or a norm behind"
+            )
         layers.append(context[name])
         hows.append(
             LayerHow(
@@ -112,7 +114,7 @@ def _learned(layer: Any) -> Layout:
     return Layout.learned(write, heads=heads, block_size=size, dim=width // 2, dtype=layer.kv_cache.dtype)
 
 
-def _aroundexecute_model(runner: Any, original: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+def _around_execute_model(runner: Any, original: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
     """Before a step: what the last one read is decided, whatever became of the blocks since."""
     evictor = _evictor(runner)
     if evictor is not None:
@@ -125,7 +127,7 @@ def _aroundexecute_model(runner: Any, original: Any, scheduler_output: Any, *arg
     return original(scheduler_output, *args, **kwargs)
 
 
-def _around_prepare_inputs(runner: Any, original: Any, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
+def _around__prepare_inputs(runner: Any, original: Any, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
     prepared = original(scheduler_output, num_scheduled_tokens)
     evictor = _evictor(runner)
     if evictor is not None:
@@ -133,7 +135,7 @@ def _around_prepare_inputs(runner: Any, original: Any, scheduler_output: Any, nu
     return prepared
 
 
-def _around_model_forward(runner: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
+def _around__model_forward(runner: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
     try:
         return original(*args, **kwargs)
     finally:
@@ -182,3 +184,13 @@ def _echo(runner: Any, request: Request, places: Tensor) -> None:
         positions = positions.expand(3, -1)
     with set_forward_context(None, runner.vllm_config, num_tokens=len(ids), slot_mapping={}):
         runner.model(input_ids=ids.to(runner.input_ids.gpu.dtype), positions=positions)
+
+
+_WRAPPERS = (
+    _around_get_kv_cache_spec,
+    _around_initialize_kv_cache,
+    _around_execute_model,
+    _around__prepare_inputs,
+    _around__model_forward,
+)
+"""Each is put around the method that it is named after."""
