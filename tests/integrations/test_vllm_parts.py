@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from types import SimpleNamespace
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from typer.testing import CliRunner
 
+from madakv.cli.app import app
 from madakv.errors import ConfigurationError, MadaKVError, UnsupportedModelError, UnsupportedOptionError
 from madakv.integrations.vllm.guards import check_config, check_layers, check_method, check_version
 from madakv.integrations.vllm.layout import Layout
 from madakv.integrations.vllm.pages import Memory, PageTable, token_rows
 from madakv.integrations.vllm.requests import modality_of
+from madakv.integrations.vllm.serving import command, promise
 from madakv.integrations.vllm.settings import Settings, first_kept_block, pages_per_head
 from madakv.methods import resolve
 from madakv.plan import KeepPlan
@@ -256,6 +260,35 @@ def test_other_versions_and_devices_are_refused() -> None:
 def test_methods_that_an_engine_cannot_serve_are_refused(method: str, says: str) -> None:
     with pytest.raises(ConfigurationError, match=says):
         check_method(Settings(method=method))
+
+
+def test_what_is_typed_is_what_vllm_is_asked_for() -> None:
+    words = command("/models/mine", Settings(0.1, "snapkv"), ["--port", "9000"])
+    assert words[1:5] == ["-m", "vllm.entrypoints.cli.main", "serve", "/models/mine"]
+    assert Settings.of(json.loads(words[words.index("--additional-config") + 1])) == Settings(0.1, "snapkv")
+    assert words[-2:] == ["--port", "9000"]
+
+
+def test_what_is_promised_is_what_is_freed() -> None:
+    # 32 blocks and one for the answer, of which (819 + 254) // 128 = 8 and that one stay.
+    assert "keeps 20% of each prompt by madakv" in promise(Settings())
+    assert "4,096 tokens fitted, 3.7 fit" in promise(Settings())
+    assert " 1.0 fit" in promise(Settings(1.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--budget", "7"], "(0, 1]; got 7.0"),
+        (["--method", "madkv"], "did you mean 'madakv'"),
+        (["--method", "madakv:draft=2"], "leave out draft"),
+    ],
+)
+def test_the_command_refuses_in_one_line(options: list[str], says: str) -> None:
+    ended = CliRunner().invoke(app, ["serve", "some/model", *options])
+    assert ended.exit_code == 2
+    assert says in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
 
 
 def test_models_with_several_kinds_of_layers_are_refused() -> None:

@@ -41,11 +41,13 @@ class Said:
         plans: by prompt; of those that stayed whole there are none.
         tokens: of each prompt, in order.
         preempted: how often a request was.
+        answering: how many had begun to answer at once, at most.
     """
 
     plans: dict[tuple[int, ...], list[KeepPlan]] = field(default_factory=dict)
     tokens: list[list[int]] = field(default_factory=list)
     preempted: int = 0
+    answering: int = 0
 
 
 def transformers_says(
@@ -116,10 +118,11 @@ class Engine:
                     if out.finished:
                         done[int(out.request_id)] = list(out.outputs[0].token_ids)
                 steps += 1
+                running = self.core.scheduler.running
+                said.answering = max(said.answering, sum(one.num_output_tokens > 0 for one in running))
                 if preempt and steps % preempt == 0:
                     said.preempted += len(self.core.scheduler.running)
                     self.core.scheduler.reset_prefix_cache(reset_running_requests=True)
-            # One more step would see to what ended last.
         said.tokens = [done[number] for number in range(len(prompts))]
         return said
 

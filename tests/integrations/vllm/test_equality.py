@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.integrations.vllm.engines import Prompt, Said, agreement, engine, quietly, transformers_says
+from tests.integrations.vllm.engines import Prompt, Said, agreement, engine, transformers_says
 
 pytestmark = [
     pytest.mark.slow,
@@ -18,44 +18,13 @@ pytestmark = [
         reason="vLLM is not installed here; scripts/vllm_env.sh makes an environment that has it",
     ),
 ]
-LENGTHS = (170, 250, 340, 484, 600, 192, 288, 401)
 Expected = dict[tuple[str, float], Said]
 METHODS = ("snapkv", "madakv:echo=0", "madakv")
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny model of random weights, large enough that its attention differs from entry to entry."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    quietly()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=512, hidden_size=128, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=2048, initializer_range=0.15,
-        tie_word_embeddings=False,
-    )  # fmt: skip
-    model = LlamaForCausalLM(config).float()
-    # Both say as many tokens as they are asked for.
-    model.generation_config.eos_token_id = None
-    made = tmp_path_factory.mktemp("tiny")
-    model.save_pretrained(made)
-    return made
-
-
-@pytest.fixture(scope="module")
-def prompts() -> list[Prompt]:
-    return prompts_of(512)
-
-
-@pytest.fixture(scope="module")
 def expected(folder: Path, prompts: list[Prompt]) -> Expected:
     return expectations(folder, prompts, [*((method, 0.2) for method in METHODS), ("madakv:echo=0", 0.5), ("", 1.0)])
-
-
-def prompts_of(vocabulary: int) -> list[Prompt]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(3, vocabulary, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
 def expectations(
@@ -132,6 +101,18 @@ def test_aborted_requests_leave_nothing_behind(folder: Path, prompts: list[Promp
                 llm.step()
             assert ours.free_blocks == before
         check(ours.says(prompts), expected["madakv", 0.2])
+
+
+def test_a_pool_holds_more_requests(folder: Path) -> None:
+    prompts = [torch.randint(3, 512, (640,)).tolist() for _ in range(24)]
+    most = {}
+    for budget in (1.0, 0.1):
+        options = {"max_num_seqs": 24, "num_gpu_blocks_override": 70, "max_num_batched_tokens": 704}
+        with engine(folder, {"budget": budget, "method": "madakv:echo=0"}, **options) as ours:
+            said = ours.says(prompts, tokens=40)
+            most[budget] = said.answering
+    assert most[1.0] == 3
+    assert most[0.1] >= 3 * most[1.0]
 
 
 def test_other_entries_give_other_answers(

@@ -10,7 +10,6 @@ import pytest
 
 from madakv.errors import MadaKVError
 from tests.integrations.vllm.engines import engine
-from tests.integrations.vllm.test_equality import folder, prompts
 
 pytestmark = [
     pytest.mark.slow,
@@ -19,7 +18,6 @@ pytestmark = [
         reason="vLLM is not installed here; scripts/vllm_env.sh makes an environment that has it",
     ),
 ]
-__all__ = ["folder", "prompts"]
 
 
 @pytest.mark.parametrize(
@@ -48,7 +46,8 @@ def test_bad_requests_are_refused_and_the_engine_lives_on(folder: Path, prompts:
 
     with engine(folder, {"budget": 0.2, "method": "snapkv"}) as ours:
         before = ours.free_blocks
-        for extra in ({"madakv_budget": 7}, {"madakv_budget": 0.1}, {"madakv": "all"}, {"madakv": {"method": "full"}}):
+        bad = ({"madakv_budget": 7}, {"madakv_budget": 0.1}, {"madakv": "all"}, {"madakv": {"method": "full"}})
+        for extra in bad:
             with pytest.raises(MadaKVError, match="madakv"):
                 ours.llm.generate({"prompt_token_ids": prompts[0]}, SamplingParams(extra_args=extra), use_tqdm=False)
         assert len(ours.says(prompts[:2]).plans) == 2

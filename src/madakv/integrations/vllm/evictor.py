@@ -1,7 +1,8 @@
 """Evicted requests of one worker: scored while they are read, packed when they were, attended to ever after.
 
-A step goes so: `begin` says what is read; each layer's keys go through `store`, its attention through `attend`. Before
-the next one, `finish` decides about the prompts that were read and packs what stays. All that decides is the library's.
+A step goes so: `begin` says what is read; each layer's keys go through `store`, its attention through `attend`.
+Before the next one, `finish` decides about the prompts that were read and packs what stays. All that decides is the
+library's.
 """
 
 from __future__ import annotations

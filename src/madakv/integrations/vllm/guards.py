@@ -13,7 +13,7 @@ VERSIONS = ("0.32.0",)
 
 
 def _context_parallel(config: Any) -> bool:
-    return config.decode_context_parallel_size > 1 or config.prefill_context_parallel_size > 1
+    return bool(config.decode_context_parallel_size > 1 or config.prefill_context_parallel_size > 1)
 
 
 _OPTIONS: tuple[tuple[Callable[[Any], Any], str], ...] = (
@@ -27,9 +27,7 @@ _OPTIONS: tuple[tuple[Callable[[Any], Any], str], ...] = (
     (lambda c: c.parallel_config.tensor_parallel_size > 1, "tensor parallelism is not supported yet"),
     (lambda c: c.parallel_config.pipeline_parallel_size > 1, "pipeline parallelism is not supported yet"),
     (
-        lambda c: (
-            max(c.parallel_config.decode_context_parallel_size, c.parallel_config.prefill_context_parallel_size) > 1
-        ),
+        lambda c: _context_parallel(c.parallel_config),
         "context parallelism cuts prompts apart between devices",
     ),
     (lambda c: c.scheduler_config.async_scheduling, "asynchronous scheduling was not tested: --no-async-scheduling"),
@@ -81,9 +79,7 @@ def check_config(config: Any, settings: Settings, version: str, device: str) -> 
     if model.use_mla:
         raise UnsupportedModelError("madakv in vLLM: models with latent attention (MLA) hold no keys per head")
     if model.is_multimodal_model:
-        raise UnsupportedModelError(
-            "madakv in vLLM: models that see or hear were not tested yet, only text models were"
-        )
+        raise UnsupportedModelError("madakv in vLLM: models that see or hear were not tested, only text models were")
     if model.is_encoder_decoder or model.runner_type != "generate":
         raise UnsupportedModelError("madakv in vLLM: only models that generate, with a decoder alone")
 

@@ -15,7 +15,6 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from madakv.errors import UnsupportedModelError
 from madakv.hf.attention import norms_behind, projection_of
 from madakv.hf.echo import most_echoed
-from madakv.integrations.vllm.backend import EvictingImpl
 from madakv.integrations.vllm.evictor import Evictor, LayerHow, Span
 from madakv.integrations.vllm.guards import check_layers
 from madakv.integrations.vllm.layout import Layout
@@ -76,7 +75,7 @@ def _around_initialize_kv_cache(runner: Any, original: Any, kv_cache_config: Any
     for name in groups[0].layer_names:
         impl = context[name].impl
         parent = modules.get(name.rpartition(".")[0])
-        if not isinstance(impl, EvictingImpl) or impl.sliding_window != -1 or impl.alibi_slopes is not None:
+        if not hasattr(impl, "evictor") or impl.sliding_window != -1 or impl.alibi_slopes is not None:
             raise UnsupportedModelError(f"madakv in vLLM: {name} does not attend to all before it, or has biases")
         projection = None if parent is None else projection_of(parent, norms)
         if projection is None or projection.is_normed:
