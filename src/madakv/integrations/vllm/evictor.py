@@ -158,6 +158,10 @@ class Evictor:
     def begin(self, spans: Iterable[Span], rows: int) -> None:
         """A step begins."""
         spans = list(spans)
+        for span in spans:
+            if not span.evicted and span.request.table is not None:
+                # Whoever took its blocks, it is read from the beginning.
+                span.request.forget_pages()
         self.step = Step(spans, rows, self._memory) if spans else None
 
     def store(self, layer: int, key: Tensor, value: Tensor, slots: Tensor) -> Tensor:
