@@ -5,13 +5,14 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help venv demo test test-slow lint format results results-text speed clean
+.PHONY: help venv demo test test-slow test-vllm lint format results results-text speed clean
 
 help:
 	@echo "Each of these sets up what it needs in $(VENV), from a bare clone:"
 	@echo "  make demo       a long document with pictures, full cache against a fifth: half a minute"
 	@echo "  make test       everything CI runs: lint, types, tests: minutes"
 	@echo "  make test-slow  tests that take minutes each, the wheel in an empty environment among them"
+	@echo "  make test-vllm  the plug-in inside vLLM, on a CPU, in an environment of its own (VLLM=folder)"
 	@echo "  make lint       ruff and mypy alone"
 	@echo "  make format     mend what ruff can mend"
 	@echo "  make results    answer the documents behind the tables again; goes on where it was stopped:"
@@ -40,6 +41,14 @@ test: venv lint
 
 test-slow: venv
 	$(BIN)/python -m pytest -m slow
+
+# vLLM wants other versions of much: it lives apart.
+VLLM ?= .venv-vllm
+test-vllm: $(VLLM)/bin/vllm
+	$(VLLM)/bin/python -m pytest -m slow tests/integrations/vllm
+
+$(VLLM)/bin/vllm:
+	PYTHON=$(PYTHON) scripts/vllm_env.sh $(VLLM)
 
 lint: venv
 	$(BIN)/ruff check .

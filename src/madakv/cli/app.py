@@ -10,6 +10,7 @@ import typer
 from madakv.cli.bench import bench_app
 from madakv.cli.errors import one_line_errors
 from madakv.cli.models import models_app
+from madakv.cli.serve import serve
 
 _HELP = {"help_option_names": ["-h", "--help"]}
 
@@ -416,6 +417,10 @@ def plot(
 
 app.add_typer(bench_app, name="bench")
 app.add_typer(models_app, name="models")
+app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Example: madakv serve smollm2 --budget 0.2 --dtype float32 --port 8000",
+)(serve)
 
 
 @app.command(epilog="Example: madakv generate --method snapkv:window=16")

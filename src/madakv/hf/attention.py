@@ -90,7 +90,7 @@ def attention(
         if attention_mask is None and not causal:
             N = key.shape[2]
             attention_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=key.device).expand(1, 1, N, N)
-        projection = _projection(module, layer.norms)
+        projection = projection_of(module, layer.norms)
         view = LayerView(
             query=query,
             key=key,
@@ -108,7 +108,7 @@ def attention(
     return out, None
 
 
-def _projection(module: torch.nn.Module, norms: Mapping[int, torch.nn.Module]) -> OutputProjection | None:
+def projection_of(module: torch.nn.Module, norms: Mapping[int, torch.nn.Module]) -> OutputProjection | None:
     """What becomes of the outputs of an attention module's heads; None if it has no such part under a known name."""
     found = (getattr(module, name, None) for name in _PROJECTIONS)
     norm = norms.get(id(module))

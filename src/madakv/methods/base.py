@@ -157,6 +157,10 @@ class Method(metaclass=Renaming):
         """What becomes of evicted entries; None: they are dropped."""
         return None
 
+    def listened(self, modality: Tensor) -> Tensor:
+        """[B, N] bool: the queries that `score` looks at. An engine that reads a prompt in chunks keeps no others."""
+        return torch.ones_like(modality, dtype=torch.bool)
+
     @abstractmethod
     def score(self, view: LayerView) -> Tensor:
         """psi, [B, H, N] fp32, from one layer's prefill."""

@@ -21,6 +21,7 @@ from madakv.scoring import (
     proxy_attention,
     proxy_mask,
 )
+from madakv.scoring.proxies import spread_mask
 from madakv.scoring.relevance import USUAL, relevance
 
 AUTOMATIC_ECHO = 1 / 6
@@ -103,6 +104,12 @@ class GroupedMethod(Method):
     def weigh(self, attention: Tensor, view: LayerView) -> Tensor:  # noqa: ARG002
         """psi from the attention of those queries, both [B, H, N] fp32."""
         return attention
+
+    def listened(self, modality: Tensor) -> Tensor:
+        """Those of `heard`, and the sample of the prompt's own."""
+        sample = self.weights.context or (USUAL if self.echoes else 0)
+        heard = self.heard(modality)
+        return heard | spread_mask(modality, sample) if sample else heard
 
     @final
     def score(self, view: LayerView) -> Tensor:

@@ -50,6 +50,11 @@ class OutputProjection:
         return squares.view(H, -1, D, D).mean(1)
 
     @property
+    def module(self) -> nn.Module:
+        """As given."""
+        return self._module
+
+    @property
     def is_normed(self) -> bool:
         """Whether an RMSNorm stands behind it."""
         return self._norm is not None

@@ -1,0 +1,37 @@
+"""`madakv serve`: a vLLM server that evicts."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import Annotated
+
+import typer
+
+from madakv.cli.errors import one_line_errors
+from madakv.cli.output import visible
+
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A Hub id, a folder, or one of `madakv models`.")]
+BudgetOption = Annotated[float, typer.Option(metavar="SHARE", help="Share of each prompt that stays, in (0, 1].")]
+MethodOption = Annotated[str, typer.Option(metavar="NAME", help="How it is chosen, such as madakv or snapkv.")]
+
+
+def serve(
+    context: typer.Context, model: ModelArgument, budget: BudgetOption = 0.2, method: MethodOption = "madakv"
+) -> None:
+    """Serve a model by vLLM with a part of its KV cache; whatever else `vllm serve` takes may follow."""
+    with one_line_errors():
+        from madakv.errors import MissingExtraError
+        from madakv.integrations.vllm.guards import check_method
+        from madakv.integrations.vllm.serving import command, promise
+        from madakv.integrations.vllm.settings import Settings
+        from madakv.model_names import folder_of, names
+
+        settings = Settings(budget, method)
+        check_method(settings)
+        if importlib.util.find_spec("vllm") is None:
+            raise MissingExtraError("vLLM is not installed here; docs/vllm.md says how to have it")
+        where = str(folder_of(model)) if model in names() else model
+        typer.echo(visible(promise(settings)), err=True)
+        words = command(where, settings, context.args)
+        os.execv(words[0], words)

@@ -1,0 +1,297 @@
+"""Evicted requests of one worker: scored while they are read, packed when they were, attended to ever after.
+
+A step goes so: `begin` says what is read; each layer's keys go through `store`, its attention through `attend`.
+Before the next one, `finish` decides about the prompts that were read and packs what stays. All that decides is the
+library's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from madakv.attention import ragged_attention
+from madakv.cache import Entries, RaggedEntries, Tail
+from madakv.integrations.vllm.layout import Layout
+from madakv.integrations.vllm.pages import Memory, PageTable, token_rows
+from madakv.integrations.vllm.requests import Request, gathered
+from madakv.reading import Reading
+from madakv.scoring import OutputProjection
+
+Echo = Callable[[Request, Tensor], None]
+"""Runs the model once over tokens of a request's prompt, by their places [E], behind it."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerHow:
+    """How a layer attends.
+
+    Attributes:
+        scaling, softcap, sinks, projection: see `LayerView`.
+    """
+
+    scaling: float
+    softcap: float | None = None
+    sinks: Tensor | None = None
+    projection: OutputProjection | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Span:
+    """New tokens of one evicted request in a step.
+
+    Attributes:
+        request: whose.
+        row: of the batch.
+        begin: the first of them among the tokens of the step.
+        tokens: how many.
+        start: the position of the first.
+    """
+
+    request: Request
+    row: int
+    begin: int
+    tokens: int
+    start: int
+
+    @property
+    def behind(self) -> int:
+        """How many of them do not belong to the prompt."""
+        return max(0, min(self.tokens, self.start + self.tokens - self.request.prompt))
+
+    @property
+    def evicted(self) -> bool:
+        """Whether none of them does, so that they attend to pages."""
+        return self.behind == self.tokens
+
+    @property
+    def completes(self) -> bool:
+        """Whether the prompt's last token is among them."""
+        return not self.evicted and self.start + self.tokens >= self.request.prompt
+
+
+class Step:
+    """What is read at once.
+
+    Args:
+        spans: of requests that are evicted, or will be.
+        rows: of the batch, all requests.
+        memory: of the cache.
+    """
+
+    def __init__(self, spans: Sequence[Span], rows: int, memory: Memory) -> None:
+        self.spans = spans
+        self._memory = memory
+        self.engine_attends = rows > sum(span.evicted for span in spans)
+        self._slots: Tensor | None = None
+
+    def engine_lengths(self, lengths: Tensor) -> Tensor:
+        """As how long the engine attends to each request."""
+        lengths = lengths.clone()
+        for span in self.spans:
+            if span.evicted:
+                lengths[span.row] = span.tokens
+        return lengths
+
+    def engine_slots(self, slots: Tensor) -> Tensor:
+        """Where the engine writes each token: nowhere, if it is behind an evicted prompt."""
+        if self._slots is None:
+            self._slots = slots.clone()
+            for span in self.spans:
+                end = span.begin + span.tokens
+                self._slots[end - span.behind : end] = -1
+        return self._slots
+
+    @cached_property
+    def tails(self) -> dict[int, Tensor]:
+        """Of each evicted row [H, t] int64: the rows of all tokens behind its prompt, of a layer at row 0."""
+        return {
+            span.row: token_rows(
+                self._memory,
+                span.request.block_ids(),
+                torch.arange(span.request.prompt, span.start + span.tokens),
+            )
+            for span in self.spans
+            if span.evicted
+        }
+
+
+class Evictor:
+    """Sees to the evicted requests of one worker.
+
+    Args:
+        caches: of the evicted layers, in order, [blocks, H, block_size, 2 * D].
+        layout: how the engine lays out what it reads.
+        layers: how each of them attends.
+        most_echoed: how many tokens of each row of a reading's prompt are echoed, at most.
+
+    Attributes:
+        step: what is being read; None between steps.
+        hears: whose echo is being read.
+    """
+
+    def __init__(
+        self,
+        caches: Sequence[Tensor],
+        layout: Layout,
+        layers: Sequence[LayerHow],
+        most_echoed: Callable[[Reading], Tensor],
+    ) -> None:
+        self._caches = caches
+        self._memory = Memory.behind(caches)
+        self._layout = layout
+        self._layers = layers
+        self._most_echoed = most_echoed
+        self.requests: dict[str, Request] = {}
+        self.step: Step | None = None
+        self.hears: Request | None = None
+
+    @property
+    def block_size(self) -> int:
+        """Entries of a page."""
+        return self._memory.block_size
+
+    def begin(self, spans: Iterable[Span], rows: int) -> None:
+        """A step begins."""
+        spans = list(spans)
+        for span in spans:
+            if not span.evicted and span.request.table is not None:
+                # Whoever took its blocks, it is read from the beginning.
+                span.request.forget_pages()
+        self.step = Step(spans, rows, self._memory) if spans else None
+
+    def store(self, layer: int, key: Tensor, value: Tensor, slots: Tensor) -> Tensor:
+        """Write tokens behind evicted prompts; returns where the engine is to write the others.
+
+        Args:
+            layer: whose.
+            key, value: [n, H, D] of the step.
+            slots: [n or more] int64, where the engine would write.
+        """
+        assert self.step is not None
+        first = self._memory.layers[layer]
+        for span in self.step.spans:
+            if span.evicted:
+                rows = (self.step.tails[span.row][:, -span.tokens :] + first).T.flatten()
+                own = slice(span.begin, span.begin + span.tokens)
+                self._memory.rows.index_copy_(0, rows, key[own].flatten(0, 1))
+                self._memory.rows.index_copy_(0, rows + self.block_size, value[own].flatten(0, 1))
+        return self.step.engine_slots(slots)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
+        """Score what is read of prompts, and attend with what is behind them.
+
+        Args:
+            layer: which.
+            query: [n, Hq, D] of the step.
+            key, value: [n, H, D].
+            out: [n, Hq, D], the engine's; rows of tokens behind evicted prompts are written.
+        """
+        assert self.step is not None
+        for span in self.step.spans:
+            own = slice(span.begin, span.begin + span.tokens)
+            if span.evicted:
+                out[own] = self._attend_pages(layer, span, query[own])
+                continue
+            request, end = span.request, span.begin + span.tokens - span.behind
+            if request.plans is None:
+                request.hear(layer, query[span.begin : end], span.start)
+                if span.completes:
+                    keys, values = gathered(self._layout, self._caches[layer], request)
+                    reading = request.open(len(self._layers), self._most_echoed)
+                    reading.layer(request.view(layer, keys, values, **vars(self._layers[layer])))
+            elif span.completes:
+                keys, values = gathered(self._layout, self._caches[layer], request)
+                later = slice(end, own.stop)
+                stash = request.keep(layer, keys, values, (key[later], value[later]))
+                if span.behind:
+                    out[later] = self._attend(layer, query[later], stash.entries, stash.keys, stash.values)
+
+    def _attend_pages(self, layer: int, span: Span, query: Tensor) -> Tensor:
+        """[n, Hq, D] over a request's pages and tail."""
+        assert self.step is not None
+        assert span.request.table is not None
+        table, rows = span.request.table, self.step.tails[span.row] + self._memory.layers[layer]
+        keys, values = table.read(layer)
+        entries = RaggedEntries.pack(keys, values, table.counts[layer : layer + 1])
+        return self._attend(layer, query, entries, self._memory.rows[rows], self._memory.rows[rows + self.block_size])
+
+    def _attend(self, layer: int, query: Tensor, entries: Entries, keys: Tensor, values: Tensor) -> Tensor:
+        """[n, Hq, D] of the newest tokens of a tail, [H, t, D], over entries and tail."""
+        how, tail = self._layers[layer], Tail()
+        tail.append(keys[None], values[None], 0)
+        n, t = len(query), keys.shape[1]
+        mask = None if n == 1 else torch.ones(1, 1, n, t, dtype=torch.bool).tril(t - n)
+        # Each call brings entries of its own, so that nothing is gained by deriving tables of them.
+        out = ragged_attention(
+            query.transpose(0, 1)[None],
+            entries,
+            tail,
+            scaling=how.scaling,
+            mask=mask,
+            softcap=how.softcap,
+            sinks=how.sinks,
+        )
+        return out[0].transpose(0, 1)
+
+    def hear(self, layer: int, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
+        """Attention of an echo, which leaves nothing behind; see `attend` for the arguments."""
+        request, how = self.hears, self._layers[layer]
+        assert request is not None
+        assert request.reading is not None
+        query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
+        request.memories[layer].append(key, value)
+        heard = request.reading.attend(layer, query, scaling=how.scaling, softcap=how.softcap, sinks=how.sinks)
+        out[: query.shape[2]] = heard[0].transpose(0, 1)
+
+    def finish(self, over: Collection[str], preempted: Collection[str], echo: Echo) -> None:
+        """Between steps: decide about prompts that were read, and pack what stays of them.
+
+        Args:
+            over: requests that are no more.
+            preempted: requests whose blocks are gone.
+            echo: how to read again.
+        """
+        for name in over:
+            self.requests.pop(name, None)
+        for name, request in self.requests.items():
+            if request.is_read:
+                self._decide(request, echo)
+                if name not in preempted:
+                    self._pack(request)
+        for name in preempted:
+            if name in self.requests:
+                self.requests[name].forget_pages()
+
+    def _decide(self, request: Request, echo: Echo) -> None:
+        reading = request.reading
+        if reading is None:
+            return
+        if reading.awaits_echo:
+            places, heard = reading.echo_places()
+            self.hears = request
+            try:
+                with reading.hearing_echo(places, heard):
+                    echo(request, places[0])
+            finally:
+                self.hears = None
+            for memory in request.memories:
+                memory.forget_tail()
+        request.plans = reading.decide()
+
+    def _pack(self, request: Request) -> None:
+        assert request.plans is not None
+        request.table = PageTable(self._memory, request.plans, request.page_blocks())
+        for layer in range(len(self._layers)):
+            stash = request.stash.get(layer)
+            entries = request.memories[layer].kept if stash is None else stash.entries
+            request.table.write(layer, entries.keys, entries.values)
+        for layer, stash in request.stash.items():
+            positions = torch.arange(request.prompt, request.prompt + stash.keys.shape[1])
+            rows = token_rows(self._memory, request.block_ids(), positions) + self._memory.layers[layer]
+            self._memory.rows[rows], self._memory.rows[rows + self.block_size] = stash.keys, stash.values
+        request.reading, request.memories, request.stash = None, [], {}

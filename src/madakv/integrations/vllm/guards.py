@@ -1,0 +1,117 @@
+"""What the plug-in refuses, each in one line by name. Looks at vLLM's config by attribute, and imports none of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from madakv.errors import ConfigurationError, InputError, UnsupportedModelError, UnsupportedOptionError
+from madakv.integrations.vllm.settings import Settings
+
+VERSIONS = ("0.32.0",)
+"""Those it was run with. Every hook is a name inside vLLM that another version may have moved."""
+
+
+def _context_parallel(config: Any) -> bool:
+    return bool(config.decode_context_parallel_size > 1 or config.prefill_context_parallel_size > 1)
+
+
+_OPTIONS: tuple[tuple[Callable[[Any], Any], str], ...] = (
+    (lambda c: c.speculative_config, "speculative decoding takes tokens back, but evicted entries cannot come back"),
+    (lambda c: c.kv_transfer_config, "KV connectors move whole prompts, of which only a part is here"),
+    (lambda c: c.cache_config.kv_sharing_fast_prefill, "layers that share a KV cache are not supported"),
+    (
+        lambda c: c.cache_config.cache_dtype not in ("auto", "float16", "bfloat16", "float32"),
+        "a quantised KV cache is not supported: leave out --kv-cache-dtype",
+    ),
+    (lambda c: c.parallel_config.tensor_parallel_size > 1, "tensor parallelism is not supported yet"),
+    (lambda c: c.parallel_config.pipeline_parallel_size > 1, "pipeline parallelism is not supported yet"),
+    (
+        lambda c: _context_parallel(c.parallel_config),
+        "context parallelism cuts prompts apart between devices",
+    ),
+    (lambda c: c.scheduler_config.async_scheduling, "asynchronous scheduling was not tested: --no-async-scheduling"),
+)
+
+
+def check_version(version: str) -> None:
+    """Refuse versions of vLLM that nobody tried."""
+    if version not in VERSIONS:
+        raise UnsupportedOptionError(
+            f"madakv was tested with vLLM {', '.join(VERSIONS)}; this is {version}, inside which the places "
+            "that it hooks into may have moved: install one of those, or leave madakv out of --additional-config"
+        )
+
+
+def check_method(settings: Settings) -> None:
+    """Refuse methods that need what an engine does not have."""
+    method = settings.resolved()
+    if method.draft:
+        raise ConfigurationError(f"{method.label} reads its prompt twice; an engine reads it once: leave out draft")
+    if method.lookahead:
+        raise ConfigurationError(f"{method.label} waits for generated tokens before it evicts: leave out lookahead")
+    if method.merge is not None:
+        raise ConfigurationError(f"{method.label} merges what it evicts, which is not supported in vLLM")
+    if method.name == "expected_attention":
+        raise ConfigurationError(f"{method.label} turns queries back to before RoPE, and vLLM does not say how")
+
+
+def check_config(config: Any, settings: Settings, version: str, device: str) -> None:
+    """Refuse servers that cannot evict.
+
+    Args:
+        config: vLLM's `VllmConfig`.
+        settings: as asked for.
+        version: of vLLM.
+        device: the platform's `device_type`.
+
+    Raises:
+        MadaKVError: one line, with what to do.
+    """
+    check_version(version)
+    if device != "cpu":
+        raise UnsupportedOptionError(f"madakv's plug-in has only run on CPUs yet; this is {device!r}")
+    check_method(settings)
+    for asked, why in _OPTIONS:
+        if asked(config):
+            raise UnsupportedOptionError(f"madakv in vLLM: {why}")
+    model = config.model_config
+    if model.use_mla:
+        raise UnsupportedModelError("madakv in vLLM: models with latent attention (MLA) hold no keys per head")
+    if model.is_multimodal_model:
+        raise UnsupportedModelError("madakv in vLLM: models that see or hear were not tested, only text models were")
+    if model.is_encoder_decoder or model.runner_type != "generate":
+        raise UnsupportedModelError("madakv in vLLM: only models that generate, with a decoder alone")
+
+
+def check_request(request: Any, settings: Settings) -> None:
+    """Refuse requests that cannot be evicted as asked.
+
+    Args:
+        request: vLLM's `EngineCoreRequest`.
+        settings: of the server.
+
+    Raises:
+        MadaKVError: one line, with what to do.
+    """
+    if request.sampling_params is None or settings.budget_of(request.sampling_params.extra_args) == 1.0:
+        return
+    if request.resumable:
+        raise InputError("madakv in vLLM: prompts that are streamed in have no end at which to evict")
+    if request.prompt_token_ids is None or request.prompt_embeds is not None:
+        raise InputError("madakv in vLLM: prompts of embeddings cannot be evicted; set madakv_budget to 1")
+
+
+def check_layers(kinds: Iterable[str], spec: str) -> None:
+    """Refuse models whose layers do not all hold their keys alike.
+
+    Args:
+        kinds: of each KV cache group, the name of its spec.
+        spec: the name that there should be, once.
+    """
+    kinds = list(kinds)
+    if kinds != [spec]:
+        raise UnsupportedModelError(
+            f"madakv in vLLM: all layers must hold whole prompts alike, in one KV cache group; this model has "
+            f"{', '.join(kinds) or 'none'} (sliding windows, state spaces or several kinds of attention)"
+        )

@@ -1,0 +1,133 @@
+"""Where a request's kept entries lie: uneven heads in pages of equal size, in whatever layer's memory there is room.
+
+A block of the engine holds, in every layer's memory, a cell of `2 * block_size` rows for each KV head: here, a page's
+keys and then its values. All cells have one shape, and keys are rotated already, so that a page of any layer's any
+head can lie in any cell. Nobody but these tables reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from madakv.plan import KeepPlan
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """The engine's KV cache of all layers as rows of one head's keys or values.
+
+    Attributes:
+        rows: [R, D], a view of all there is.
+        layers: [L] int64, the first row of each layer's block 0.
+        block_rows: rows from one block of a layer to its next.
+        heads: KV heads.
+        block_size: entries of a page.
+    """
+
+    rows: Tensor
+    layers: Tensor
+    block_rows: int
+    heads: int
+    block_size: int
+
+    @classmethod
+    def behind(cls, caches: Sequence[Tensor]) -> Memory:
+        """That of layers' caches, [blocks, heads, block_size, 2 * D] each, all views of one storage.
+
+        Raises:
+            ValueError: they are laid out in another way.
+        """
+        first = caches[0]
+        _, heads, size, width = first.shape
+        D = width // 2
+        same = all(
+            cache.shape == first.shape
+            and cache.stride() == first.stride()
+            and cache.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+            and cache.storage_offset() % D == 0
+            for cache in caches
+        )
+        if not same or first.stride()[1:] != (size * width, width, 1) or first.stride(0) % D:
+            raise ValueError(f"caches of {tuple(first.shape)}, strides {first.stride()}, are not cells of one memory")
+        total = first.untyped_storage().nbytes() // first.element_size()
+        rows = first.as_strided((total // D, D), (D, 1), 0)
+        starts = torch.tensor([cache.storage_offset() // D for cache in caches])
+        return cls(rows, starts, first.stride(0) // D, heads, size)
+
+    @property
+    def cell_rows(self) -> int:
+        """Rows of a cell."""
+        return 2 * self.block_size
+
+    def cells(self, layer: Tensor, block: Tensor, head: Tensor) -> Tensor:
+        """The first row of each cell, int64."""
+        return self.layers[layer] + block * self.block_rows + head * self.cell_rows
+
+
+class PageTable:
+    """The pages of one request.
+
+    Args:
+        memory: that they lie in.
+        plans: of each layer, of one row.
+        blocks: [K] int64, the engine's blocks that hold them.
+
+    Attributes:
+        counts: [L, H] int64, entries of each head.
+        pages: of each layer [P] int64, first rows of its cells, head after head.
+    """
+
+    def __init__(self, memory: Memory, plans: Sequence[KeepPlan], blocks: Tensor) -> None:
+        self._memory = memory
+        self.counts = torch.cat([plan.counts for plan in plans])
+        needed = (self.counts + memory.block_size - 1) // memory.block_size
+        L, H = needed.shape
+        if int(needed.sum()) > L * H * len(blocks):
+            raise RuntimeError(f"{int(needed.sum())} pages do not fit into {len(blocks)} blocks of {L * H}")
+        layer, head, number = torch.meshgrid(*(torch.arange(n) for n in (L, H, len(blocks))), indexing="ij")
+        cells = memory.cells(layer, blocks[number], head)
+        # Each head takes of its own cells first, so that its pages lie together; what it lacks, others leave.
+        own = number < needed[..., None]
+        spare = cells[~own]
+        lacking = (needed - own.sum(-1)).flatten()
+        more = spare.split([*lacking.tolist(), len(spare) - int(lacking.sum())])
+        self.pages = [
+            torch.cat([x for h in range(H) for x in (cells[at, h][own[at, h]], more[at * H + h])]) for at in range(L)
+        ]
+        self._pages_of_heads = needed
+
+    def key_rows(self, layer: int) -> Tensor:
+        """[T] int64: the row of each entry's key, head after head; its value lies `block_size` rows behind."""
+        size, counts = self._memory.block_size, self.counts[layer]
+        first = self._pages_of_heads[layer].cumsum(0) - self._pages_of_heads[layer]
+        place = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        page = first.repeat_interleave(counts) + place // size
+        return self.pages[layer][page] + place % size
+
+    def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Put a layer's entries into its pages, [T, D] each."""
+        rows = self.key_rows(layer).to(keys.device)
+        self._memory.rows.index_copy_(0, rows, keys)
+        self._memory.rows.index_copy_(0, rows + self._memory.block_size, values)
+
+    def read(self, layer: int) -> tuple[Tensor, Tensor]:
+        """A copy of a layer's entries, keys and values [T, D]."""
+        rows = self.key_rows(layer).to(self._memory.rows.device)
+        return self._memory.rows[rows], self._memory.rows[rows + self._memory.block_size]
+
+
+def token_rows(memory: Memory, blocks: Tensor, positions: Tensor) -> Tensor:
+    """[H, n] int64: the row of each head's key of tokens that lie by position in a request's blocks, as pages do.
+
+    Args:
+        memory: that they lie in; rows are those of a layer that begins at row 0.
+        blocks: [b] int64, all blocks of the request.
+        positions: [n] int64.
+    """
+    block = blocks[positions // memory.block_size] * memory.block_rows
+    heads = torch.arange(memory.heads)[:, None] * memory.cell_rows
+    return block + heads + positions % memory.block_size

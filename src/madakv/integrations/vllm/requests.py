@@ -1,0 +1,144 @@
+"""What a worker knows of one request that is evicted, from its first chunk to its last token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from madakv.cache import Entries, LayerMemory, RaggedEntries
+from madakv.integrations.vllm.layout import Layout
+from madakv.integrations.vllm.pages import PageTable
+from madakv.methods import Method
+from madakv.modality import Modality
+from madakv.plan import KeepPlan
+from madakv.reading import Prompt, Reading
+from madakv.scoring import LayerView
+
+_MODALITIES = {"image": Modality.IMAGE, "video": Modality.VIDEO, "audio": Modality.AUDIO}
+
+
+def modality_of(tokens: int, features: Sequence[Any]) -> Tensor:
+    """[1, N] of `Modality` values of a prompt.
+
+    Args:
+        tokens: N.
+        features: vLLM's `mm_features`: where pictures and the like lie in the prompt.
+    """
+    modality = torch.full((1, tokens), int(Modality.TEXT))
+    for feature in features:
+        place = feature.mm_position
+        kind = _MODALITIES[feature.modality]
+        own = torch.ones(place.length, dtype=torch.bool) if place.is_embed is None else place.is_embed.cpu()
+        modality[0, place.offset : place.offset + place.length][own] = int(kind)
+    return modality
+
+
+@dataclass(eq=False)
+class Stash:
+    """A layer of a prompt whose plan was known before it was read, as of a request that was preempted.
+
+    Attributes:
+        entries: what is kept.
+        keys, values: [H, n, D] of tokens behind the prompt that came in the same pass.
+    """
+
+    entries: Entries
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass(eq=False)
+class Request:
+    """One request.
+
+    Attributes:
+        prompt: N, tokens.
+        first: the first of the engine's blocks that holds pages, see `first_kept_block`.
+        method: how it is evicted.
+        modality: [1, N].
+        blocks: all its blocks, in order; the engine's own list, which grows.
+        block_size: of the engine.
+        text: its token ids; None if it was given as embeddings.
+        later: the position of the first token behind it.
+        plans: what each layer keeps, once that is decided. They outlive preemption: what was read is read again, but
+            not decided again, and tokens that come behind the prompt find what they found.
+        table: where that lies; None until the prompt was read.
+    """
+
+    prompt: int
+    first: int
+    method: Method
+    modality: Tensor
+    blocks: Callable[[], Sequence[int]]
+    block_size: int
+    text: Sequence[int] | None
+    later: int
+    plans: list[KeepPlan] | None = None
+    table: PageTable | None = None
+    reading: Reading | None = None
+    memories: list[LayerMemory] = field(default_factory=list)
+    stash: dict[int, Stash] = field(default_factory=dict)
+    _heard: Tensor | None = None
+    _queries: dict[int, Tensor] = field(default_factory=dict)
+
+    def forget_pages(self) -> None:
+        """Its blocks are gone: it was preempted. If it was not decided yet, it is read anew."""
+        self.table, self.reading = None, None
+        self.memories, self.stash, self._queries = [], {}, {}
+
+    def block_ids(self) -> Tensor:
+        """[b] int64."""
+        return torch.tensor(self.blocks())
+
+    def page_blocks(self) -> Tensor:
+        """[K] int64: those that hold its pages."""
+        return self.block_ids()[self.first : self.prompt // self.block_size]
+
+    def hear(self, layer: int, query: Tensor, start: int) -> None:
+        """Keep those queries of a chunk, [n, Hq, D] from position `start` on, that the method scores by."""
+        if self._heard is None:
+            self._heard = self.method.listened(self.modality)[0].nonzero()[:, 0]
+        if layer not in self._queries:
+            self._queries[layer] = query.new_zeros(len(self._heard), *query.shape[1:])
+        low, high = torch.searchsorted(self._heard, torch.tensor([start, start + len(query)])).tolist()
+        self._queries[layer][low:high] = query[self._heard[low:high] - start]
+
+    def view(self, layer: int, keys: Tensor, values: Tensor, **how: Any) -> LayerView:
+        """What the method looks at: the whole prompt's keys and values, and the queries that it scores by."""
+        told = self._queries.pop(layer)
+        query = told.new_zeros(self.prompt, *told.shape[1:])
+        query[self._heard] = told
+        return LayerView(query=query.transpose(0, 1)[None], key=keys, value=values, modality=self.modality, **how)
+
+    def open(self, layers: int, most_echoed: Callable[[Reading], Tensor]) -> Reading:
+        """Begin to score."""
+        if self.reading is None:
+            self.memories = [LayerMemory() for _ in range(layers)]
+            self.reading = Reading(self.method, Prompt(self.modality), self.memories)
+            if self.method.echoes and bool((most := most_echoed(self.reading)).any()):
+                self.reading.hold_for_echo(most)
+        return self.reading
+
+    def keep(self, layer: int, keys: Tensor, values: Tensor, later: tuple[Tensor, Tensor]) -> Stash:
+        """A layer of a prompt that is read again; `later`: keys and values [n, H, D] behind it."""
+        if self.plans is None:
+            raise RuntimeError("tokens behind a prompt came with it, and nothing was decided about it")
+        entries = RaggedEntries.gather(keys, values, self.plans[layer])
+        behind = (x.transpose(0, 1).clone() for x in later)
+        self.stash[layer] = Stash(entries, *behind)
+        return self.stash[layer]
+
+    @property
+    def is_read(self) -> bool:
+        """Whether its prompt was read, and nothing was packed yet."""
+        layers = len(self.stash) if self.reading is None else self.reading.layers_read
+        return self.table is None and layers > 0
+
+
+def gathered(layout: Layout, cache: Tensor, request: Request) -> tuple[Tensor, Tensor]:
+    """A prompt's keys and values, [1, H, N, D], out of the engine's blocks."""
+    return layout.gather(cache, request.block_ids(), request.prompt)

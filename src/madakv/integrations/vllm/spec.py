@@ -1,0 +1,85 @@
+"""The scheduler's side: how many blocks a request holds. It is told nothing but prompts' lengths and budgets.
+
+Blocks stay at their tokens' positions, and freed ones leave a null behind, as of sliding windows: positions, slots
+and the engine's own reckoning with them are what they were.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
+from vllm.v1.kv_cache_interface import FullAttentionSpec
+from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
+
+from madakv.integrations.vllm.settings import Settings, first_kept_block
+from madakv.integrations.vllm.wrapping import wrap
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvictedSpec(FullAttentionSpec):  # type: ignore[misc]
+    """A layer that holds whole prompts until they are read.
+
+    Attributes:
+        settings: as asked for; so they reach the scheduler.
+    """
+
+    settings: Settings
+
+    @classmethod
+    def around(cls, spec: Any, settings: Settings) -> EvictedSpec:
+        """What a layer would have had."""
+        return cls(**_values(spec), settings=settings)
+
+    @classmethod
+    def merge(cls, specs: list[Any]) -> EvictedSpec:
+        """One for all layers."""
+        plain = [FullAttentionSpec(**_values(spec)) for spec in specs]
+        return cls.around(FullAttentionSpec.merge(plain), specs[0].settings)
+
+
+def _values(spec: Any) -> dict[str, Any]:
+    return {field.name: getattr(spec, field.name) for field in fields(FullAttentionSpec)}
+
+
+class EvictingManager(FullAttentionManager):  # type: ignore[misc]
+    """Frees a prompt's blocks once it was read, but for those that hold what is kept."""
+
+    def __init__(self, kv_cache_spec: EvictedSpec, **kwargs: Any) -> None:
+        super().__init__(kv_cache_spec, **kwargs)
+        self._settings = kv_cache_spec.settings
+        self._budgets: dict[str, float] = {}
+        wrap(KVCacheManager, "allocate_slots", _around_allocate_slots)
+
+    def note(self, request: Any) -> None:
+        """Look at a request before it is given blocks."""
+        if request.request_id not in self._budgets and request.sampling_params is not None:
+            self._budgets[request.request_id] = self._settings.budget_of(request.sampling_params.extra_args)
+
+    def remove_skipped_blocks(
+        self, request_id: str, processed_computed_tokens: int, num_prompt_tokens: int | None = None
+    ) -> None:
+        """After the step that read the prompt's end, its first blocks are gone; see `first_kept_block`."""
+        if num_prompt_tokens is None or processed_computed_tokens < num_prompt_tokens:
+            return
+        budget = self._budgets.get(request_id, self._settings.budget)
+        self._remove_blocks_in_range(request_id, 0, first_kept_block(budget, num_prompt_tokens, self.block_size))
+
+    def pop_blocks_for_free(self, request_id: str) -> Any:
+        """The request is over, or preempted."""
+        self._budgets.pop(request_id, None)
+        return super().pop_blocks_for_free(request_id)
+
+
+def _around_allocate_slots(manager: Any, original: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+    for own in manager.coordinator.single_type_managers:
+        if isinstance(own, EvictingManager):
+            own.note(request)
+    return original(request, *args, **kwargs)
+
+
+# The engine's own specs come first: where one is there, none of them would be added.
+KVCacheSpecRegistry._ensure_registered()
+KVCacheSpecRegistry.register(EvictedSpec, EvictingManager, uniform_type_base_spec=FullAttentionSpec)

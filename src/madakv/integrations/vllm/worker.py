@@ -1,0 +1,195 @@
+"""What is wrapped in vLLM's model runner: before, at and after each step, the evictor is told what goes on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.forward_context import set_forward_context
+from vllm.v1.kv_cache_interface import FullAttentionSpec
+from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+from madakv.errors import UnsupportedModelError
+from madakv.hf.attention import norms_behind, projection_of
+from madakv.hf.echo import most_echoed
+from madakv.integrations.vllm.evictor import Evictor, LayerHow, Span
+from madakv.integrations.vllm.guards import check_layers
+from madakv.integrations.vllm.layout import Layout
+from madakv.integrations.vllm.requests import Request, modality_of
+from madakv.integrations.vllm.settings import Settings, first_kept_block
+from madakv.integrations.vllm.spec import EvictedSpec
+from madakv.integrations.vllm.wrapping import wrap
+from madakv.scoring import OutputProjection
+
+_EVICTOR = "_madakv_evictor"
+
+
+class _FirstOnly(nn.Module):
+    """A projection of vLLM, which returns a bias beside its output."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What it adds to the residual stream."""
+        out = self._module(x)
+        first: Tensor = out[0] if isinstance(out, tuple) else out
+        return first
+
+
+@functools.cache
+def wrap_runner() -> None:
+    """Wrap the model runner's methods, once. Runners of which nobody asks for eviction do as before."""
+    for wrapper in _WRAPPERS:
+        wrap(GPUModelRunner, wrapper.__name__.removeprefix("_around_"), wrapper)
+
+
+def _evictor(runner: Any) -> Evictor | None:
+    return getattr(runner, _EVICTOR, None)
+
+
+def _around_get_kv_cache_spec(runner: Any, original: Any) -> Any:
+    """Layers that hold whole prompts get the spec that our manager serves."""
+    specs = original()
+    settings = Settings.of(runner.vllm_config.additional_config)
+    if settings is None:
+        return specs
+    check_layers(sorted({type(spec).__name__ for spec in specs.values()}), FullAttentionSpec.__name__)
+    return {name: EvictedSpec.around(spec, settings) for name, spec in specs.items()}
+
+
+def _around_initialize_kv_cache(runner: Any, original: Any, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
+    original(kv_cache_config, *args, **kwargs)
+    if Settings.of(runner.vllm_config.additional_config) is None:
+        return
+    groups = runner.kv_cache_config.kv_cache_groups
+    check_layers([type(group.kv_cache_spec).__name__ for group in groups], EvictedSpec.__name__)
+    context = runner.vllm_config.compilation_config.static_forward_context
+    modules = dict(runner.get_model().named_modules())
+    norms = norms_behind(runner.get_model())
+    layers, hows = [], []
+    for name in groups[0].layer_names:
+        impl = context[name].impl
+        parent = modules.get(name.rpartition(".")[0])
+        if not hasattr(impl, "evictor") or impl.sliding_window != -1 or impl.alibi_slopes is not None:
+            raise UnsupportedModelError(f"madakv in vLLM: {name} does not attend to all before it, or has biases")
+        projection = None if parent is None else projection_of(parent, norms)
+        if projection is None or projection.is_normed:
+            raise UnsupportedModelError(
+                f"madakv in vLLM: {name} has no output projection of a known name, or a norm behind"
+            )
+        layers.append(context[name])
+        hows.append(
+            LayerHow(
+                scaling=impl.scale,
+                softcap=impl.logits_soft_cap or None,
+                sinks=impl.sinks,
+                projection=OutputProjection(_FirstOnly(projection.module)),
+            )
+        )
+    evictor = Evictor(
+        [layer.kv_cache for layer in layers],
+        _learned(layers[0]),
+        hows,
+        functools.partial(most_echoed, config=runner.model_config.hf_config),
+    )
+    for number, layer in enumerate(layers):
+        layer.impl.evictor, layer.impl.number = evictor, number
+    setattr(runner, _EVICTOR, evictor)
+
+
+def _learned(layer: Any) -> Layout:
+    """How the engine writes."""
+
+    def write(keys: Tensor, values: Tensor, cache: Tensor) -> None:
+        slots = torch.arange(len(keys))
+        layer.impl.do_kv_cache_update(layer, keys, values, cache, slots)
+
+    _, heads, size, width = layer.kv_cache.shape
+    return Layout.learned(write, heads=heads, block_size=size, dim=width // 2, dtype=layer.kv_cache.dtype)
+
+
+def _around_execute_model(runner: Any, original: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
+    """Before a step: what the last one read is decided, whatever became of the blocks since."""
+    evictor = _evictor(runner)
+    if evictor is not None:
+        with torch.inference_mode():
+            evictor.finish(
+                scheduler_output.finished_req_ids,
+                scheduler_output.preempted_req_ids or (),
+                functools.partial(_echo, runner),
+            )
+    return original(scheduler_output, *args, **kwargs)
+
+
+def _around__prepare_inputs(runner: Any, original: Any, scheduler_output: Any, num_scheduled_tokens: Any) -> Any:
+    prepared = original(scheduler_output, num_scheduled_tokens)
+    evictor = _evictor(runner)
+    if evictor is not None:
+        evictor.begin(_spans(runner, evictor, num_scheduled_tokens.tolist()), runner.input_batch.num_reqs)
+    return prepared
+
+
+def _around__model_forward(runner: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        return original(*args, **kwargs)
+    finally:
+        if (evictor := _evictor(runner)) is not None:
+            evictor.step = None
+
+
+def _spans(runner: Any, evictor: Evictor, scheduled: list[int]) -> Iterator[Span]:
+    """The new tokens of requests that are evicted, or will be."""
+    begin = 0
+    batch = runner.input_batch
+    for row, (name, tokens) in enumerate(zip(batch.req_ids, scheduled, strict=True)):
+        request = evictor.requests.get(name) or _request(runner, evictor, name)
+        if request is not None:
+            evictor.requests[name] = request
+            yield Span(request, row, begin, tokens, int(batch.num_computed_tokens_cpu[row]))
+        begin += tokens
+
+
+def _request(runner: Any, evictor: Evictor, name: str) -> Request | None:
+    """What is evicted of a request; None if it stays whole."""
+    settings, state = Settings.of(runner.vllm_config.additional_config), runner.requests[name]
+    if settings is None or state.sampling_params is None:
+        return None
+    budget, prompt = settings.budget_of(state.sampling_params.extra_args), state.num_prompt_tokens
+    first = first_kept_block(budget, prompt, evictor.block_size)
+    if first == 0:
+        return None
+    return Request(
+        prompt=prompt,
+        first=first,
+        method=settings.resolved(budget),
+        modality=modality_of(prompt, state.mm_features),
+        blocks=lambda: state.block_ids[0],
+        block_size=evictor.block_size,
+        text=state.prompt_token_ids,
+        later=prompt + int(state.mrope_position_delta or 0),
+    )
+
+
+def _echo(runner: Any, request: Request, places: Tensor) -> None:
+    """Run the model over tokens of a prompt once more, behind it."""
+    ids = torch.tensor(request.text)[places]
+    positions = torch.arange(len(ids)) + request.later
+    if runner.uses_mrope:
+        positions = positions.expand(3, -1)
+    with set_forward_context(None, runner.vllm_config, num_tokens=len(ids), slot_mapping={}):
+        runner.model(input_ids=ids.to(runner.input_ids.gpu.dtype), positions=positions)
+
+
+_WRAPPERS = (
+    _around_get_kv_cache_spec,
+    _around_initialize_kv_cache,
+    _around_execute_model,
+    _around__prepare_inputs,
+    _around__model_forward,
+)
+"""Each is put around the method that it is named after."""

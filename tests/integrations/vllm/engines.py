@@ -1,0 +1,172 @@
+"""vLLM on a CPU, in this process, beside transformers: what both keep of a prompt, and what both say then."""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import madakv
+from madakv.methods.registry import from_text
+from madakv.plan import KeepPlan
+
+BLOCK = 32
+TOKENS = 24
+
+Prompt = list[int]
+
+
+def quietly() -> None:
+    """Before vLLM is imported: in this process, with little memory, and no more threads than it was given."""
+    os.environ |= {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+    }
+
+
+@dataclass
+class Said:
+    """What was kept of prompts and said after them.
+
+    Attributes:
+        plans: by prompt; of those that stayed whole there are none.
+        tokens: of each prompt, in order.
+        preempted: how often a request was.
+        answering: how many had begun to answer at once, at most.
+    """
+
+    plans: dict[tuple[int, ...], list[KeepPlan]] = field(default_factory=dict)
+    tokens: list[list[int]] = field(default_factory=list)
+    preempted: int = 0
+    answering: int = 0
+
+
+def transformers_says(
+    model: Any, prompts: Sequence[Prompt], method: str, budget: float, tokens: int = TOKENS
+) -> Said:
+    """Read alone, one by one; a budget of 1.0 leaves madakv out."""
+    said = Said()
+    for prompt in prompts:
+        ids = torch.tensor([prompt])
+        how = {"max_new_tokens": TOKENS, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+        if budget == 1.0:
+            out = model.generate(ids, **how)
+        else:
+            with madakv.evict(model, from_text(method, budget)) as run:
+                out = model.generate(ids, **how)
+            assert run.last is not None
+            said.plans[tuple(prompt)] = list(run.last.plans)
+        said.tokens.append(out[0, len(prompt) :].tolist())
+    return said
+
+
+class Engine:
+    """An engine of vLLM."""
+
+    def __init__(self, folder: Path, settings: dict[str, Any] | None, **options: Any) -> None:
+        from vllm import LLM
+
+        asked = {} if settings is None else {"additional_config": {"madakv": settings}}
+        self.llm = LLM(
+            str(folder),
+            dtype="float32",
+            enforce_eager=True,
+            skip_tokenizer_init=True,
+            block_size=BLOCK,
+            disable_log_stats=True,
+            **{"max_model_len": 704, "max_num_seqs": 8, "num_gpu_blocks_override": 160} | asked | options,
+        )
+        self.core: Any = self.llm.llm_engine.engine_core.engine_core
+
+    @property
+    def free_blocks(self) -> int:
+        return int(self.core.scheduler.kv_cache_manager.block_pool.get_num_free_blocks())
+
+    def says(
+        self, prompts: Sequence[Prompt], extra: Sequence[Any] | None = None, tokens: int = TOKENS, preempt: int = 0
+    ) -> Said:
+        """All at once.
+
+        Args:
+            prompts: token ids.
+            extra: `extra_args` of each.
+            tokens: to say.
+            preempt: after every so many steps, every running request is preempted; 0: none is.
+        """
+        from vllm import SamplingParams
+
+        engine, said = self.llm.llm_engine, Said()
+        for number, prompt in enumerate(prompts):
+            params = SamplingParams(
+                temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False,
+                extra_args=None if extra is None else extra[number],
+            )  # fmt: skip
+            engine.add_request(str(number), {"prompt_token_ids": prompt}, params)
+        done, steps = {}, 0
+        with kept(said):
+            while engine.has_unfinished_requests():
+                for out in engine.step():
+                    if out.finished:
+                        done[int(out.request_id)] = list(out.outputs[0].token_ids)
+                steps += 1
+                running = self.core.scheduler.running
+                said.answering = max(said.answering, sum(one.num_output_tokens > 0 for one in running))
+                if preempt and steps % preempt == 0:
+                    said.preempted += len(self.core.scheduler.running)
+                    self.core.scheduler.reset_prefix_cache(reset_running_requests=True)
+        said.tokens = [done[number] for number in range(len(prompts))]
+        return said
+
+
+@contextmanager
+def kept(said: Said) -> Iterator[None]:
+    """Note what is packed."""
+    from madakv.integrations.vllm.evictor import Evictor
+
+    original = Evictor._pack
+
+    def noted(self: Evictor, request: Any) -> None:
+        said.plans[tuple(request.text)] = request.plans
+        original(self, request)
+
+    Evictor._pack = noted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Evictor._pack = original  # type: ignore[method-assign]
+
+
+@contextmanager
+def engine(folder: Path, settings: dict[str, Any] | None, **options: Any) -> Iterator[Engine]:
+    """One that is gone behind the block."""
+    made = Engine(folder, settings, **options)
+    try:
+        yield made
+    finally:
+        made.llm.llm_engine.engine_core.shutdown()
+        del made
+        gc.collect()
+
+
+def entries(plan: KeepPlan) -> Tensor:
+    """Each as one number."""
+    return plan.owners() * (1 << 20) + plan.positions
+
+
+def agreement(said: Said, other: Said) -> tuple[int, int]:
+    """Of the entries that were kept of the prompts that both evicted: how many both did, and how many any did."""
+    same = either = 0
+    for prompt, plans in said.plans.items():
+        for one, two in zip(plans, other.plans[prompt], strict=True):
+            both = int(torch.isin(entries(one), entries(two)).sum())
+            same, either = same + both, either + len(one.positions) + len(two.positions) - both
+    return same, either

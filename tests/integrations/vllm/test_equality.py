@@ -1,0 +1,154 @@
+"""vLLM keeps what transformers keeps, and says what transformers says: `make test-vllm`."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.integrations.vllm.engines import Prompt, Said, agreement, engine, transformers_says
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("vllm") is None,
+        reason="vLLM is not installed here; scripts/vllm_env.sh makes an environment that has it",
+    ),
+]
+Expected = dict[tuple[str, float], Said]
+METHODS = ("snapkv", "madakv:echo=0", "madakv")
+
+
+@pytest.fixture(scope="module")
+def expected(folder: Path, prompts: list[Prompt]) -> Expected:
+    return expectations(folder, prompts, [*((method, 0.2) for method in METHODS), ("madakv:echo=0", 0.5), ("", 1.0)])
+
+
+def expectations(
+    folder: Path, prompts: list[Prompt], cases: list[tuple[str, float]]
+) -> dict[tuple[str, float], Said]:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+    return {(method, budget): transformers_says(model, prompts, method, budget) for method, budget in cases}
+
+
+def check(said: Said, want: Said) -> None:
+    assert set(said.plans) == set(want.plans)
+    same, either = agreement(said, want)
+    assert same == either > 1000
+    assert said.tokens == want.tokens
+
+
+@pytest.mark.parametrize("chunk", [None, 256, 91])
+@pytest.mark.parametrize("method", METHODS)
+def test_kept_entries_and_tokens_are_those_of_transformers(
+    folder: Path, prompts: list[Prompt], expected: Expected, method: str, chunk: int | None
+) -> None:
+    options = {} if chunk is None else {"max_num_batched_tokens": chunk}
+    with engine(folder, {"budget": 0.2, "method": method}, **options) as ours:
+        before = ours.free_blocks
+        check(ours.says(prompts), expected[method, 0.2])
+        assert ours.free_blocks == before
+
+
+def test_requests_with_budgets_of_their_own_in_one_batch(
+    folder: Path, prompts: list[Prompt], expected: Expected
+) -> None:
+    budgets = [0.2, 1.0, 0.5, 1.0, 0.2, 0.5, 1.0, 0.2]
+    extra = [{"madakv": {"budget": own}} if own == 0.5 else {"madakv_budget": own} for own in budgets]
+    with engine(folder, {"budget": 0.2, "method": "madakv:echo=0"}) as ours:
+        before = ours.free_blocks
+        said = ours.says(prompts, extra)
+        for number, budget in enumerate(budgets):
+            want = expected["" if budget == 1.0 else "madakv:echo=0", budget]
+            assert said.tokens[number] == want.tokens[number]
+        assert len(said.plans) == 5
+        assert ours.free_blocks == before
+
+
+@pytest.mark.parametrize("chunk", [None, 91])
+def test_preempted_requests_say_the_same(
+    folder: Path, prompts: list[Prompt], expected: Expected, chunk: int | None
+) -> None:
+    options = {} if chunk is None else {"max_num_batched_tokens": chunk}
+    with engine(folder, {"budget": 0.2, "method": "madakv"}, **options) as ours:
+        before = ours.free_blocks
+        # Whole prompts are read again in one pass with all that was said, chunks end anywhere.
+        said = ours.says(prompts, preempt=38 if chunk else 7)
+        assert said.preempted >= 4
+        check(said, expected["madakv", 0.2])
+        assert ours.free_blocks == before
+
+
+def test_aborted_requests_leave_nothing_behind(folder: Path, prompts: list[Prompt], expected: Expected) -> None:
+    from vllm import SamplingParams
+
+    with engine(folder, {"budget": 0.2, "method": "madakv"}, max_num_batched_tokens=91) as ours:
+        before, llm = ours.free_blocks, ours.llm.llm_engine
+        for steps in range(0, 40, 3):
+            for number, prompt in enumerate(prompts[:3]):
+                params = SamplingParams(temperature=0, max_tokens=24, ignore_eos=True, detokenize=False)
+                llm.add_request(f"{steps}-{number}", {"prompt_token_ids": prompt}, params)
+            for _ in range(steps):
+                llm.step()
+            llm.abort_request([f"{steps}-{number}" for number in range(3)], internal=False)
+            while llm.has_unfinished_requests():
+                llm.step()
+            assert ours.free_blocks == before
+        check(ours.says(prompts), expected["madakv", 0.2])
+
+
+def test_a_pool_holds_more_requests(folder: Path) -> None:
+    prompts = [torch.randint(3, 512, (640,)).tolist() for _ in range(24)]
+    most = {}
+    for budget in (1.0, 0.1):
+        options = {"max_num_seqs": 24, "num_gpu_blocks_override": 70, "max_num_batched_tokens": 704}
+        with engine(folder, {"budget": budget, "method": "madakv:echo=0"}, **options) as ours:
+            said = ours.says(prompts, tokens=40)
+            most[budget] = said.answering
+    assert most[1.0] == 3
+    assert most[0.1] >= 3 * most[1.0]
+
+
+def test_other_entries_give_other_answers(
+    folder: Path, prompts: list[Prompt], expected: Expected, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The control: what is compared can differ."""
+    from madakv.integrations.vllm.evictor import Evictor
+
+    decide = Evictor._decide
+
+    def wrong(self: Evictor, request: Any, echo: Any) -> None:
+        decide(self, request, echo)
+        for memory in request.memories:
+            memory.replace(memory.kept.keys.roll(5, 0), memory.kept.values.roll(5, 0))
+
+    monkeypatch.setattr(Evictor, "_decide", wrong)
+    with engine(folder, {"budget": 0.2, "method": "madakv:echo=0"}) as ours:
+        said = ours.says(prompts)
+    assert sum(a == b for a, b in zip(said.tokens, expected["madakv:echo=0", 0.2].tokens, strict=True)) == 0
+
+
+@pytest.mark.parametrize("settings", [None, {"budget": 1.0}])
+def test_all_stays_as_it_was(folder: Path, prompts: list[Prompt], expected: Expected, settings: Any) -> None:
+    with engine(folder, settings) as ours:
+        said = ours.says(prompts)
+    assert not said.plans
+    assert said.tokens == expected["", 1.0].tokens
+
+
+def test_a_published_model_on_text(smollm2: Path) -> None:
+    from transformers import AutoTokenizer
+
+    from madakv.evaluation.texts import corpus
+
+    text = AutoTokenizer.from_pretrained(smollm2)(Path(corpus.__file__).read_text() * 3)["input_ids"]
+    prompts = [text[:200], text[100:460], text[300:890]]
+    want = expectations(smollm2, prompts, [("madakv", 0.2)])["madakv", 0.2]
+    with engine(smollm2, {"budget": 0.2}, max_num_batched_tokens=256, num_gpu_blocks_override=64) as ours:
+        check(ours.says(prompts), want)
