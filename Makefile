@@ -75,7 +75,7 @@ PUBLISHED := $(PUBLISHED),kvzip:echo=auto,madakv
 SHAPES := madakv:shape=heads-even,madakv:shape=layers-even,madakv:shape=rectangular
 # What helps us, for rivals as well: the question as their window, the prompt's own queries, an echo, a draft.
 HELP := window_size=question:context=64:echo=auto
-HELPED := full,madakv,madakv:echo=all,madakv:echo=0,$(SHAPES)
+HELPED := full,madakv,madakv:echo=all,madakv:echo=0
 HELPED := $(HELPED),snapkv:$(HELP):kernel_size=1,adakv:$(HELP):kernel_size=1,mixkv:$(HELP)
 DRAFT := full,madakv:draft=8,madakv:draft=8:echo=all,madakv:draft=8:echo=0,madakv-paper:draft=8,snapkv:draft=8
 DRAFT := $(DRAFT),adakv:draft=8:answer_weight=4.0:$(HELP):kernel_size=1,mixkv:draft=8:answer_weight=4.0:$(HELP)
@@ -98,6 +98,8 @@ results-%:
 	$(RUN) eval --model $* --suite long-512 --methods $(PUBLISHED) --budgets $(BUDGETS) --samples 30 \
 		--out results/$*/published
 	$(RUN) eval --model $* --suite long-512 --methods $(HELPED) --budgets $(BUDGETS) --samples 30 --out results/$*/helped
+	$(RUN) eval --model $* --suite long-512 --methods full,madakv,$(SHAPES) --budgets 0.2,0.1,0.05 --samples 30 \
+		--out results/$*/shapes
 	$(RUN) eval --model $* --suite long-512 --methods $(DRAFT) --budgets $(BUDGETS) --samples 30 --out results/$*/draft
 	$(RUN) eval --model $* --suite long-512 --methods $(CHOICES) --budgets 0.2,0.1,0.05 --samples 12 --seed 100000 \
 		--out results/$*/choices
@@ -109,6 +111,9 @@ results-%:
 	$(RUN) eval --model $* --suite long-4096 --methods full --samples 60 --out results/$*/full-4096
 	$(BIN)/madakv distance --model $* --suite long-512 --methods $(subst full$(comma),,$(PUBLISHED)),madakv:$(EVEN),madakv:draft=8 \
 		--budgets 0.2 --samples 3 --out results/$*/distance
+	$(BIN)/madakv plot --model $* --suite long-512 --samples 8 --out results/$*/analysis
+	$(BIN)/madakv plot --model $* --suite long-512 --samples 8 --figure tasks --method madakv-paper \
+		--out results/$*/analysis/madakv-paper
 
 # A published model on real text; choices were made with seeds from 100000.
 results-text: venv

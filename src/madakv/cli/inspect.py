@@ -79,7 +79,7 @@ def _check_writable(out: Path) -> None:
     if out.is_dir():
         raise InputError(f"--out is the name of the page, not of a folder: {out}")
     if not out.parent.is_dir():
-        raise InputError(f"no such folder: {out.parent}")
+        raise InputError(f"no such folder: {out.parent}; make it first, or name another --out")
     target: Any = out if out.exists() else out.parent
     if not os.access(target, os.W_OK):
         raise InputError(f"not allowed to write {out}")

@@ -93,7 +93,8 @@ class Page {
     if (!side.answer.length) words.append(make("span", "muted", "nothing"));
     const line = answer.appendChild(make("p", "hint muted", side.looked
       ? "Choose a token to see what it rested on."
-      : side.recorded ? "Its only token comes from the prompt's own pass; what later ones look at would stand here."
+      : side.recorded && side.answer.length === 0 ? "Nothing was said, and nothing looked at."
+      : side.recorded && side.answer.length === 1 ? "Its only token comes from the prompt's own pass; what later ones look at would stand here."
         : "What the answer looked at was not recorded."));
     if (this.two && part < 0) line.append(" Both answers are the same.");
     if (side.looked) answer.append(this.rests(side));
@@ -153,7 +154,8 @@ class Page {
     const { line, hint } = this.answers[index];
     const { chosen } = this.state;
     if (row < 0) {
-      line.textContent = looked ? "What this token looked at was not recorded: it comes from the prompt's own pass." : hint;
+      const why = token.at ? "" : ": it comes from the prompt's own pass";
+      line.textContent = looked ? `What this token looked at was not recorded${why}.` : hint;
       return this.change({ chosen: null });
     }
     line.textContent = hint;
