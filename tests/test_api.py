@@ -42,7 +42,7 @@ def test_exported_names() -> None:
 
 def test_signatures() -> None:
     assert list(inspect.signature(madakv.evict).parameters) == [
-        *("model", "method", "budget", "trigger", "store", "options"),
+        *("model", "method", "budget", "trigger", "store", "record", "options"),
     ]
     assert list(inspect.signature(madakv.allocate).parameters) == ["psi", "modality", "method", "budget", "options"]
 

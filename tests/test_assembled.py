@@ -171,6 +171,7 @@ def test_a_second_turn_reads_as_the_template_has_it(folder: Path, base: Path) ->
     assert said[start:-1] == branch
 
 
+@pytest.mark.slow
 def test_training_goes_on_where_it_was_killed(
     base: Path, tmp_path: Path, training: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

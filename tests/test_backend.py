@@ -35,7 +35,9 @@ def decoded(monkeypatch: pytest.MonkeyPatch, name: str, model: Any, inputs: Any,
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "gemma2", "gpt_oss"])
-@pytest.mark.parametrize("options", [{}, {"lookahead": 2}], ids=["", "lookahead"])
+@pytest.mark.parametrize(
+    "options", [{}, pytest.param({"lookahead": 2}, marks=pytest.mark.slow)], ids=["", "lookahead"]
+)
 def test_models_answer_the_same(family: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups, padded rows, softcaps and sinks; the kernel takes over when what is looked ahead has been read."""
     made = FAMILIES[family]

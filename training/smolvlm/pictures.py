@@ -26,7 +26,8 @@ SIDE, CELLS, PATCH = 64, 4, 8
 COVERED = 0.06
 SPOKEN = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
-MIX = {"thing": 0.34, "painting": 0.20, "grid": 0.06, "emoji": 0.16, "word": 0.12, "number": 0.06, "half": 0.06}
+MIX = {"thing": 0.20, "painting": 0.08, "grid": 0.03, "emoji": 0.14, "word": 0.36, "number": 0.14, "half": 0.05}
+"""Written words take longest: with 0.12 of them, a tenth of their tokens was read after 350,000 pictures."""
 
 Floats = NDArray[np.floating]
 
