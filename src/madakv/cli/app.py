@@ -38,6 +38,16 @@ ShardOption = Annotated[
 RetryOption = Annotated[bool, typer.Option("--retry-failed", help="Ask again what failed in earlier runs.")]
 DtypeOption = Annotated[str, typer.Option(metavar="NAME", help="auto (as saved), float32, bfloat16 or float16.")]
 
+ImageOption = Annotated[
+    list[Path] | None, typer.Option(metavar="FILE", help="A picture to ask about; once for each picture.")
+]
+PromptOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TEXT",
+        help="What to ask; <image> stands where a picture belongs. Without it: a built-in document and question.",
+    ),
+]
 AnswerOption = Annotated[int, typer.Option(metavar="N", min=1, help="Most tokens of an answer.")]
 DataOption = Annotated[
     Path | None, typer.Option(metavar="FOLDER", help="MileBench's data: <DS>/<DS>.json and <DS>/images.")
@@ -109,16 +119,8 @@ def demo() -> None:
 )
 def generate(
     model: ModelOption = None,
-    image: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="A picture to ask about; once for each picture.")
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="What to ask; <image> stands where a picture belongs. Without it: a built-in document and question.",
-        ),
-    ] = None,
+    image: ImageOption = None,
+    prompt: PromptOption = None,
     method: Annotated[
         str,
         typer.Option(
@@ -166,16 +168,8 @@ def generate(
 def inspect(
     out: Annotated[Path, typer.Option(metavar="FILE", help="The page: one HTML file that needs no other.")],
     model: ModelOption = None,
-    image: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="A picture to ask about; once for each picture.")
-    ] = None,
-    prompt: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TEXT",
-            help="What to ask; <image> stands where a picture belongs. Without it: a built-in document and question.",
-        ),
-    ] = None,
+    image: ImageOption = None,
+    prompt: PromptOption = None,
     methods: Annotated[
         str,
         typer.Option(metavar="NAMES", help="One, or two to compare, such as madakv,snapkv; see `madakv methods`."),
@@ -375,9 +369,7 @@ def plot(
     seed: Annotated[
         int | None, typer.Option(metavar="N", min=0, help="Number of the first document. Without it: 0.")
     ] = None,
-    image: Annotated[
-        list[Path] | None, typer.Option(metavar="FILE", help="A picture to ask about; once for each picture.")
-    ] = None,
+    image: ImageOption = None,
     prompt: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="What to ask; <image> stands where a picture belongs. Or --suite."),

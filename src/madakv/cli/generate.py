@@ -11,16 +11,15 @@ from rich.table import Table
 from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
-from madakv import bundled
 from madakv.answering import Answer, answer
+from madakv.cli.asked import prompt_or_sample
 from madakv.cli.output import json_line, plain_console, visible
-from madakv.errors import ConfigurationError, InputError
+from madakv.errors import ConfigurationError
 from madakv.kept import Kept
 from madakv.linears import fast_linears
 from madakv.loading import load
 from madakv.markdown import size_text
 from madakv.methods import from_text
-from madakv.pictures import open_images
 from madakv.prompts import model_inputs
 from madakv.question import Question
 
@@ -45,14 +44,7 @@ def run_generate(
     """Run the command; see `madakv generate --help`."""
     quiet_transformers()
     chosen = from_text(method, budget=parse_budget(budget))
-    pictures = open_images(images)
-    question = None
-    if prompt is None:
-        if images:
-            raise InputError("images were given without --prompt; say what to do with them")
-        sample = bundled.sample()
-        question = sample.demo
-        prompt, pictures = f"{sample.text} {question.prompt}", list(sample.images)
+    prompt, pictures, question = prompt_or_sample(prompt, images)
     loaded, processor = load(model, device=device, dtype=dtype)
     inputs = model_inputs(processor, prompt, pictures).to(loaded.device)
     full = None

@@ -7,9 +7,9 @@ import webbrowser
 from pathlib import Path
 from typing import Any
 
-from madakv import bundled
 from madakv.answering import generate
 from madakv.api import evict
+from madakv.cli.asked import prompt_or_sample
 from madakv.cli.evaluate import expand
 from madakv.cli.generate import quiet_transformers
 from madakv.cli.output import plain_console
@@ -19,7 +19,6 @@ from madakv.extras import require
 from madakv.loading import load
 from madakv.markdown import size_text
 from madakv.methods import Full
-from madakv.pictures import open_images
 from madakv.prompts import model_inputs
 from madakv.run import Run
 
@@ -48,12 +47,7 @@ def run_inspect(
         named = ", ".join(f"{method.label} at {method.budget}" for method in chosen)
         raise ConfigurationError(f"a report shows one or two; got {len(chosen)}: {named}")
     _check_writable(out)
-    pictures = open_images(images)
-    if prompt is None:
-        if images:
-            raise InputError("images were given without --prompt; say what to do with them")
-        sample = bundled.sample()
-        prompt, pictures = f"{sample.text} {sample.demo.prompt}", list(sample.images)
+    prompt, pictures, _ = prompt_or_sample(prompt, images)
     loaded, processor = load(model, device=device, dtype=dtype)
     inputs = model_inputs(processor, prompt, pictures).to(loaded.device)
     runs: list[Run] = []

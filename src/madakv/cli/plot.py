@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from madakv.cli.asked import check_prompted
 from madakv.cli.generate import parse_budget, quiet_transformers
 from madakv.cli.output import plain_console, visible
 from madakv.cli.progress import bar
@@ -115,9 +116,8 @@ def _check_question(
     figure: str,
 ) -> None:
     """Refuse options that go with the other kind of prompts."""
+    check_prompted(prompt, images)
     if prompt is None:
-        if images:
-            raise InputError("images were given without --prompt; say what to do with them")
         return
     given = {"--suite": suite_name, "--samples": samples, "--seed": seed}
     for name, value in given.items():

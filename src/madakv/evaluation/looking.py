@@ -9,11 +9,10 @@ from typing import Any
 import torch
 
 from madakv.api import evict
-from madakv.evaluation.samples import LOSS_TOKENS, Sample
+from madakv.evaluation.samples import Sample, inputs_of
 from madakv.fitting import check_inputs
 from madakv.inspection.analysis import Seen
 from madakv.methods import Method
-from madakv.prompts import model_inputs, text_inputs
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +32,7 @@ class Asked:
 def asked_by(samples: Sequence[Sample], processor: Any) -> Iterator[Asked]:
     """The prompts of a suite's samples, made one at a time."""
     for sample in samples:
-        if sample.following is None:
-            inputs = model_inputs(processor, sample.prompt, sample.pictures())
-        else:
-            inputs, _ = text_inputs(processor, sample.prompt, sample.following, LOSS_TOKENS)
+        inputs, _ = inputs_of(processor, sample)
         yield Asked(sample.document, sample.dataset, inputs)
 
 

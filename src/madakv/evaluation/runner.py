@@ -21,12 +21,12 @@ from madakv.errors import (
 )
 from madakv.evaluation.fingerprint import of_model
 from madakv.evaluation.records import Key, Row, latest, of_other_models, open_results
-from madakv.evaluation.samples import LOSS_TOKENS, Sample, Verdict
+from madakv.evaluation.samples import Sample, Verdict, inputs_of
 from madakv.evaluation.workers import WHOLE, Shard
 from madakv.hf.record import finish
 from madakv.hf.replay import ReadPrompt, continue_greedily, end_ids, loss_on, prefill, read_more
 from madakv.methods import Method
-from madakv.prompts import follow_up_ids, model_inputs, text_inputs
+from madakv.prompts import follow_up_ids
 from madakv.run import Run
 
 logger = logging.getLogger(__name__)
@@ -165,10 +165,7 @@ class _Prompt:
         self.unread: Exception | None = None
         self.error: str | None = None
         try:
-            if sample.following is None:
-                inputs = model_inputs(processor, sample.prompt, sample.pictures())
-            else:
-                inputs, self.following = text_inputs(processor, sample.prompt, sample.following, LOSS_TOKENS)
+            inputs, self.following = inputs_of(processor, sample)
             self.inputs = inputs.to(model.device)
         except Exception as error:
             # Broken pictures raise anything.

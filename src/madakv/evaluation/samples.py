@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
+
+from madakv.prompts import model_inputs, text_inputs
 
 
 @dataclass(frozen=True)
@@ -85,3 +88,18 @@ def equal_to(gold: str, *, in_any_order: bool = False) -> Judge:
         return sorted(answer.replace(",", " ").split()) if in_any_order else answer.split()
 
     return lambda answer: Verdict({EXACT: float(words(answer) == words(gold))})
+
+
+def inputs_of(processor: Any, sample: Sample) -> tuple[Any, list[int]]:
+    """A sample's prompt as a model reads it.
+
+    Args:
+        processor: the model's processor, or a tokenizer for text-only models.
+        sample: whose pictures are opened, which may fail.
+
+    Returns:
+        A `BatchFeature` of tensors, batch size 1; and the ids of the text that follows, if the sample is of one.
+    """
+    if sample.following is None:
+        return model_inputs(processor, sample.prompt, sample.pictures()), []
+    return text_inputs(processor, sample.prompt, sample.following, LOSS_TOKENS)

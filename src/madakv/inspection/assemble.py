@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,8 +25,6 @@ from madakv.recording import Exchange, Looked, Recording
 
 _BEST = 12
 """Entries of each head that a glance names."""
-_HOLDS = 0.9
-"""Share of a head's attention that its demand holds, as theta of MadaKV's HCC."""
 
 
 class Inspected(Protocol):
@@ -62,15 +60,16 @@ def assemble(runs: Sequence[Inspected], processor: Any, row: int = 0) -> Report:
     kinds = modality.numpy()[valid]
     words = np.array(pieces(tokenizer, own.tolist()), dtype=object)
     words[kinds != Modality.TEXT] = ""
-    found = _views(told, processor)
+    place = np.full(len(ids), -1, dtype=np.int64)
+    place[valid] = np.arange(len(valid))
     attention = next((_attention(one.recording, one.row, valid) for one in told if one.recording is not None), None)
     return Report(
         model=_shown(first.exchange.name),
         tokens=[str(word) for word in words],
         modality=kinds.astype(np.int64),
-        views=[_moved(view, valid, len(ids)) for view in found],
+        views=[replace(view, tokens=place[view.tokens]) for view in _views(told, processor)],
         preference=None if attention is None else preference(attention, kinds).astype(np.float32),
-        sides=[_side(one, tokenizer, attention, valid) for one in told],
+        sides=[_side(one, tokenizer, attention, valid, place) for one in told],
     )
 
 
@@ -185,16 +184,16 @@ def _attention(recording: Recording, row: int, valid: NDArray[np.int64]) -> NDAr
     return np.stack(layers).astype(np.float32)
 
 
-def _moved(view: View, valid: NDArray[np.int64], length: int) -> View:
-    """With tokens counted without padding."""
-    place = np.full(length, -1, dtype=np.int64)
-    place[valid] = np.arange(len(valid))
-    return View(view.title, view.picture, place[view.tokens], view.boxes, view.known)
-
-
-def _side(one: _Told, tokenizer: Any, attention: NDArray[np.float32] | None, valid: NDArray[np.int64]) -> Side:
+def _side(
+    one: _Told,
+    tokenizer: Any,
+    attention: NDArray[np.float32] | None,
+    valid: NDArray[np.int64],
+    place: NDArray[np.int64],
+) -> Side:
+    """What became of one answer; `valid` and `place` say where tokens stand with padding, and without."""
     kept = one.kept
-    mask = np.stack([_mask(plan, one.row, kept.modality.shape[1]) for plan in kept.plans])[:, :, valid]
+    mask = np.stack([_mask(plan, one.row, len(place)) for plan in kept.plans])[:, :, valid]
     stays = None
     if attention is not None:
         with np.errstate(invalid="ignore"):
@@ -207,7 +206,7 @@ def _side(one: _Told, tokenizer: Any, attention: NDArray[np.float32] | None, val
     glances = None
     if one.recording is not None:
         steps = one.recording.steps
-        glances = [_glance(steps[n], kept.plans, one.row, valid) if n in steps else None for n in spoken]
+        glances = [_glance(steps[n], kept.plans, one.row, place) if n in steps else None for n in spoken]
     return Side(
         label=one.method.label,
         method=kept.method,
@@ -226,32 +225,27 @@ def _side(one: _Told, tokenizer: Any, attention: NDArray[np.float32] | None, val
 def _asked(attention: NDArray[np.float32]) -> NDArray[np.int64]:
     """[L, H]: what each head would need."""
     every = np.ones(attention.shape[-1], dtype=np.bool_)
-    return np.nan_to_num(demand(attention, every, _HOLDS)).astype(np.int64)
+    return np.nan_to_num(demand(attention, every)).astype(np.int64)
 
 
 def _mask(plan: KeepPlan, row: int, length: int) -> NDArray[np.bool_]:
     """[H, N]."""
-    B, H = plan.counts.shape
-    mask = torch.zeros(B * H, length, dtype=torch.bool)
-    mask[plan.owners(), plan.positions] = True
-    own: NDArray[np.bool_] = mask.view(B, H, length)[row].numpy()
-    return own
+    mask = np.zeros((plan.counts.shape[1], length), dtype=np.bool_)
+    for own, positions in zip(mask, plan.indices[row], strict=True):
+        own[positions.numpy()] = True
+    return mask
 
 
-def _glance(looked: Sequence[Looked], plans: Sequence[KeepPlan], row: int, valid: NDArray[np.int64]) -> Glance:
-    """Of one pass; `looked` and `plans` of all layers."""
-    H, N = plans[0].counts.shape[1], len(valid)
-    place = np.full(int(valid[-1]) + 1, -1, dtype=np.int64)
-    place[valid] = np.arange(N)
-    mean = np.zeros(N, dtype=np.float64)
+def _glance(looked: Sequence[Looked], plans: Sequence[KeepPlan], row: int, place: NDArray[np.int64]) -> Glance:
+    """Of one pass; `looked` and `plans` of all layers, `place` where tokens stand without padding."""
+    H = plans[0].counts.shape[1]
+    mean = np.zeros(int(place.max()) + 1, dtype=np.float64)
     best = np.full((len(plans), H, _BEST), -1, dtype=np.int64)
     weight = np.zeros((len(plans), H, _BEST), dtype=np.float32)
     for layer, (own, plan) in enumerate(zip(looked, plans, strict=True)):
-        counts = plan.counts.flatten().tolist()
-        weights = own.entries.float().cpu().split(counts)
-        positions = plan.positions.split(counts)
-        for head in range(H):
-            paid, at = weights[row * H + head].numpy(), place[positions[row * H + head].numpy()]
+        weights = own.entries.float().cpu().split(plan.counts.flatten().tolist())
+        for head, positions in enumerate(plan.indices[row]):
+            paid, at = weights[row * H + head].numpy(), place[positions.numpy()]
             np.add.at(mean, at, paid)
             order = np.argsort(-paid, kind="stable")[:_BEST]
             best[layer, head, : len(order)], weight[layer, head, : len(order)] = at[order], paid[order]
