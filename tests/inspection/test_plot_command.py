@@ -124,7 +124,12 @@ def test_a_folder_that_cannot_be_is_told_before_the_work(tmp_path: Path) -> None
 
 def test_what_is_looked_at_is_the_questions_attention() -> None:
     model, inputs = tiny.llava(), tiny.document()
+    # Longer at its end, so that it reads otherwise from there.
+    tail = torch.randint(5, 97, (1, 6))
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], tail], 1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     seen = look(model, Asked("d", "t", BatchFeature(inputs)), from_text("madakv", budget=0.2))
+    assert seen.modality.tolist() == (inputs["input_ids"][0] == tiny.IMAGE_TOKEN).long().tolist()
     modality = torch.from_numpy(seen.modality)[None]
     question = proxy_mask(modality)[0]
     before = model.config.get_text_config()._attn_implementation
@@ -151,6 +156,16 @@ def test_attention_is_the_same_whatever_is_kept(method: str) -> None:
     seen = look(model, asked, from_text(method, budget=0.2))
     assert (seen.attention == look(model, asked, from_text("snapkv", budget=1.0)).attention).all()
     assert 0.15 < seen.kept.sum() / (3 * 2 * len(seen.modality)) <= 0.2
+
+
+@pytest.mark.parametrize("method", ["madakv:lookahead=4", "madakv:draft=4"])
+def test_what_is_kept_is_what_a_whole_answer_would_keep(method: str) -> None:
+    model, inputs = tiny.llava(), tiny.document()
+    seen = look(model, Asked("d", "t", BatchFeature(inputs)), from_text(method, budget=0.2))
+    with madakv.evict(model, from_text(method, budget=0.2)) as run:
+        tiny.greedy(model, inputs, 12)
+    assert run.last is not None
+    assert seen.kept.tolist() == run.last.counts.sum((0, 1, 2)).tolist()
 
 
 def test_one_token() -> None:

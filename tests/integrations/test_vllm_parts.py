@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -289,6 +290,13 @@ def test_the_command_refuses_in_one_line(options: list[str], says: str) -> None:
     assert ended.exit_code == 2
     assert says in ended.stderr
     assert len(ended.stderr.splitlines()) == 1
+
+
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed here")
+def test_without_vllm_the_command_says_where_to_have_it() -> None:
+    ended = CliRunner().invoke(app, ["serve", "some/model"])
+    assert ended.exit_code == 2
+    assert ended.stderr.splitlines() == ["error: vLLM is not installed here; docs/vllm.md says how to have it"]
 
 
 def test_models_with_several_kinds_of_layers_are_refused() -> None:
