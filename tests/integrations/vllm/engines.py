@@ -20,7 +20,36 @@ from madakv.plan import KeepPlan
 BLOCK = 32
 TOKENS = 24
 
-Prompt = list[int]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A prompt with pictures.
+
+    Attributes:
+        ids: as a model reads it, a token for each part of a picture.
+        inputs: a transformers model's, batch size 1.
+        asked: what vLLM is given.
+    """
+
+    ids: list[int]
+    inputs: dict[str, Tensor]
+    asked: dict[str, Any]
+
+
+Prompt = list[int] | Seen
+
+
+def ids_of(prompt: Prompt) -> list[int]:
+    """As a model reads it."""
+    return prompt.ids if isinstance(prompt, Seen) else prompt
+
+
+def _inputs(prompt: Prompt) -> dict[str, Tensor]:
+    if isinstance(prompt, Seen):
+        return prompt.inputs
+    ids = torch.tensor([prompt])
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def quietly() -> None:
@@ -56,16 +85,16 @@ def transformers_says(
     """Read alone, one by one; a budget of 1.0 leaves madakv out."""
     said = Said()
     for prompt in prompts:
-        ids = torch.tensor([prompt])
-        how = {"max_new_tokens": TOKENS, "do_sample": False, "attention_mask": torch.ones_like(ids)}
+        ids = ids_of(prompt)
+        how = _inputs(prompt) | {"max_new_tokens": tokens, "do_sample": False}
         if budget == 1.0:
-            out = model.generate(ids, **how)
+            out = model.generate(**how)
         else:
             with madakv.evict(model, from_text(method, budget)) as run:
-                out = model.generate(ids, **how)
+                out = model.generate(**how)
             assert run.last is not None
-            said.plans[tuple(prompt)] = list(run.last.plans)
-        said.tokens.append(out[0, len(prompt) :].tolist())
+            said.plans[tuple(ids)] = list(run.last.plans)
+        said.tokens.append(out[0, len(ids) :].tolist())
     return said
 
 
@@ -80,10 +109,10 @@ class Engine:
             str(folder),
             dtype="float32",
             enforce_eager=True,
-            skip_tokenizer_init=True,
             block_size=BLOCK,
             disable_log_stats=True,
-            **{"max_model_len": 704, "max_num_seqs": 8, "num_gpu_blocks_override": 160} | asked | options,
+            **{"skip_tokenizer_init": True, "max_model_len": 704, "max_num_seqs": 8, "num_gpu_blocks_override": 160}
+            | asked | options,
         )
         self.core: Any = self.llm.llm_engine.engine_core.engine_core
 
@@ -110,7 +139,8 @@ class Engine:
                 temperature=0, max_tokens=tokens, ignore_eos=True, detokenize=False,
                 extra_args=None if extra is None else extra[number],
             )  # fmt: skip
-            engine.add_request(str(number), {"prompt_token_ids": prompt}, params)
+            asked = prompt.asked if isinstance(prompt, Seen) else {"prompt_token_ids": prompt}
+            engine.add_request(str(number), asked, params)
         done, steps = {}, 0
         with kept(said):
             while engine.has_unfinished_requests():

@@ -11,6 +11,18 @@ from madakv.integrations.vllm.settings import Settings
 VERSIONS = ("0.32.0",)
 """Those it was run with. Every hook is a name inside vLLM that another version may have moved."""
 
+SEEING = frozenset(
+    {
+        "Idefics3ForConditionalGeneration",
+        "InternVLForConditionalGeneration",
+        "LlavaForConditionalGeneration",
+        "Qwen2_5_VLForConditionalGeneration",
+        "Qwen3VLForConditionalGeneration",
+        "SmolVLMForConditionalGeneration",
+    }
+)
+"""Architectures of models that see, of which pictures were tried."""
+
 
 def _context_parallel(config: Any) -> bool:
     return bool(config.decode_context_parallel_size > 1 or config.prefill_context_parallel_size > 1)
@@ -78,8 +90,11 @@ def check_config(config: Any, settings: Settings, version: str, device: str) -> 
     model = config.model_config
     if model.use_mla:
         raise UnsupportedModelError("madakv in vLLM: models with latent attention (MLA) hold no keys per head")
-    if model.is_multimodal_model:
-        raise UnsupportedModelError("madakv in vLLM: models that see or hear were not tested, only text models were")
+    if model.is_multimodal_model and (others := set(model.architectures) - SEEING):
+        raise UnsupportedModelError(
+            f"madakv in vLLM: of models that see or hear {', '.join(sorted(SEEING))} were tested, and "
+            f"{', '.join(sorted(others))} was not"
+        )
     if model.is_encoder_decoder or model.runner_type != "generate":
         raise UnsupportedModelError("madakv in vLLM: only models that generate, with a decoder alone")
 
