@@ -81,8 +81,8 @@ def case(
     return torch.randn(S, H * G, D).to(dtype), rows, made
 
 
-UNEVEN = [[3, 170, 0], [16, 33, 1], [0, 0, 0]]
-TAILS = [(15, 1), (7, 60), (0, 16)]
+UNEVEN = [[3, 70, 0], [16, 0, 33]]
+TAILS = [(15, 1), (7, 40)]
 
 
 def check(attend: Callable[..., Tensor], given: Case, tolerance: float, **how: Any) -> None:
@@ -94,8 +94,8 @@ def check(attend: Callable[..., Tensor], given: Case, tolerance: float, **how: A
 
 def test_the_reference_is_attention_over_what_was_written() -> None:
     query, rows, pages = case(UNEVEN, TAILS, G=1)
-    keys = [rows[pages.pages[pages.first[0, 1] + n // 16] + n % 16] for n in range(170)]
-    values = [rows[pages.pages[pages.first[0, 1] + n // 16] + n % 16 + 16] for n in range(170)]
+    keys = [rows[pages.pages[pages.first[0, 1] + n // 16] + n % 16] for n in range(70)]
+    values = [rows[pages.pages[pages.first[0, 1] + n // 16] + n % 16 + 16] for n in range(70)]
     block = pages.tail_pages[0, 0] + 3 + 1 * 32
     keys, values = torch.stack([*keys, rows[block + 15]]), torch.stack([*values, rows[block + 31]])
     want = torch.nn.functional.scaled_dot_product_attention(query[:1, 1:2], keys[None], values[None], scale=0.3)
@@ -105,22 +105,25 @@ def test_the_reference_is_attention_over_what_was_written() -> None:
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_every_kernel_reads_pages_of_uneven_heads(kernel: str, dtype: torch.dtype) -> None:
     tolerance = {torch.float32: 1e-5, torch.bfloat16: 5e-3, torch.float16: 1e-3}[dtype]
-    for G, D, size in ((1, 64, 16), (3, 32, 32), (8, 64, 128), (4, 128, 16), (2, 128, 32), (7, 32, 128), (5, 64, 16)):
+    sizes = [(1, 64, 16), (8, 32, 128), (3, 128, 32), (5, 32, 16), (2, 128, 128), (7, 64, 32), (4, 64, 16), (6, 32, 16)]
+    # Triton's interpreter is slow, and what differs between dtypes does not depend on sizes there.
+    for G, D, size in sizes if kernel != "triton" or dtype == torch.float32 else sizes[1:3]:
         check(paged_attention, case(UNEVEN, TAILS, G=G, D=D, size=size, dtype=dtype), tolerance, scaling=0.2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_softcaps_and_sinks(kernel: str, dtype: torch.dtype) -> None:
-    given, tolerance = case(UNEVEN, TAILS, G=3, dtype=dtype), TOLERANCE[dtype]
-    sinks = torch.randn(9).to(dtype) + 3
+    given, tolerance = case([[3, 70], [0, 33]], TAILS, G=3, dtype=dtype), TOLERANCE[dtype]
+    sinks = torch.randn(6).to(dtype) + 3
     check(paged_attention, given, tolerance, scaling=0.5, softcap=2.0)
     check(paged_attention, given, tolerance, scaling=0.5, sinks=sinks)
     check(paged_attention, given, tolerance, scaling=0.5, softcap=20.0, sinks=sinks)
 
 
 def test_long_heads_are_cut(kernel: str) -> None:
+    counts, tails = ([[2500, 5], [1, 700]], [(3, 301), (0, 2)]) if kernel == "native" else ([[300, 5]], [(3, 201)])
     for size in (16, 20, 128):
-        check(paged_attention, case([[2500, 5], [1, 700]], [(3, 301), (0, 2)], size=size), 1e-5, scaling=0.2)
+        check(paged_attention, case(counts, tails, size=size), 1e-5, scaling=0.2)
 
 
 @pytest.mark.parametrize("sinks", [None, torch.ones(6)], ids=["", "sinks"])
@@ -139,12 +142,12 @@ def test_several_tokens_are_sequences_of_growing_tails(kernel: str) -> None:
     check(paged_attention, (query, rows, pages), 1e-5, scaling=0.2)
 
 
-@pytest.mark.parametrize("splits", [1, 3, 50])
+@pytest.mark.parametrize("splits", [3, 40])
 def test_splits_of_the_triton_kernel(splits: int) -> None:
     pytest.importorskip("triton")
     from madakv.attention.triton import triton_paged
 
-    given = case([[190, 0], [3, 64]], [(5, 30), (0, 1)])
+    given = case([[90, 0]], [(5, 30)])
     check(lambda *args, **how: triton_paged(*args, splits=splits, **how), given, 1e-5, scaling=0.2)
 
 
@@ -167,8 +170,8 @@ def test_what_kernels_cannot_serve_is_pytorchs(monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     query, rows, pages = case(UNEVEN, TAILS)
-    for wrong in ((query[:2], rows), (query[:, :5], rows), (query.half(), rows), (query, rows[:, :8])):
-        with pytest.raises(ValueError, match="do not fit 3 sequences of 3 heads"):
+    for wrong in ((query[:1], rows), (query[:, :5], rows), (query.half(), rows), (query, rows[:, :8])):
+        with pytest.raises(ValueError, match="do not fit 2 sequences of 3 heads"):
             paged_attention(*wrong, pages, scaling=1.0)
     with pytest.raises(ValueError, match="first has to be contiguous int64"):
         replace(pages, first=pages.first.int())
