@@ -18,7 +18,8 @@ class _Pages(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int) for name in ("kind", "S", "H", "D", "size")),
-        *((name, ctypes.c_void_p) for name in ("pages", "first", "counts", "tail_pages", "tail_begin", "tail_counts")),
+        *((name, ctypes.c_void_p) for name in ("pages", "first", "counts")),
+        *((name, ctypes.c_void_p) for name in ("tail_pages", "tail_begin", "tail_counts")),
         *((name, ctypes.c_int64) for name in ("capacity", "head_rows", "tail_row")),
     )
 

@@ -153,9 +153,7 @@ def attend_pages(
 
     g = tl.arange(0, BLOCK_G)
     d = tl.arange(0, BLOCK_D)
-    q = tl.load(
-        query + (owner.to(tl.int64) * G + g)[:, None] * D + d, mask=(g < G)[:, None] & (d < D), other=0.0
-    )
+    q = tl.load(query + (owner.to(tl.int64) * G + g)[:, None] * D + d, mask=(g < G)[:, None] & (d < D), other=0.0)
     top = tl.full([BLOCK_G], float("-inf"), tl.float32)
     den = tl.zeros([BLOCK_G], tl.float32)
     mean = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)

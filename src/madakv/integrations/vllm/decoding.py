@@ -129,7 +129,9 @@ class Decoding:
         )
 
     def _advance(self, spans: Sequence[Span]) -> None:
-        size, row, tokens, counts = self._memory.block_size, 0, [], []
+        size, row = self._memory.block_size, 0
+        tokens: list[int] = []
+        counts: list[int] = []
         for number, span in enumerate(spans):
             have, needed = self._blocks[number], _tail_blocks(span, size)
             if have < needed:
