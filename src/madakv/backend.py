@@ -11,7 +11,8 @@
     flash    the package flash-attn, from 2.6.0 on; bfloat16 or float16, heads of at most 256
     varlen   the copy of it that PyTorch ships; likewise, and no softcaps
 
-Which calls are PyTorch's operations whatever is asked for, `decode.decode_attention` says.
+Which calls are PyTorch's operations whatever is asked for, `decode.decode_attention` says. Pages of an engine
+(`paged.paged_attention`) are read by native, triton or torch, softcaps included, and by no other.
 """
 
 from __future__ import annotations

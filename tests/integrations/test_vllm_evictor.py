@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from madakv.integrations.vllm.evictor import Evictor, LayerHow, Span
+from madakv.integrations.vllm.decoding import Span
+from madakv.integrations.vllm.evictor import Evictor, LayerHow
 from madakv.integrations.vllm.layout import Layout
 from madakv.integrations.vllm.requests import Request
 from madakv.integrations.vllm.settings import first_kept_block

@@ -106,14 +106,15 @@ def test_uneven_heads_lie_in_pages_of_any_layer() -> None:
     for layer, (keys, values) in enumerate(entries):
         table.write(layer, keys, values)
     for layer, (keys, values) in enumerate(entries):
-        assert torch.equal(table.read(layer)[0], keys)
-        assert torch.equal(table.read(layer)[1], values)
+        rows = table.key_rows(layer)
+        assert torch.equal(memory.rows[rows], keys)
+        assert torch.equal(memory.rows[rows + memory.block_size], values)
     rows = torch.cat([table.key_rows(layer) for layer in range(3)])
     assert len(rows.unique()) == len(rows)
     touched = [block for block in range(7) for cache in caches if not bool(cache[block].isnan().all())]
     assert set(touched) == {2, 5}
     # What fits lies in cells of its own layer and head.
-    assert bool((table.pages[1] >= memory.layers[1]).all())
+    assert bool((table.key_rows(1) >= memory.layers[1]).all())
 
 
 def test_pages_that_do_not_fit_are_an_error() -> None:

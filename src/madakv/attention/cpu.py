@@ -19,11 +19,16 @@ from madakv.cache import Entries, Tail
 from madakv.native.build import kernels
 from madakv.native.plain import is_plain_call
 
-_KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
+KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 _DIM_STEP = 8
 _MOST_DIM = 512
-_MOST_ROWS = 64
+MOST_ROWS = 64
 """Above this, products that are made at once win over reading memory at once."""
+
+
+def is_dim(D: int) -> bool:
+    """Whether the kernel takes keys or values of so many numbers."""
+    return D % _DIM_STEP == 0 and 0 < D <= _MOST_DIM
 
 
 class _Layer(ctypes.Structure):
@@ -113,14 +118,15 @@ def _served(entries: Entries) -> _Served | None:
     B, H = counts.shape
     Dk, Dv = keys.shape[-1], values.shape[-1]
     if (
-        keys.dtype not in _KINDS
+        keys.dtype not in KINDS
         or keys.dtype != values.dtype
-        or any(D % _DIM_STEP or not 0 < D <= _MOST_DIM for D in (Dk, Dv))
+        or not is_dim(Dk)
+        or not is_dim(Dv)
         or not all(x.is_cpu and x.is_contiguous() for x in (keys, values, counts))
         or (built := kernels()) is None
     ):
         return None
-    layer = _Layer(_KINDS[keys.dtype], B, H, Dk, Dv, counts.data_ptr())
+    layer = _Layer(KINDS[keys.dtype], B, H, Dk, Dv, counts.data_ptr())
     return _Served(built.attend, ctypes.byref(layer), keys.dtype, (B, H, Dk, Dv))
 
 
@@ -136,7 +142,7 @@ def _call(
     """Call the kernel; returns whether it could serve this tail and so many rows."""
     B, H, Dk, Dv = served.shape
     rows, Hq, Q, D = query.shape
-    if Hq * Q > _MOST_ROWS * H or (rows, D) != (B, Dk):
+    if Hq * Q > MOST_ROWS * H or (rows, D) != (B, Dk):
         return False
     keys, values = entries.keys, entries.values
     tail_keys, tail_values, capacity, length = keys, values, 0, 0

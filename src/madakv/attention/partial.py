@@ -64,6 +64,20 @@ def merge(a: Partial, b: Partial) -> Partial:
     return Partial(out=torch.lerp(b.out, a.out, share[..., None]), lse=torch.logaddexp(a.lse, b.lse))
 
 
+def merge_sinks(part: Partial, sinks: Tensor | None) -> Partial:
+    """With the logits of attention sinks, which take weight and add nothing.
+
+    Args:
+        part: out [B, H, G * Q, Dv], the rows of each query head beside each other.
+        sinks: [H * G]; None = there are none.
+    """
+    if sinks is None:
+        return part
+    B, H, R = part.lse.shape
+    lse = sinks.float().view(1, H, -1, 1).expand(B, H, -1, R * H // len(sinks)).reshape(B, H, R)
+    return merge(part, Partial(out=torch.zeros_like(part.out), lse=lse))
+
+
 def merge_scattered(out: Tensor, lse: Tensor, owner: Tensor, owners: int) -> Partial:
     """Merge many parts of many owners at once.
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from madakv.attention.cpu import cpu_attention, cpu_partial
-from madakv.attention.partial import Partial, merge, merge_scattered, partial_attention
+from madakv.attention.partial import Partial, merge, merge_scattered, merge_sinks, partial_attention
 from madakv.attention.tiles import tiles_of
 from madakv.cache import Entries, Tail
 
@@ -74,10 +74,7 @@ def ragged_partial(
         part = _tail_part(rows, tail, mask, G, Q, scaling, softcap)
         if any(entries.lengths):
             part = merge(part, _prompt_part(rows, entries, scaling, softcap))
-    if sinks is not None:
-        lse = sinks.float().view(1, H, G, 1).expand(B, H, G, Q).reshape(B, H, G * Q)
-        part = merge(part, Partial(out=torch.zeros_like(part.out), lse=lse))
-    return part
+    return merge_sinks(part, sinks)
 
 
 def weights_on_prompt(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from madakv.attention.pages import Pages
 from madakv.cache import Entries, Tail
 
 
@@ -35,16 +36,60 @@ def ragged_attention_reference(
             keys = torch.cat([keys_of[b * H + h], tail.keys[b, h]]).double()
             values = torch.cat([values_of[b * H + h], tail.values[b, h]]).double()
             for q in range(Q):
-                logits = keys @ query[b, hq, q].double() * scaling
-                if softcap is not None:
-                    logits = torch.tanh(logits / softcap) * softcap
+                more = torch.zeros(count + tail.length, dtype=torch.float64)
                 if mask is not None:
                     row = mask[b, hq, q]
                     if row.dtype == torch.bool:
                         row = torch.zeros(tail.length).masked_fill(~row, float("-inf"))
-                    logits[count:] += row.double()
-                if sinks is not None:
-                    logits = torch.cat([logits, sinks[hq].double().view(1)])
-                weight = logits.softmax(0)[: count + tail.length]
-                out[b, hq, q] = weight @ values
+                    more[count:] += row.double()
+                sink = None if sinks is None else sinks[hq]
+                out[b, hq, q] = _attended(query[b, hq, q], keys, values, more, scaling, softcap, sink)
     return out
+
+
+def paged_attention_reference(
+    query: Tensor,
+    rows: Tensor,
+    pages: Pages,
+    *,
+    scaling: float,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor:
+    """Plain loops in float64.
+
+    Args, returns: as `paged_attention`, but [S, Hq, D] fp64; at least one entry has to be visible.
+    """
+    S, Hq, D = query.shape
+    H, size = pages.counts.shape[1], pages.size
+    out = torch.zeros(S, Hq, D, dtype=torch.float64)
+    for s in range(S):
+        for hq in range(Hq):
+            h, at = hq // (Hq // H), []
+            for n in range(int(pages.counts[s, h])):
+                at.append(int(pages.pages[pages.first[s, h] + n // size]) + n % size)
+            for n in range(int(pages.tail_begin[s]), int(pages.tail_begin[s] + pages.tail_counts[s])):
+                at.append(int(pages.tail_pages[s, n // size]) + pages.tail_row + h * pages.head_rows + n % size)
+            keys, values = rows[at].double(), rows[[row + size for row in at]].double()
+            sink = None if sinks is None else sinks[hq]
+            out[s, hq] = _attended(query[s, hq], keys, values, torch.zeros(len(at)), scaling, softcap, sink)
+    return out
+
+
+def _attended(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    more: Tensor,
+    scaling: float,
+    softcap: float | None,
+    sink: Tensor | None,
+) -> Tensor:
+    """[Dv] fp64 of one query [Dk] over t keys and values; `more` [t] is added to the logits."""
+    logits = keys @ query.double() * scaling
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    logits = logits + more
+    if sink is not None:
+        logits = torch.cat([logits, sink.double().view(1)])
+    return logits.softmax(0)[: len(keys)] @ values

@@ -1,4 +1,5 @@
-// Attention of new tokens over kept entries of uneven heads and a tail, in one pass: bfloat16, fp16 or fp32.
+// Attention of new tokens over kept entries of uneven heads and a tail, in one pass: bfloat16, fp16 or fp32. Entries lie
+// one behind another, or in pages.
 //
 // Heads are cut into parts, which threads take one by one, so that neither long heads nor few heads leave a thread
 // idle. Each part is a softmax of its own; parts are merged per head at the end. Kept data is fetched into the second
@@ -26,6 +27,26 @@ struct Layer {
     const int64_t *counts; // [B, H]
 };
 
+// Where S sequences' entries lie among rows of D numbers. A page is `size` keys, and their values behind them.
+struct Pages {
+    int kind;              // as of a layer
+    int S, H, D, size;
+    const int64_t *pages;  // first rows of all heads' pages
+    const int64_t *first;  // [S, H], where in `pages` a head's begin
+    const int64_t *counts; // [S, H]
+    // What came since: pages that all heads have, `head_rows` apart, from row `tail_row` on.
+    const int64_t *tail_pages;  // [S, capacity], first rows of the first head's
+    const int64_t *tail_begin;  // [S], entries of the first page that are not the tail's
+    const int64_t *tail_counts; // [S]
+    int64_t capacity, head_rows, tail_row;
+};
+
+// How all rows attend.
+struct How {
+    float scaling, softcap;  // softcap: 0 if there is none
+    const float *sinks;      // [Hq], or null
+};
+
 // What new tokens see of the tail, [B or 1, Hq or 1, Q, tail]: bool, or fp32 to be added; strides in elements.
 struct Mask {
     const void *at;
@@ -39,11 +60,26 @@ struct Seen {
     bool additive;
 };
 
+// Entries that lie one behind another.
 template <class T>
-struct Part {
-    int owner, entries;
-    int64_t begin;  // of its entries in the tail; -1: they are kept ones
+struct Run {
     const T *keys, *values;
+    int entries;
+    int64_t far_keys, far_values;  // how many numbers ahead is what will be needed next
+};
+
+struct Part {
+    int owner;
+    int64_t begin;      // of its entries in the tail; -1: no mask hides any
+    size_t first, end;  // its runs; of entries that a mask may hide there is one
+};
+
+// All that is attended to, owner by owner.
+template <class T>
+struct Parts {
+    std::vector<Run<T>> runs;
+    std::vector<Part> parts;
+    std::vector<size_t> first;  // of each owner, and the end
 };
 
 // Adds a mask to the logits of n entries, `rows` of them beside each other for each.
@@ -59,25 +95,36 @@ inline void add_mask(const Seen &seen, float *logits, int n, int rows, int R) {
         }
 }
 
+// Logits led smoothly into (-softcap, softcap).
+inline Floats capped(Floats x, float softcap) {
+    const Floats y = exponential((x < 0.0f ? x : -x) * (2 / softcap));
+    const Floats size = softcap * (1 - y) / (1 + y);
+    return x < 0.0f ? -size : size;
+}
+
 // One part for R query rows: out [R, chunks of Dv], which must be zero, as `place` has it, and lse [R].
 // DIM is the dim of keys and values where that is known, which saves a twentieth of the time, else 0.
 template <class T, int R, int DIM>
-void attend(const Chunk<T> *query, const Part<T> &part, const Seen *seen, int key_dim, int value_dim, float scaling,
-            float *out, float *lse) {
+void attend(const Chunk<T> *query, const Run<T> *runs, const Run<T> *last, const Seen *seen, int key_dim,
+            int value_dim, const How &how, float *out, float *lse) {
     const int Dk = DIM ? DIM : key_dim, Dv = DIM ? DIM : value_dim, width = int(chunks_of(Dv)) * STEP;
     constexpr int E = entries_at_once(R), ROWS = LANES / E;
     constexpr int TOGETHER = Weights<T, R>::ENTRIES;
     // Entries whose values are read for all of Dv: fewer lie more in order, more save moving the sums of many rows.
     constexpr int BLOCK = R > 4 ? 16 : 4;
-    const int n = part.entries, vectors = (n + E - 1) / E;
     Floats logits[CHUNK / E];
-    for (int i = 0; i < vectors; i++) {
-        const int64_t t = int64_t(i) * E;
-        logits[i] = scaling * products<R>(query, part.keys + t * Dk, n - t, Dk, FAR * Dk, NEAR * Dk);
+    int vectors = 0;
+    for (const Run<T> *run = runs; run != last; run++) {
+        const int n = run->entries;
+        for (int64_t t = 0; t < n; t += E) {
+            const Floats x = how.scaling * products<R>(query, run->keys + t * Dk, n - t, Dk, run->far_keys, NEAR * Dk);
+            logits[vectors++] = how.softcap ? capped(x, how.softcap) : x;
+        }
+        if (seen) add_mask(*seen, (float *)logits, n, ROWS, R);
+        for (int i = n % E * ROWS; i % LANES; i++) logits[vectors - 1][i] = -INFINITY;
     }
-    if (seen) add_mask(*seen, (float *)logits, n, ROWS, R);
-    for (int i = n % E * ROWS; i % LANES; i++) logits[vectors - 1][i] = -INFINITY;
-    for (int64_t i = 0; i < int64_t(std::min(n, FAR)) * Dv; i += LINE<T>) __builtin_prefetch(part.values + i, 0, 2);
+    for (int64_t i = 0; i < int64_t(std::min(runs->entries, FAR)) * Dv; i += LINE<T>)
+        __builtin_prefetch(runs->values + i, 0, 2);
     Floats top = logits[0], all = {}, used = {};
     for (int i = 1; i < vectors; i++) top = larger(top, logits[i]);
     top = across<ROWS>(top, larger);
@@ -92,35 +139,40 @@ void attend(const Chunk<T> *query, const Part<T> &part, const Seen *seen, int ke
     const Floats share = all == 0.0f ? (Floats){} : 1 / all;
     for (int i = 0; i < vectors; i++) used += weights.put(i, share * logits[i]);
     used = across<ROWS>(used, sum);
-    for (int begin = 0; begin < n; begin += BLOCK) {
-        const int end = std::min(n, begin + BLOCK);
-        for (int d = 0; d < Dv; d += STEP) {
-            Floats s[R][2];
+    int before = 0;  // of the weights, those of earlier runs
+    for (const Run<T> *run = runs; run != last; run++) {
+        const int n = run->entries;
+        for (int begin = 0; begin < n; begin += BLOCK) {
+            const int end = std::min(n, begin + BLOCK);
+            for (int d = 0; d < Dv; d += STEP) {
+                Floats s[R][2];
 #pragma GCC unroll 8
-            for (int r = 0; r < R; r++) std::memcpy(s[r], out + r * width + d, sizeof s[r]);
-            for (int t = begin; t < end; t += TOGETHER) {
-                const T *at = part.values + int64_t(t) * Dv + d;
-                // Beside an odd last entry stands itself, with a weight of nothing.
-                const T *next = t + 1 < n ? at + Dv : at;
-                const auto x = d + STEP <= Dv ? weights.values(at, next) : weights.values(at, next, Dv - d);
+                for (int r = 0; r < R; r++) std::memcpy(s[r], out + r * width + d, sizeof s[r]);
+                for (int t = begin; t < end; t += TOGETHER) {
+                    const T *at = run->values + int64_t(t) * Dv + d;
+                    // Beside an odd last entry stands itself, with a weight of nothing.
+                    const T *next = t + 1 < n ? at + Dv : at;
+                    const auto x = d + STEP <= Dv ? weights.values(at, next) : weights.values(at, next, Dv - d);
 #pragma GCC unroll 2
-                for (int line = 0; line < STEP; line += LINE<T>)
-                    if ((d + line) % LINE<T> == 0)
+                    for (int line = 0; line < STEP; line += LINE<T>)
+                        if ((d + line) % LINE<T> == 0)
 #pragma GCC unroll 2
-                        for (int i = 0; i < TOGETHER; i++) {
-                            __builtin_prefetch(at + line + (FAR + i) * Dv, 0, 2);
-                            __builtin_prefetch(at + line + (NEAR + i) * Dv, 0, 3);
-                        }
+                            for (int i = 0; i < TOGETHER; i++) {
+                                __builtin_prefetch(at + line + run->far_values + i * Dv, 0, 2);
+                                __builtin_prefetch(at + line + (NEAR + i) * Dv, 0, 3);
+                            }
 #pragma GCC unroll 8
-                for (int r = 0; r < R; r++) {
-                    const auto w = weights.weight(t, r);
-                    s[r][0] = weights.plus(s[r][0], w, x.halves[0]);
-                    s[r][1] = weights.plus(s[r][1], w, x.halves[1]);
+                    for (int r = 0; r < R; r++) {
+                        const auto w = weights.weight(before + t, r);
+                        s[r][0] = weights.plus(s[r][0], w, x.halves[0]);
+                        s[r][1] = weights.plus(s[r][1], w, x.halves[1]);
+                    }
                 }
-            }
 #pragma GCC unroll 8
-            for (int r = 0; r < R; r++) std::memcpy(out + r * width + d, s[r], sizeof s[r]);
+                for (int r = 0; r < R; r++) std::memcpy(out + r * width + d, s[r], sizeof s[r]);
+            }
         }
+        before += (n + E - 1) / E * E;
     }
     for (int r = 0; r < R; r++) {
         lse[r] = all[r] == 0 ? -INFINITY : top[r] + std::log(all[r]);
@@ -135,12 +187,14 @@ constexpr decltype(&attend<T, 1, DIM>) ATTEND[] = {
     attend<T, 5, DIM>, attend<T, 6, DIM>, attend<T, 7, DIM>, attend<T, 8, DIM>};
 
 template <class T>
-void cut(std::vector<Part<T>> &parts, int64_t most, int owner, int64_t entries, bool kept, const T *keys,
-         const T *values, const Layer &layer) {
+void cut(Parts<T> &into, int64_t most, int owner, int64_t entries, bool kept, const T *keys, const T *values,
+         const Layer &layer) {
     const int64_t pieces = (entries + most - 1) / most;
     for (int64_t i = 0; i < pieces; i++) {
         const int64_t begin = entries * i / pieces, end = entries * (i + 1) / pieces;
-        parts.push_back({owner, int(end - begin), kept ? -1 : begin, keys + begin * layer.Dk, values + begin * layer.Dv});
+        into.parts.push_back({owner, kept ? -1 : begin, into.runs.size(), into.runs.size() + 1});
+        into.runs.push_back({keys + begin * layer.Dk, values + begin * layer.Dv, int(end - begin),
+                             int64_t(FAR) * layer.Dk, int64_t(FAR) * layer.Dv});
     }
 }
 
@@ -154,27 +208,24 @@ Seen seen_by(const Mask &mask, const Layer &layer, int Hq, int Q, int owner, int
     return seen;
 }
 
+// What is worth being attended to by so many threads, and how many entries a part then has at most.
+struct Split {
+    int threads;
+    int64_t most;
+
+    Split(int64_t entries, int64_t products, int limit)
+        : threads(int(std::min<int64_t>(limit, 1 + entries * products / GRAIN))),
+          most(std::clamp<int64_t>(entries / (PARTS_PER_THREAD * threads), LEAST_CHUNK, CHUNK)) {}
+};
+
+// Hq / H * Q rows of each owner; `layer`'s counts are not looked at.
 template <class T>
-void attend_layer(const Layer &layer, const T *keys, const T *values, const T *query, int Hq, int Q,
-                  const T *tail_keys, const T *tail_values, int64_t capacity, int64_t tail, const Mask *mask,
-                  float scaling, int threads, T *out, float *partial, float *lse) {
+void attend_parts(const Layer &layer, const Parts<T> &all, const T *query, int Hq, int Q, const Mask *mask,
+                  const How &how, int threads, T *out, float *partial, float *lse) {
     const int owners = layer.B * layer.H, G = Hq / layer.H, R = G * Q, Dk = layer.Dk, Dv = layer.Dv;
     const int64_t query_width = chunks_of(Dk), width = chunks_of(Dv) * STEP;
-    int64_t all = owners * tail;
-    for (int o = 0; o < owners; o++) all += layer.counts[o];
-    threads = int(std::min<int64_t>(threads, 1 + all * R * (Dk + Dv) / GRAIN));
-    const int64_t most = std::clamp<int64_t>(all / (PARTS_PER_THREAD * threads), LEAST_CHUNK, CHUNK);
-    std::vector<Part<T>> parts;
-    std::vector<int> first;
-    for (int o = 0; o < owners; o++) {
-        const int64_t count = layer.counts[o];
-        first.push_back(int(parts.size()));
-        cut(parts, most, o, count, true, keys, values, layer);
-        cut(parts, most, o, tail, false, tail_keys + o * capacity * Dk, tail_values + o * capacity * Dv, layer);
-        keys += count * Dk;
-        values += count * Dv;
-    }
-    first.push_back(int(parts.size()));
+    const auto &parts = all.parts;
+    const auto &first = all.first;
     const auto attend_rows = sizeof(T) == 2 && Dk == 128 && Dv == 128 ? ATTEND<T, 128 * (sizeof(T) == 2)> : ATTEND<T, 0>;
     const std::unique_ptr<float[]> means(new float[parts.size() * R * width]), sizes(new float[parts.size() * R]);
     std::vector<Chunk<T>> rows;
@@ -185,28 +236,31 @@ void attend_layer(const Layer &layer, const T *keys, const T *values, const T *q
     {
 #pragma omp for schedule(dynamic)
         for (size_t p = 0; p < parts.size(); p++) {
-            const Part<T> &part = parts[p];
+            const Part &part = parts[p];
             std::memset(&means[p * R * width], 0, sizeof(float) * R * width);
             for (int r = 0; r < R; r += MOST_ROWS) {
                 const int together = std::min(MOST_ROWS, R - r);
                 Seen seen;
                 const bool masked = mask && part.begin >= 0;
                 if (masked) seen = seen_by(*mask, layer, Hq, Q, part.owner, r, together, part.begin);
-                attend_rows[together - 1](&rows[(int64_t(part.owner) * R + r) * query_width], part,
-                                          masked ? &seen : nullptr, Dk, Dv, scaling, &means[(p * R + r) * width],
+                attend_rows[together - 1](&rows[(int64_t(part.owner) * R + r) * query_width],
+                                          all.runs.data() + part.first, all.runs.data() + part.end,
+                                          masked ? &seen : nullptr, Dk, Dv, how, &means[(p * R + r) * width],
                                           &sizes[p * R + r]);
             }
         }
 #pragma omp for
         for (int i = 0; i < owners * R; i++) {
-            const int o = i / R, r = i % R;
-            float top = -INFINITY, den = 0;
-            for (int p = first[o]; p < first[o + 1]; p++) top = std::max(top, sizes[p * R + r]);
+            const int o = i / R, r = i % R, query_head = o % layer.H * G + r / Q;
+            const float sink = how.sinks ? how.sinks[query_head] : -INFINITY;
+            float top = sink;
+            for (size_t p = first[o]; p < first[o + 1]; p++) top = std::max(top, sizes[p * R + r]);
             // Where nothing is seen, -inf minus -inf must not be taken.
             const float finite = top == -INFINITY ? 0 : top;
-            for (int p = first[o]; p < first[o + 1]; p++) den += std::exp(sizes[p * R + r] - finite);
+            float den = std::exp(sink - finite);
+            for (size_t p = first[o]; p < first[o + 1]; p++) den += std::exp(sizes[p * R + r] - finite);
             float mean[MOST_DIM] = {};
-            for (int p = first[o]; p < first[o + 1]; p++) {
+            for (size_t p = first[o]; p < first[o + 1]; p++) {
                 const float share = den == 0 ? 0 : std::exp(sizes[p * R + r] - finite) / den;
                 const float *own = &means[(int64_t(p) * R + r) * width];
                 for (int d = 0; d < width; d++) mean[d] += share * own[d];
@@ -215,12 +269,85 @@ void attend_layer(const Layer &layer, const T *keys, const T *values, const T *q
                 for (int d = 0; d < Dv; d++) partial[int64_t(i) * Dv + d] = mean[place<T>(d)];
                 lse[i] = top + std::log(den);
             } else {
-                const int b = o / layer.H, head = o % layer.H * G + r / Q;
-                T *own = out + ((int64_t(b) * Q + r % Q) * Hq + head) * Dv;
+                T *own = out + ((int64_t(o / layer.H) * Q + r % Q) * Hq + query_head) * Dv;
                 for (int d = 0; d < Dv; d++) round_to(&own[d], mean[place<T>(d)]);
             }
         }
     }
+}
+
+template <class T>
+void attend_layer(const Layer &layer, const T *keys, const T *values, const T *query, int Hq, int Q,
+                  const T *tail_keys, const T *tail_values, int64_t capacity, int64_t tail, const Mask *mask,
+                  const How &how, int threads, T *out, float *partial, float *lse) {
+    const int owners = layer.B * layer.H, Dk = layer.Dk, Dv = layer.Dv;
+    int64_t entries = owners * tail;
+    for (int o = 0; o < owners; o++) entries += layer.counts[o];
+    const Split split(entries, int64_t(Hq) / layer.H * Q * (Dk + Dv), threads);
+    Parts<T> all;
+    for (int o = 0; o < owners; o++) {
+        const int64_t count = layer.counts[o];
+        all.first.push_back(all.parts.size());
+        cut(all, split.most, o, count, true, keys, values, layer);
+        cut(all, split.most, o, tail, false, tail_keys + o * capacity * Dk, tail_values + o * capacity * Dv, layer);
+        keys += count * Dk;
+        values += count * Dv;
+    }
+    all.first.push_back(all.parts.size());
+    attend_parts(layer, all, query, Hq, Q, mask, how, split.threads, out, partial, lse);
+}
+
+// Entries of one owner, of which the first stands at `begin` in the first page.
+template <class T>
+void cut_pages(Parts<T> &into, int64_t most, int owner, int64_t begin, int64_t entries, const int64_t *pages,
+               const T *rows, int size, int D) {
+    // A run takes as much of the logits as whole vectors do.
+    const auto taken = [](int64_t n) { return (n + LANES - 1) / LANES * LANES; };
+    int64_t left = 0;
+    while (entries > 0) {
+        const int64_t at = begin % size, n = std::min({entries, size - at, most});
+        if (left < taken(n) || into.parts.back().owner != owner) {
+            into.parts.push_back({owner, -1, into.runs.size(), 0});
+            left = most;
+        }
+        const T *keys = rows + (pages[begin / size] + at) * D;
+        // Pages lie anywhere: while one is read, the next is fetched.
+        if (!into.runs.empty()) into.runs.back().far_keys = into.runs.back().far_values = keys - into.runs.back().keys;
+        into.runs.push_back({keys, keys + int64_t(size) * D, int(n), int64_t(FAR) * D, int64_t(FAR) * D});
+        into.parts.back().end = into.runs.size();
+        left -= taken(n);
+        begin += n;
+        entries -= n;
+    }
+}
+
+template <class T>
+void attend_pages(const Pages &at, const T *rows, const T *query, int Hq, const How &how, int threads, T *out) {
+    int64_t entries = 0;
+    for (int o = 0; o < at.S * at.H; o++) entries += at.counts[o] + at.tail_counts[o / at.H];
+    const Split split(entries, int64_t(Hq) / at.H * 2 * at.D, threads);
+    Parts<T> all;
+    for (int o = 0; o < at.S * at.H; o++) {
+        const int s = o / at.H;
+        all.first.push_back(all.parts.size());
+        cut_pages(all, split.most, o, 0, at.counts[o], at.pages + at.first[o], rows, at.size, at.D);
+        cut_pages(all, split.most, o, at.tail_begin[s], at.tail_counts[s], at.tail_pages + s * at.capacity,
+                  rows + (at.tail_row + o % at.H * at.head_rows) * at.D, at.size, at.D);
+    }
+    all.first.push_back(all.parts.size());
+    attend_parts({at.kind, at.S, at.H, at.D, at.D, nullptr}, all, query, Hq, 1, nullptr, how, split.threads, out,
+                 nullptr, nullptr);
+}
+
+// Calls with a number of the kind.
+template <class Run>
+void of_kind(int kind, const Run &run) {
+    if (kind == 0)
+        run(BFloat16{});
+    else if (kind == 1)
+        run(Float16{});
+    else
+        run(float{});
 }
 
 }  // namespace
@@ -232,15 +359,19 @@ void attend_layer(const Layer &layer, const T *keys, const T *values, const T *q
 extern "C" void madakv_attend(const Layer *layer, const void *keys, const void *values, const void *query, int Hq,
                               int Q, const void *tail_keys, const void *tail_values, int64_t capacity, int64_t tail,
                               const Mask *mask, float scaling, int threads, void *out, float *partial, float *lse) {
-    const auto run = [&](auto number) {
+    of_kind(layer->kind, [&](auto number) {
         using T = decltype(number);
         attend_layer(*layer, (const T *)keys, (const T *)values, (const T *)query, Hq, Q, (const T *)tail_keys,
-                     (const T *)tail_values, capacity, tail, mask, scaling, threads, (T *)out, partial, lse);
-    };
-    if (layer->kind == 0)
-        run(BFloat16{});
-    else if (layer->kind == 1)
-        run(Float16{});
-    else
-        run(float{});
+                     (const T *)tail_values, capacity, tail, mask, {scaling, 0, nullptr}, threads, (T *)out, partial,
+                     lse);
+    });
+}
+
+// One query of each sequence: rows [R, D], query and out [S, Hq, D]; out is 0 where nothing is seen.
+extern "C" void madakv_attend_pages(const Pages *pages, const void *rows, const void *query, int Hq, float scaling,
+                                    float softcap, const float *sinks, int threads, void *out) {
+    of_kind(pages->kind, [&](auto number) {
+        using T = decltype(number);
+        attend_pages(*pages, (const T *)rows, (const T *)query, Hq, {scaling, softcap, sinks}, threads, (T *)out);
+    });
 }

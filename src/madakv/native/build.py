@@ -32,6 +32,7 @@ class Kernels(NamedTuple):
     """The functions of the library; their arguments are explained where they are defined, in `*.cpp`."""
 
     attend: Callable[..., None]
+    attend_pages: Callable[..., None]
     linear: Callable[..., None]
     most: Callable[..., None]
 
@@ -46,6 +47,7 @@ def kernels() -> Kernels | None:
         return None
     pointer, size, number, real = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_float
     attend, linear, most = library.madakv_attend, library.madakv_linear, library.madakv_most
+    attend_pages = library.madakv_attend_pages
     attend.argtypes = [
         *[pointer] * 4,
         *[number] * 2,
@@ -56,10 +58,11 @@ def kernels() -> Kernels | None:
         number,
         *[pointer] * 3,
     ]
+    attend_pages.argtypes = [*[pointer] * 3, number, *[real] * 2, pointer, number, pointer]
     linear.argtypes = [*[pointer] * 3, number, *[size] * 2, number, pointer]
     most.argtypes = [pointer, number, pointer]
-    attend.restype = linear.restype = most.restype = None
-    return Kernels(attend=attend, linear=linear, most=most)
+    attend.restype = attend_pages.restype = linear.restype = most.restype = None
+    return Kernels(attend=attend, attend_pages=attend_pages, linear=linear, most=most)
 
 
 def _library() -> Path:

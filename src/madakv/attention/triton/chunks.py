@@ -15,6 +15,72 @@ def cap(logits, softcap):
 
 
 @triton.jit
+def take_in(
+    query,
+    key,
+    value,
+    visible,
+    more,
+    top,
+    den,
+    mean,
+    scaling,
+    softcap,
+    SOFTCAP: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    """Some more entries into the softmax of a tile of query heads.
+
+    Args:
+        query: [BLOCK_G, BLOCK_DK].
+        key, value: [BLOCK, BLOCK_DK] and [BLOCK, BLOCK_DV].
+        visible: [BLOCK] bool.
+        more: is added to the logits, [BLOCK] or a number.
+        top, den, mean: [BLOCK_G], [BLOCK_G] and [BLOCK_G, BLOCK_DV] fp32: the largest logit so far, the sum of
+            weights relative to it, and that of weighted values.
+        DOT: what the products' factors are converted to at last, after rounding to the query's dtype.
+
+    Returns:
+        top, den and mean with the entries.
+    """
+    key = key.to(query.dtype).to(DOT)
+    logits = tl.dot(query.to(DOT), tl.trans(key), input_precision="ieee") * scaling
+    if SOFTCAP:
+        logits = cap(logits, softcap)
+    logits = tl.where(visible, logits + more, float("-inf"))
+    new_top = tl.maximum(top, tl.max(logits, 1))
+    # Where nothing has been visible yet, -inf minus -inf must not be taken.
+    finite = tl.where(new_top == float("-inf"), 0.0, new_top)
+    weight = tl.exp(logits - finite[:, None])
+    shrink = tl.exp(top - finite)
+    value = value.to(query.dtype).to(DOT)
+    weight_rounded = weight.to(query.dtype).to(DOT)
+    mean = tl.dot(weight_rounded, value, mean * shrink[:, None], input_precision="ieee")
+    return new_top, den * shrink + tl.sum(weight, 1), mean
+
+
+@triton.jit
+def write_part(
+    out,
+    lse,
+    top,
+    den,
+    mean,
+    G: tl.constexpr,
+    DV: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_DV: tl.constexpr,
+):
+    """A softmax as a part: `Partial.out` [G, DV] and `Partial.lse` [G]."""
+    g = tl.arange(0, BLOCK_G)
+    dv = tl.arange(0, BLOCK_DV)
+    # Of nothing visible the mean is 0 / 1 and the log of the sum -inf + 0.
+    some = tl.where(den == 0.0, 1.0, den)
+    tl.store(out + g[:, None] * DV + dv, mean / some[:, None], mask=(g < G)[:, None] & (dv < DV))
+    tl.store(lse + g, top + tl.log(some), mask=g < G)
+
+
+@triton.jit
 def _attend(
     query,
     keys,
@@ -39,7 +105,6 @@ def _attend(
     DOT: tl.constexpr,
 ):
     """Attention of a tile of query heads over `count` entries from `keys` and `values` on, written as one part."""
-    g = tl.arange(0, BLOCK_G)
     dk = tl.arange(0, BLOCK_DK)
     dv = tl.arange(0, BLOCK_DV)
     top = tl.full([BLOCK_G], float("-inf"), tl.float32)
@@ -49,30 +114,15 @@ def _attend(
         n = start + tl.arange(0, BLOCK)
         inside = n < count
         key = tl.load(keys + n[:, None] * DK + dk, mask=inside[:, None] & (dk < DK), other=0.0)
-        key = key.to(query.dtype).to(DOT)
-        logits = tl.dot(query.to(DOT), tl.trans(key), input_precision="ieee") * scaling
-        if SOFTCAP:
-            logits = cap(logits, softcap)
+        value = tl.load(values + n[:, None] * DV + dv, mask=inside[:, None] & (dv < DV), other=0.0)
+        visible = inside
+        more = 0.0
         if MASK == 1:
-            inside = inside & (tl.load(mask + n * mask_stride, mask=inside, other=0) != 0)
+            visible = inside & (tl.load(mask + n * mask_stride, mask=inside, other=0) != 0)
         elif MASK == 2:
-            logits += tl.load(mask + n * mask_stride, mask=inside, other=0.0).to(tl.float32)
-        logits = tl.where(inside, logits, float("-inf"))
-        new_top = tl.maximum(top, tl.max(logits, 1))
-        # Where nothing has been visible yet, -inf minus -inf must not be taken.
-        finite = tl.where(new_top == float("-inf"), 0.0, new_top)
-        weight = tl.exp(logits - finite[:, None])
-        shrink = tl.exp(top - finite)
-        value = tl.load(values + n[:, None] * DV + dv, mask=(n < count)[:, None] & (dv < DV), other=0.0)
-        value = value.to(query.dtype).to(DOT)
-        weight_rounded = weight.to(query.dtype).to(DOT)
-        mean = tl.dot(weight_rounded, value, mean * shrink[:, None], input_precision="ieee")
-        den = den * shrink + tl.sum(weight, 1)
-        top = new_top
-    # Of nothing visible the mean is 0 / 1 and the log of the sum -inf + 0.
-    some = tl.where(den == 0.0, 1.0, den)
-    tl.store(out + g[:, None] * DV + dv, mean / some[:, None], mask=(g < G)[:, None] & (dv < DV))
-    tl.store(lse + g, top + tl.log(some), mask=g < G)
+            more = tl.load(mask + n * mask_stride, mask=inside, other=0.0).to(tl.float32)
+        top, den, mean = take_in(query, key, value, visible, more, top, den, mean, scaling, softcap, SOFTCAP, DOT)
+    write_part(out, lse, top, den, mean, G, DV, BLOCK_G, BLOCK_DV)
 
 
 @triton.jit(do_not_specialize=["mask_row_stride", "capacity", "tail_splits", "tail_chunk", "prompt_parts"])
@@ -121,7 +171,7 @@ def attend_chunks(
         chunks: see `DecodeSchedule`.
         out: [parts, G, DV] fp32, `Partial.out` of each part.
         lse: [parts, G] fp32, `Partial.lse`.
-        DOT: what the products' factors are converted to at last, after rounding to the query's dtype.
+        DOT: see `take_in`.
     """
     program = tl.program_id(0)
     is_tail = program >= prompt_parts

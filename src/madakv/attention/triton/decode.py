@@ -15,12 +15,12 @@ from madakv.attention.triton.schedule import DecodeSchedule
 from madakv.attention.triton.tuning import Tuning
 from madakv.cache import Entries
 
-_DOT = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
+DOT = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 
-_INTERPRETED = not isinstance(attend_chunks, triton.JITFunction)
+INTERPRETED = not isinstance(attend_chunks, triton.JITFunction)
 """Whether kernels run in Triton's interpreter, which multiplies no matrices of bfloat16."""
 
-_LEAST_TILE = 16
+LEAST_TILE = 16
 """Least side of a tile that the matrix units take."""
 
 
@@ -72,7 +72,7 @@ def ragged_decode(
     G = Hq // H
     _check(query, key, value, entries, tail_keys, tail_values, tail_length, schedule, mask)
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
-    tile = {name: max(_LEAST_TILE, triton.next_power_of_2(n)) for name, n in (("BLOCK_DK", Dk), ("BLOCK_DV", Dv))}
+    tile = {name: max(LEAST_TILE, triton.next_power_of_2(n)) for name, n in (("BLOCK_DK", Dk), ("BLOCK_DV", Dv))}
     if tuning is None:
         sizes = zip(tile.values(), (entries.keys, entries.values), strict=True)
         tuning = Tuning.of(sum(width * x.element_size() for width, x in sizes))
@@ -111,10 +111,10 @@ def ragged_decode(
             chunks=schedule.chunks,
             out=parts_out,
             lse=parts_lse,
-            BLOCK_G=max(_LEAST_TILE, triton.next_power_of_2(G)),
+            BLOCK_G=max(LEAST_TILE, triton.next_power_of_2(G)),
             BLOCK=tuning.block,
             STAGES=tuning.stages,
-            DOT=tl.float32 if _INTERPRETED else _DOT[query.dtype],
+            DOT=tl.float32 if INTERPRETED else DOT[query.dtype],
             num_warps=tuning.warps,
             **common,
         )
@@ -168,8 +168,8 @@ def _check(
     """Refuse what the kernels would read wrongly or out of bounds."""
     B, Hq, Q, Dk = query.shape
     H, capacity, Dv = tail_values.shape[1:]
-    if query.dtype not in _DOT:
-        raise ValueError(f"no kernel for queries of {query.dtype}; there is one for {', '.join(map(str, _DOT))}")
+    if query.dtype not in DOT:
+        raise ValueError(f"no kernel for queries of {query.dtype}; there is one for {', '.join(map(str, DOT))}")
     if Q != 1 or Hq % H:
         raise ValueError(
             f"one query per row and whole groups of heads are needed, not {tuple(query.shape)} on {H} heads"

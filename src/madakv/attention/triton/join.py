@@ -10,6 +10,29 @@ import triton.language as tl  # type: ignore[import-not-found,import-untyped,unu
 from madakv.attention.triton.chunks import cap
 
 
+@triton.jit
+def add_parts(part, inside, parts_out, parts_lse, top, den, mean, DV: tl.constexpr, BLOCK_DV: tl.constexpr):
+    """Some more parts into the softmax of one query head.
+
+    Args:
+        part: [BLOCK] int64, their rows of `parts_out` and `parts_lse`.
+        inside: [BLOCK] bool, which of them there are.
+        top, den, mean: the largest logarithm of a sum so far, the sum of weights relative to it, and that of
+            weighted values [BLOCK_DV].
+
+    Returns:
+        top, den and mean with the parts.
+    """
+    dv = tl.arange(0, BLOCK_DV)
+    lse = tl.load(parts_lse + part, mask=inside, other=float("-inf"))
+    some = tl.load(parts_out + part[:, None] * DV + dv, mask=inside[:, None] & (dv < DV), other=0.0)
+    new_top = tl.maximum(top, tl.max(lse, 0))
+    finite = tl.where(new_top == float("-inf"), 0.0, new_top)
+    shrink = tl.exp(top - finite)
+    weight = tl.exp(lse - finite)
+    return new_top, den * shrink + tl.sum(weight, 0), mean * shrink + tl.sum(some * weight[:, None], 0)
+
+
 @triton.jit(do_not_specialize=["mask_row_stride", "capacity", "tail_splits", "tail_chunk", "prompt_parts"])
 def join_parts(
     query,
@@ -108,14 +131,6 @@ def join_parts(
         n = start + tl.arange(0, BLOCK)
         inside = n < of_prompt + of_tail
         part = tl.where(n < of_prompt, begin + n, tail_begin + n - of_prompt).to(tl.int64) * G + g
-        lse = tl.load(parts_lse + part, mask=inside, other=float("-inf"))
-        some = tl.load(parts_out + part[:, None] * DV + dv, mask=inside[:, None] & (dv < DV), other=0.0)
-        new_top = tl.maximum(top, tl.max(lse, 0))
-        finite = tl.where(new_top == float("-inf"), 0.0, new_top)
-        shrink = tl.exp(top - finite)
-        weight = tl.exp(lse - finite)
-        mean = mean * shrink + tl.sum(some * weight[:, None], 0)
-        den = den * shrink + tl.sum(weight, 0)
-        top = new_top
+        top, den, mean = add_parts(part, inside, parts_out, parts_lse, top, den, mean, DV, BLOCK_DV)
     mean = mean / tl.where(den == 0.0, 1.0, den)
     tl.store(out + program.to(tl.int64) * DV + dv, mean, mask=dv < DV)

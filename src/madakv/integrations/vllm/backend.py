@@ -62,6 +62,8 @@ class EvictingImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
         """The engine writes what it reads again, and the evictor the rest."""
         if self.evictor is not None and self.evictor.step is not None:
             slot_mapping = self.evictor.store(self.number, key, value, slot_mapping)
+            if not self.evictor.step.engine_attends:
+                return
         super().do_kv_cache_update(layer, key, value, kv_cache, slot_mapping)
 
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from madakv.attention import ragged_attention
-from madakv.cache import Entries, RaggedEntries, Tail
+from madakv.attention import paged_attention, ragged_attention
+from madakv.cache import Entries, Tail
+from madakv.integrations.vllm.decoding import Decoding, Span
 from madakv.integrations.vllm.layout import Layout
 from madakv.integrations.vllm.pages import Memory, PageTable, token_rows
 from madakv.integrations.vllm.requests import Request, gathered
@@ -40,84 +40,39 @@ class LayerHow:
     projection: OutputProjection | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class Span:
-    """New tokens of one evicted request in a step.
-
-    Attributes:
-        request: whose.
-        row: of the batch.
-        begin: the first of them among the tokens of the step.
-        tokens: how many.
-        start: the position of the first.
-    """
-
-    request: Request
-    row: int
-    begin: int
-    tokens: int
-    start: int
-
-    @property
-    def behind(self) -> int:
-        """How many of them do not belong to the prompt."""
-        return max(0, min(self.tokens, self.start + self.tokens - self.request.prompt))
-
-    @property
-    def evicted(self) -> bool:
-        """Whether none of them does, so that they attend to pages."""
-        return self.behind == self.tokens
-
-    @property
-    def completes(self) -> bool:
-        """Whether the prompt's last token is among them."""
-        return not self.evicted and self.start + self.tokens >= self.request.prompt
-
-
 class Step:
     """What is read at once.
 
     Args:
         spans: of requests that are evicted, or will be.
         rows: of the batch, all requests.
-        memory: of the cache.
+        decoding: tables of those that are.
     """
 
-    def __init__(self, spans: Sequence[Span], rows: int, memory: Memory) -> None:
-        self.spans = spans
-        self._memory = memory
-        self.engine_attends = rows > sum(span.evicted for span in spans)
+    def __init__(self, spans: Sequence[Span], rows: int, decoding: Decoding | None) -> None:
+        self.reading = [span for span in spans if not span.evicted]
+        self.decoding = decoding
+        self._evicted = [span for span in spans if span.evicted]
+        self.engine_attends = rows > len(self._evicted)
         self._slots: Tensor | None = None
 
     def engine_lengths(self, lengths: Tensor) -> Tensor:
         """As how long the engine attends to each request."""
         lengths = lengths.clone()
-        for span in self.spans:
-            if span.evicted:
-                lengths[span.row] = span.tokens
+        own = [span.row for span in self._evicted]
+        lengths[own] = torch.tensor([span.tokens for span in self._evicted], dtype=lengths.dtype)
         return lengths
 
     def engine_slots(self, slots: Tensor) -> Tensor:
         """Where the engine writes each token: nowhere, if it is behind an evicted prompt."""
         if self._slots is None:
             self._slots = slots.clone()
-            for span in self.spans:
+            if self.decoding is not None:
+                self._slots[self.decoding.tokens] = -1
+            for span in self.reading:
                 end = span.begin + span.tokens
                 self._slots[end - span.behind : end] = -1
         return self._slots
-
-    @cached_property
-    def tails(self) -> dict[int, Tensor]:
-        """Of each evicted row [H, t] int64: the rows of all tokens behind its prompt, of a layer at row 0."""
-        return {
-            span.row: token_rows(
-                self._memory,
-                span.request.block_ids(),
-                torch.arange(span.request.prompt, span.start + span.tokens),
-            )
-            for span in self.spans
-            if span.evicted
-        }
 
 
 class Evictor:
@@ -147,6 +102,7 @@ class Evictor:
         self._layers = layers
         self._most_echoed = most_echoed
         self.requests: dict[str, Request] = {}
+        self._decoding: Decoding | None = None
         self.step: Step | None = None
         self.hears: Request | None = None
 
@@ -162,7 +118,8 @@ class Evictor:
             if not span.evicted and span.request.table is not None:
                 # Whoever took its blocks, it is read from the beginning.
                 span.request.forget_pages()
-        self.step = Step(spans, rows, self._memory) if spans else None
+        self._decoding = Decoding.of(self._memory, [span for span in spans if span.evicted], self._decoding)
+        self.step = Step(spans, rows, self._decoding) if spans else None
 
     def store(self, layer: int, key: Tensor, value: Tensor, slots: Tensor) -> Tensor:
         """Write tokens behind evicted prompts; returns where the engine is to write the others.
@@ -173,13 +130,8 @@ class Evictor:
             slots: [n or more] int64, where the engine would write.
         """
         assert self.step is not None
-        first = self._memory.layers[layer]
-        for span in self.step.spans:
-            if span.evicted:
-                rows = (self.step.tails[span.row][:, -span.tokens :] + first).T.flatten()
-                own = slice(span.begin, span.begin + span.tokens)
-                self._memory.rows.index_copy_(0, rows, key[own].flatten(0, 1))
-                self._memory.rows.index_copy_(0, rows + self.block_size, value[own].flatten(0, 1))
+        if self.step.decoding is not None:
+            self.step.decoding.store(layer, key, value)
         return self.step.engine_slots(slots)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
@@ -192,11 +144,18 @@ class Evictor:
             out: [n, Hq, D], the engine's; rows of tokens behind evicted prompts are written.
         """
         assert self.step is not None
-        for span in self.step.spans:
-            own = slice(span.begin, span.begin + span.tokens)
-            if span.evicted:
-                out[own] = self._attend_pages(layer, span, query[own])
-                continue
+        if (decoding := self.step.decoding) is not None:
+            how = self._layers[layer]
+            attended = paged_attention(
+                query.index_select(0, decoding.tokens),
+                self._memory.rows,
+                decoding.layers[layer],
+                scaling=how.scaling,
+                softcap=how.softcap,
+                sinks=how.sinks,
+            )
+            out.index_copy_(0, decoding.tokens, attended)
+        for span in self.step.reading:
             request, end = span.request, span.begin + span.tokens - span.behind
             if request.plans is None:
                 request.hear(layer, query[span.begin : end], span.start)
@@ -206,19 +165,10 @@ class Evictor:
                     reading.layer(request.view(layer, keys, values, **vars(self._layers[layer])))
             elif span.completes:
                 keys, values = gathered(self._layout, self._caches[layer], request)
-                later = slice(end, own.stop)
+                later = slice(end, span.begin + span.tokens)
                 stash = request.keep(layer, keys, values, (key[later], value[later]))
                 if span.behind:
                     out[later] = self._attend(layer, query[later], stash.entries, stash.keys, stash.values)
-
-    def _attend_pages(self, layer: int, span: Span, query: Tensor) -> Tensor:
-        """[n, Hq, D] over a request's pages and tail."""
-        assert self.step is not None
-        assert span.request.table is not None
-        table, rows = span.request.table, self.step.tails[span.row] + self._memory.layers[layer]
-        keys, values = table.read(layer)
-        entries = RaggedEntries.pack(keys, values, table.counts[layer : layer + 1])
-        return self._attend(layer, query, entries, self._memory.rows[rows], self._memory.rows[rows + self.block_size])
 
     def _attend(self, layer: int, query: Tensor, entries: Entries, keys: Tensor, values: Tensor) -> Tensor:
         """[n, Hq, D] of the newest tokens of a tail, [H, t, D], over entries and tail."""

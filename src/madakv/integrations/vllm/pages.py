@@ -78,7 +78,8 @@ class PageTable:
 
     Attributes:
         counts: [L, H] int64, entries of each head.
-        pages: of each layer [P] int64, first rows of its cells, head after head.
+        pages: [P] int64, first rows of its cells, head after head and layer after layer.
+        first: [L, H] int64, where in `pages` those of each head begin.
     """
 
     def __init__(self, memory: Memory, plans: Sequence[KeepPlan], blocks: Tensor) -> None:
@@ -92,32 +93,23 @@ class PageTable:
         cells = memory.cells(layer, blocks[number], head)
         # Each head takes of its own cells first, so that its pages lie together; what it lacks, others leave.
         own = number < needed[..., None]
-        spare = cells[~own]
         lacking = (needed - own.sum(-1)).flatten()
-        more = spare.split([*lacking.tolist(), len(spare) - int(lacking.sum())])
-        self.pages = [
-            torch.cat([x for h in range(H) for x in (cells[at, h][own[at, h]], more[at * H + h])]) for at in range(L)
-        ]
-        self._pages_of_heads = needed
+        owners = torch.cat([(layer * H + head)[own], torch.arange(L * H).repeat_interleave(lacking)])
+        taken = torch.cat([cells[own], cells[~own][: int(lacking.sum())]])
+        self.pages = taken[owners.argsort(stable=True)]
+        self.first = (needed.flatten().cumsum(0) - needed.flatten()).view(L, H)
 
     def key_rows(self, layer: int) -> Tensor:
         """[T] int64: the row of each entry's key, head after head; its value lies `block_size` rows behind."""
         size, counts = self._memory.block_size, self.counts[layer]
-        first = self._pages_of_heads[layer].cumsum(0) - self._pages_of_heads[layer]
         place = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-        page = first.repeat_interleave(counts) + place // size
-        return self.pages[layer][page] + place % size
+        return self.pages[self.first[layer].repeat_interleave(counts) + place // size] + place % size
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Put a layer's entries into its pages, [T, D] each."""
         rows = self.key_rows(layer).to(keys.device)
         self._memory.rows.index_copy_(0, rows, keys)
         self._memory.rows.index_copy_(0, rows + self._memory.block_size, values)
-
-    def read(self, layer: int) -> tuple[Tensor, Tensor]:
-        """A copy of a layer's entries, keys and values [T, D]."""
-        rows = self.key_rows(layer).to(self._memory.rows.device)
-        return self._memory.rows[rows], self._memory.rows[rows + self._memory.block_size]
 
 
 def token_rows(memory: Memory, blocks: Tensor, positions: Tensor) -> Tensor:

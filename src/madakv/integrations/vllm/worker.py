@@ -15,7 +15,8 @@ from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 from madakv.errors import UnsupportedModelError
 from madakv.hf.attention import norms_behind, projection_of
 from madakv.hf.echo import most_echoed
-from madakv.integrations.vllm.evictor import Evictor, LayerHow, Span
+from madakv.integrations.vllm.decoding import Span
+from madakv.integrations.vllm.evictor import Evictor, LayerHow
 from madakv.integrations.vllm.guards import check_layers
 from madakv.integrations.vllm.layout import Layout
 from madakv.integrations.vllm.requests import Request, modality_of
