@@ -88,7 +88,9 @@ def _around_engine(engine: Any, original: Any, *args: Any, **kwargs: Any) -> Non
     cache = config.cache_config
     dtype = kv_cache_dtype_str_to_dtype(cache.cache_dtype, config.model_config)
     setattr(engine.output_processor, _OURS, Ledger(settings, Cache.of(config, dtype.itemsize)))
-    logger.info("madakv %s", promise(settings, config.model_config.max_model_len, cache.block_size, cache.num_gpu_blocks))
+    logger.info(
+        "madakv %s", promise(settings, config.model_config.max_model_len, cache.block_size, cache.num_gpu_blocks)
+    )
 
 
 def _around_process_inputs(processor: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -121,18 +123,19 @@ def _around_add_request(processor: Any, original: Any, request: Any, *args: Any,
     """The last step before a request leaves for the engine's process."""
     ledger: Ledger | None = getattr(processor, _OURS, None)
     if ledger is None or request.sampling_params is None:
-        return original(request, *args, **kwargs)
+        original(request, *args, **kwargs)
+        return
     prompt = ledger.open(request.sampling_params, len(request.prompt_token_ids or ()))
     original(request, *args, **kwargs)
     setattr(processor.request_states[request.request_id], _OURS, prompt)
-    return None
 
 
 def _around_process_outputs(processor: Any, original: Any, outputs: Any, *args: Any, **kwargs: Any) -> Any:
     """Before an answer's second token was read, its prompt was decided about."""
     ledger: Ledger | None = getattr(processor, _OURS, None)
-    for output in () if ledger is None else outputs:
-        state = processor.request_states.get(output.request_id)
-        if state is not None and output.new_token_ids and state.detokenizer.num_output_tokens() == 1:
-            ledger.settle(getattr(state, _OURS))
+    if ledger is not None:
+        for output in outputs:
+            state = processor.request_states.get(output.request_id)
+            if state is not None and output.new_token_ids and state.detokenizer.num_output_tokens() == 1:
+                ledger.settle(getattr(state, _OURS))
     return original(outputs, *args, **kwargs)

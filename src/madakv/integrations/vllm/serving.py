@@ -9,6 +9,7 @@ from dataclasses import asdict
 
 from madakv.integrations.vllm.settings import KEY, Settings, first_kept_block
 
+
 def command(model: str, settings: Settings, rest: Sequence[str]) -> list[str]:
     """The server's command line.
 
@@ -35,7 +36,7 @@ def promise(settings: Settings, tokens: int, block_size: int, blocks: int) -> st
     held = whole - first_kept_block(settings.budget, tokens, block_size)
     free = blocks - 1
     return (
-        f"keeps {settings.budget:.0%} of each prompt by {settings.resolved().label}: of prompts of {tokens:,} tokens, "
-        f"{1 + max(0, free - whole) // held} fit at once, where {max(1, free // whole)} would; prefix caching and "
-        "asynchronous scheduling are off"
+        f"keeps {settings.budget:.0%} of each prompt by {settings.resolved().label}: of prompts of {tokens:,} "
+        f"tokens, {1 + max(0, free - whole) // held} fit at once, where {max(1, free // whole)} would; prefix caching "
+        "and asynchronous scheduling are off"
     )
