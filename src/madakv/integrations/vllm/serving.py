@@ -35,8 +35,8 @@ def promise(settings: Settings, tokens: int, block_size: int, blocks: int) -> st
     whole = -(-tokens // block_size) + 1
     held = whole - first_kept_block(settings.budget, tokens, block_size)
     free = blocks - 1
+    fit, would = 1 + max(0, free - whole) // held, max(1, free // whole)
     return (
         f"keeps {settings.budget:.0%} of each prompt by {settings.resolved().label}: of prompts of {tokens:,} "
-        f"tokens, {1 + max(0, free - whole) // held} fit at once, where {max(1, free // whole)} would; prefix caching "
-        "and asynchronous scheduling are off"
+        f"tokens, {fit} fit at once, where {would} would; prefix caching and asynchronous scheduling are off"
     )
