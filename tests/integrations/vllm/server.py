@@ -74,9 +74,8 @@ class Server:
 
         return OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0, timeout=300)
 
-    @cached_property
     def many(self) -> Any:
-        """The client for many requests at once."""
+        """A client for many requests at once, within one event loop."""
         from openai import AsyncOpenAI
 
         return AsyncOpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="none", max_retries=0, timeout=300)

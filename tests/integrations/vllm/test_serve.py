@@ -174,7 +174,8 @@ def test_several_prompts_and_choices_in_one_request(live: Server, texts: list[st
     alone = [complete(live, text).usage.madakv for text in texts]
     assert answer.usage.madakv == {name: sum(usage[name] for usage in alone) for name in alone[0]}
     twice = complete(live, texts[3], n=2, temperature=1)
-    assert twice.usage.madakv == {name: 2 * value for name, value in alone[3].items()}
+    # Read twice, it counts once, as among `prompt_tokens`.
+    assert (len(twice.choices), twice.usage.madakv) == (2, alone[3])
 
 
 def test_the_other_names_of_a_request(live: Server, texts: list[str]) -> None:
@@ -212,22 +213,26 @@ TYPES: list[dict[str, Any]] = [
 
 
 def test_what_cannot_be_meant_is_refused_in_one_line(live: Server, texts: list[str]) -> None:
-    from openai import APIStatusError
+    from openai import APIError, APIStatusError
 
     good = complete(live, texts[0]).choices
     for options, says in BAD:
         for stream in (False, True):
             if stream and "use_beam_search" in options.get("extra_body", ()):
                 continue
-            with pytest.raises(APIStatusError) as refusal:
-                complete(live, **{"text": options.get("prompt", texts[0])} | {"stream": stream} | without(options))
-            assert (refusal.value.status_code, says in refusal.value.body["message"]) == (400, True), refusal.value
-            assert "\n" not in refusal.value.body["message"]
-            assert len(refusal.value.body["message"]) < 300
+            with pytest.raises(APIError) as refusal:
+                list(complete(live, options.get("prompt", texts[0]), stream=stream, **without(options)))
+            assert (says in refusal.value.message) is True, (options, stream, refusal.value)
+            assert "\n" not in refusal.value.message
+            assert len(refusal.value.message) < 400
+            # A few things of its own vLLM finds out behind the beginning of a stream.
+            if not stream or "madakv" in str(options):
+                assert isinstance(refusal.value, APIStatusError)
+                assert refusal.value.status_code == 400
     for options in TYPES:
         # What is no type of the protocol, vLLM says in several lines.
         with pytest.raises(APIStatusError) as refusal:
-            complete(live, **{"text": options.get("prompt", texts[0])} | without(options))
+            complete(live, options.get("prompt", texts[0]), **without(options))
         assert 400 <= refusal.value.status_code < 500, options
     for stream in (False, True):
         with pytest.raises(APIStatusError) as refusal:
@@ -235,7 +240,7 @@ def test_what_cannot_be_meant_is_refused_in_one_line(live: Server, texts: list[s
                 model=NAME, messages=[{"role": "user", "content": texts[0]}], stream=stream,
                 extra_body={"madakv": {"budget": 7}},
             )  # fmt: skip
-        assert (refusal.value.status_code, "got 7" in refusal.value.body["message"]) == (400, True)
+        assert (refusal.value.status_code, "got 7" in refusal.value.message) == (400, True)
     assert complete(live, texts[0]).choices == good
     idle(live)
 
@@ -253,10 +258,12 @@ def test_none_of_200_is_lost_or_mixed_up(live: Server, texts: list[str]) -> None
     asked = [(*chance.choice(list(alone)), number % 4 == 3, chance.random()) for number in range(200)]
     answered: list[Any] = []
 
-    async def one(turn: asyncio.Semaphore, text: str, budget: float, hangs_up: bool, patience: float) -> None:
+    async def one(
+        client: Any, turn: asyncio.Semaphore, text: str, budget: float, hangs_up: bool, patience: float
+    ) -> None:
         async with turn:
             options: dict[str, Any] = {"extra_body": IDS | {"madakv": {"budget": budget}}}
-            ask = live.many.completions.create(model=NAME, prompt=text, stream=hangs_up, **GREEDY | options)
+            ask = client.completions.create(model=NAME, prompt=text, stream=hangs_up, **GREEDY | options)
             if not hangs_up:
                 answer = await ask
                 answered.append((text, budget, answer.choices[0].token_ids))
@@ -272,7 +279,8 @@ def test_none_of_200_is_lost_or_mixed_up(live: Server, texts: list[str]) -> None
 
     async def all_of_them() -> None:
         turn = asyncio.Semaphore(16)
-        await asyncio.gather(*(one(turn, *own) for own in asked))
+        async with live.many() as client:
+            await asyncio.gather(*(one(client, turn, *own) for own in asked))
 
     asyncio.run(all_of_them())
     assert len(answered) == 150
@@ -290,11 +298,12 @@ def test_blocks_come_back_after_1000_requests(live: Server) -> None:
     async def all_of_them() -> list[Any]:
         turn = asyncio.Semaphore(32)
 
-        async def one(text: str) -> Any:
+        async def one(client: Any, text: str) -> Any:
             async with turn:
-                return await live.many.completions.create(model=NAME, prompt=text, **GREEDY | {"max_tokens": 3})
+                return await client.completions.create(model=NAME, prompt=text, **GREEDY | {"max_tokens": 3})
 
-        return await asyncio.gather(*map(one, texts))
+        async with live.many() as client:
+            return await asyncio.gather(*(one(client, text) for text in texts))
 
     said = asyncio.run(all_of_them())
     evicted = sum(answer.usage.madakv["freed_blocks"] > 0 for answer in said)

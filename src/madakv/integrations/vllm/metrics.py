@@ -87,7 +87,7 @@ class Prompt:
 
 
 class Account(list[Prompt]):
-    """The prompts of one request of the protocol: each of its texts, as often as it has choices."""
+    """The prompts of one request of the protocol."""
 
     @property
     def kept(self) -> Kept:
@@ -109,18 +109,19 @@ class Ledger:
         # What is counted once is shown before it happens, as zero.
         counters()
 
-    def open(self, params: Any, tokens: int) -> Prompt:
+    def open(self, params: Any, tokens: int, choice: int = 0) -> Prompt:
         """A prompt is about to be read.
 
         Args:
             params: its `SamplingParams`; the account that a front end put into them is taken out again, as it goes no
                 further than this process.
             tokens: of the prompt.
+            choice: which of a request's. Each reads the prompt anew, but usage counts prompts once, as vLLM's own does.
         """
         extra = dict(params.extra_args or {})
         account = extra.pop(ACCOUNT, None)
         prompt = Prompt(self._cache.kept(tokens, 1.0), self._cache.kept(tokens, self._settings.budget_of(extra)))
-        if isinstance(account, Account):
+        if isinstance(account, Account) and choice == 0:
             account.append(prompt)
         params.extra_args = extra or None
         return prompt

@@ -119,15 +119,19 @@ async def _around_create(serving: Any, original: Any, request: Any, *args: Any, 
     return with_usage(await original(request, *args, **kwargs), account)
 
 
-def _around_add_request(processor: Any, original: Any, request: Any, *args: Any, **kwargs: Any) -> None:
+def _around_add_request(
+    processor: Any, original: Any, request: Any, text: Any, parent: Any = None, choice: int = 0, queue: Any = None
+) -> None:
     """The last step before a request leaves for the engine's process."""
     ledger: Ledger | None = getattr(processor, _OURS, None)
     if ledger is None or request.sampling_params is None:
-        original(request, *args, **kwargs)
+        original(request, text, parent, choice, queue)
         return
-    prompt = ledger.open(request.sampling_params, len(request.prompt_token_ids or ()))
-    original(request, *args, **kwargs)
-    setattr(processor.request_states[request.request_id], _OURS, prompt)
+    prompt = ledger.open(request.sampling_params, len(request.prompt_token_ids or ()), choice)
+    original(request, text, parent, choice, queue)
+    # The end of a prompt that was streamed in may be the end of its request.
+    if (state := processor.request_states.get(request.request_id)) is not None:
+        setattr(state, _OURS, prompt)
 
 
 def _around_process_outputs(processor: Any, original: Any, outputs: Any, *args: Any, **kwargs: Any) -> Any:
