@@ -116,7 +116,7 @@ class Ledger:
             params: its `SamplingParams`; the account that a front end put into them is taken out again, as it goes no
                 further than this process.
             tokens: of the prompt.
-            choice: which of a request's. Each reads the prompt anew, but usage counts prompts once, as vLLM's own does.
+            choice: which of a request's. Each reads the prompt anew, but usage counts it once, as vLLM's own does.
         """
         extra = dict(params.extra_args or {})
         account = extra.pop(ACCOUNT, None)
