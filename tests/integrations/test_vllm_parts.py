@@ -272,10 +272,15 @@ def test_what_is_typed_is_what_vllm_is_asked_for() -> None:
 
 
 def test_what_is_promised_is_what_is_freed() -> None:
-    # 32 blocks and one for the answer, of which (819 + 254) // 128 = 8 and that one stay.
-    assert "keeps 20% of each prompt by madakv" in promise(Settings())
-    assert "4,096 tokens fitted, 3.7 fit" in promise(Settings())
-    assert " 1.0 fit" in promise(Settings(1.0))
+    # 32 blocks and one for the answer, of which (819 + 254) // 128 = 8 and that one stay; the last is read whole.
+    said = promise(Settings(), tokens=4096, block_size=128, blocks=100)
+    assert said.startswith(
+        "keeps 20% of each prompt by madakv: of prompts of 4,096 tokens, 8 fit at once, where 3 would"
+    )
+    assert "2 fit at once, where 1 would" in promise(Settings(), tokens=4096, block_size=128, blocks=1 + 33 + 9)
+    assert "1 fit at once, where 1 would" in promise(Settings(), tokens=4096, block_size=128, blocks=33 + 9)
+    assert " 3 fit at once, where 3 would" in promise(Settings(1.0), tokens=4096, block_size=128, blocks=100)
+    assert "\n" not in said
 
 
 @pytest.mark.parametrize(
@@ -297,7 +302,9 @@ def test_the_command_refuses_in_one_line(options: list[str], says: str) -> None:
 def test_without_vllm_the_command_says_where_to_have_it() -> None:
     ended = CliRunner().invoke(app, ["serve", "some/model"])
     assert ended.exit_code == 2
-    assert ended.stderr.splitlines() == ["error: vLLM is not installed here; docs/vllm.md says how to have it"]
+    assert ended.stderr.splitlines() == [
+        "error: vLLM is not installed here: pip install 'madakv[vllm]', or for a CPU what docs/vllm.md says"
+    ]
 
 
 def test_models_with_several_kinds_of_layers_are_refused() -> None:

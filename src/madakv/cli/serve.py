@@ -9,7 +9,6 @@ from typing import Annotated
 import typer
 
 from madakv.cli.errors import one_line_errors
-from madakv.cli.output import visible
 
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A Hub id, a folder, or one of `madakv models`.")]
 BudgetOption = Annotated[float, typer.Option(metavar="SHARE", help="Share of each prompt that stays, in (0, 1].")]
@@ -23,15 +22,20 @@ def serve(
     with one_line_errors():
         from madakv.errors import MissingExtraError
         from madakv.integrations.vllm.guards import check_method
-        from madakv.integrations.vllm.serving import command, promise
+        from madakv.integrations.vllm.serving import command
         from madakv.integrations.vllm.settings import Settings
         from madakv.model_names import folder_of, names
 
         settings = Settings(budget, method)
         check_method(settings)
         if importlib.util.find_spec("vllm") is None:
-            raise MissingExtraError("vLLM is not installed here; docs/vllm.md says how to have it")
-        where = str(folder_of(model)) if model in names() else model
-        typer.echo(visible(promise(settings)), err=True)
-        words = command(where, settings, context.args)
+            raise MissingExtraError(
+                "vLLM is not installed here: pip install 'madakv[vllm]', or for a CPU what docs/vllm.md says"
+            )
+        rest = context.args
+        if model in names():
+            # Clients ask for it by the name that was typed.
+            rest = ["--served-model-name", model, *rest]
+            model = str(folder_of(model))
+        words = command(model, settings, rest)
         os.execv(words[0], words)

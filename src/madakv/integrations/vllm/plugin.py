@@ -9,16 +9,30 @@ from typing import Any
 
 from vllm import __version__
 from vllm.engine.arg_utils import EngineArgs
+from vllm.exceptions import VLLMClientError
+from vllm.logger import init_logger
 from vllm.platforms import current_platform
+from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 from vllm.v1.engine.input_processor import InputProcessor
+from vllm.v1.engine.output_processor import OutputProcessor
 
-from madakv.errors import UnsupportedOptionError
+from madakv.errors import InputError, MadaKVError, UnsupportedOptionError
 from madakv.integrations.vllm.guards import check_config, check_request, check_version
+from madakv.integrations.vllm.metrics import Cache, Ledger
+from madakv.integrations.vllm.serving import promise
 from madakv.integrations.vllm.settings import Settings
 from madakv.integrations.vllm.wrapping import wrap
 
 _BACKEND = "madakv.integrations.vllm.backend.EvictingBackend"
+_OURS = "_madakv"
+
+# Only loggers below vLLM's are heard.
+logger = init_logger(f"vllm.{__name__}")
+
+
+class RefusedRequestError(InputError, VLLMClientError):  # type: ignore[misc]
+    """A request that cannot be evicted as asked, in the way by which vLLM knows that it is not the server's fault."""
 
 
 def install() -> None:
@@ -39,9 +53,44 @@ def _around_create_engine_config(args: Any, original: Any, *more: Any, **kwargs:
             "madakv in vLLM: prefix caching is not supported yet; leave out --enable-prefix-caching"
         )
     args.enable_prefix_caching = False
+    if args.async_scheduling is None:
+        args.async_scheduling = False
     config = original(*more, **kwargs)
     check_config(config, settings, version, current_platform.device_type)
+    _wrap_front_end()
     return config
+
+
+def _wrap_front_end() -> None:
+    """Where requests come in and answers go out. vLLM imports what it needs for that late, and so do we."""
+    from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
+    from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
+    from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
+    from vllm.v1.engine.async_llm import AsyncLLM
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    wrap(OutputProcessor, "add_request", _around_add_request)
+    wrap(OutputProcessor, "process_outputs", _around_process_outputs)
+    for engine in (AsyncLLM, LLMEngine):
+        wrap(engine, "__init__", _around_engine)
+    wrap(OpenAIServingChat, "create_chat_completion", _around_create)
+    wrap(OpenAIServingCompletion, "create_completion", _around_create)
+    wrap(OpenAIServingResponses, "create_responses", _around_create)
+
+
+def _around_engine(engine: Any, original: Any, *args: Any, **kwargs: Any) -> None:
+    """Once it runs, its config says how large its pool is."""
+    original(*args, **kwargs)
+    config = engine.vllm_config
+    settings = Settings.of(config.additional_config)
+    if settings is None:
+        return
+    cache = config.cache_config
+    dtype = kv_cache_dtype_str_to_dtype(cache.cache_dtype, config.model_config)
+    setattr(engine.output_processor, _OURS, Ledger(settings, Cache.of(config, dtype.itemsize)))
+    logger.info(
+        "madakv %s", promise(settings, config.model_config.max_model_len, cache.block_size, cache.num_gpu_blocks)
+    )
 
 
 def _around_process_inputs(processor: Any, original: Any, *args: Any, **kwargs: Any) -> Any:
@@ -49,5 +98,48 @@ def _around_process_inputs(processor: Any, original: Any, *args: Any, **kwargs: 
     settings = Settings.of(processor.vllm_config.additional_config)
     made = original(*args, **kwargs)
     if settings is not None:
-        check_request(made, settings)
+        try:
+            check_request(made, settings)
+        except MadaKVError as refusal:
+            raise RefusedRequestError(str(refusal)) from refusal
     return made
+
+
+async def _around_create(serving: Any, original: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+    """A request of the protocol, refused before its stream begins."""
+    from madakv.integrations.vllm.protocol import ask, with_usage
+
+    settings = Settings.of(serving.engine_client.vllm_config.additional_config)
+    if settings is None:
+        return await original(request, *args, **kwargs)
+    try:
+        account = ask(request, settings)
+    except MadaKVError as refusal:
+        raise RefusedRequestError(str(refusal)) from refusal
+    return with_usage(await original(request, *args, **kwargs), account)
+
+
+def _around_add_request(
+    processor: Any, original: Any, request: Any, text: Any, parent: Any = None, choice: int = 0, queue: Any = None
+) -> None:
+    """The last step before a request leaves for the engine's process."""
+    ledger: Ledger | None = getattr(processor, _OURS, None)
+    if ledger is None or request.sampling_params is None:
+        original(request, text, parent, choice, queue)
+        return
+    prompt = ledger.open(request.sampling_params, len(request.prompt_token_ids or ()), choice)
+    original(request, text, parent, choice, queue)
+    # The end of a prompt that was streamed in may be the end of its request.
+    if (state := processor.request_states.get(request.request_id)) is not None:
+        setattr(state, _OURS, prompt)
+
+
+def _around_process_outputs(processor: Any, original: Any, outputs: Any, *args: Any, **kwargs: Any) -> Any:
+    """Before an answer's second token was read, its prompt was decided about."""
+    ledger: Ledger | None = getattr(processor, _OURS, None)
+    if ledger is not None:
+        for output in outputs:
+            state = processor.request_states.get(output.request_id)
+            if state is not None and output.new_token_ids and state.detokenizer.num_output_tokens() == 1:
+                ledger.settle(getattr(state, _OURS))
+    return original(outputs, *args, **kwargs)

@@ -1,4 +1,4 @@
-"""`vllm serve` with eviction: what is typed, and what is said before it starts."""
+"""`vllm serve` with eviction: what is typed, and what is said once it runs."""
 
 from __future__ import annotations
 
@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from madakv.integrations.vllm.settings import KEY, Settings, first_kept_block
-
-_USUAL = 128
-"""Entries of a block, as vLLM has them on a CPU if nobody says otherwise."""
 
 
 def command(model: str, settings: Settings, rest: Sequence[str]) -> list[str]:
@@ -25,12 +22,21 @@ def command(model: str, settings: Settings, rest: Sequence[str]) -> list[str]:
     return [sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", model, "--additional-config", asked, *rest]
 
 
-def promise(settings: Settings, tokens: int = 4096) -> str:
-    """One line: what is evicted, and what that is worth for prompts of so many tokens."""
-    blocks = tokens // _USUAL
-    # Beside the pages lies what is said, a block at first.
-    left = blocks - first_kept_block(settings.budget, tokens, _USUAL)
+def promise(settings: Settings, tokens: int, block_size: int, blocks: int) -> str:
+    """One line: what is evicted, what that is worth, and what is off for it.
+
+    Args:
+        settings: of the server.
+        tokens: of the longest prompt that it takes.
+        block_size: tokens of a block.
+        blocks: of the pool, among them one that stands for all that are freed.
+    """
+    # Beside a prompt lies what is said, a block at first. Whoever comes last must be read whole.
+    whole = -(-tokens // block_size) + 1
+    held = whole - first_kept_block(settings.budget, tokens, block_size)
+    free = blocks - 1
+    fit, would = 1 + max(0, free - whole) // held, max(1, free // whole)
     return (
-        f"keeps {settings.budget:.0%} of each prompt by {settings.resolved().label}: where one prompt of {tokens:,} "
-        f"tokens fitted, {(blocks + 1) / (left + 1):.1f} fit once they were read"
+        f"keeps {settings.budget:.0%} of each prompt by {settings.resolved().label}: of prompts of {tokens:,} "
+        f"tokens, {fit} fit at once, where {would} would; prefix caching and asynchronous scheduling are off"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,9 @@ from madakv.methods.registry import from_text
 
 KEY = "madakv"
 """The name under which settings stand in `additional_config`, and a request's in its `extra_args`."""
+
+ACCOUNT = f"{KEY}_account"
+"""The name under which `extra_args` carry what a front end counts; it never leaves the process."""
 
 
 @dataclass(frozen=True)
@@ -71,17 +75,25 @@ class Settings:
         Raises:
             ConfigurationError: it asks for less than the server keeps, for more than all, or for something else.
         """
-        own = extra.get(KEY) if isinstance(extra, Mapping) else None
-        if own is None:
-            own = {}
-        if not isinstance(own, Mapping) or own.keys() - {"budget"}:
-            raise ConfigurationError(f'a request sets madakv as {{"budget": 0.5}}, and nothing else; got {own!r}')
-        asked = own.get("budget", extra.get(f"{KEY}_budget") if isinstance(extra, Mapping) else None)
+        extra = extra if isinstance(extra, Mapping) else {}
+        own = {} if extra.get(KEY) is None else extra[KEY]
+        if not isinstance(own, Mapping):
+            raise ConfigurationError(f'a request sets madakv as {{"budget": 0.5}}; got {reprlib.repr(own)}')
+        prefix = f"{KEY}_"
+        flat = {name.removeprefix(prefix): extra[name] for name in extra if str(name).startswith(prefix)}
+        flat.pop(ACCOUNT.removeprefix(prefix), None)
+        given = flat | dict(own)
+        if unknown := [name for name in given if name != "budget"]:
+            raise ConfigurationError(
+                f"a request sets madakv's budget, and nothing else; got {reprlib.repr(unknown[0])}"
+            )
+        asked = given.get("budget")
         if asked is None:
             return self.budget
         if isinstance(asked, bool) or not isinstance(asked, float | int) or not self.budget <= asked <= 1:
             raise ConfigurationError(
-                f"a request's madakv budget must lie between the server's, {self.budget:g}, and 1; got {asked!r}"
+                f"a request's madakv budget must lie between the server's, {self.budget:g}, and 1; "
+                f"got {reprlib.repr(asked)}"
             )
         return float(asked)
 
