@@ -42,8 +42,6 @@ class Pretended:
             modality=torch.zeros(1, N, dtype=torch.int64),
             blocks=lambda: self.blocks,
             block_size=SIZE,
-            text=None,
-            later=N,
         )
         self.evictor.requests["a"] = self.request
 

@@ -99,7 +99,13 @@ def transformers_says(
 
 
 class Engine:
-    """An engine of vLLM."""
+    """An engine of vLLM.
+
+    Attributes:
+        found: tokens of prompts that were in the cache when they came, altogether.
+    """
+
+    found = 0
 
     def __init__(self, folder: Path, settings: dict[str, Any] | None, **options: Any) -> None:
         from vllm import LLM
@@ -142,10 +148,11 @@ class Engine:
             asked = prompt.asked if isinstance(prompt, Seen) else {"prompt_token_ids": prompt}
             engine.add_request(str(number), asked, params)
         done, steps = {}, 0
-        with kept(said):
+        with kept(said, prompts):
             while engine.has_unfinished_requests():
                 for out in engine.step():
                     if out.finished:
+                        self.found += out.num_cached_tokens
                         done[int(out.request_id)] = list(out.outputs[0].token_ids)
                 steps += 1
                 running = self.core.scheduler.running
@@ -158,14 +165,15 @@ class Engine:
 
 
 @contextmanager
-def kept(said: Said) -> Iterator[None]:
-    """Note what is packed."""
+def kept(said: Said, prompts: Sequence[Prompt]) -> Iterator[None]:
+    """Note what is packed of prompts, which requests are numbered by."""
     from madakv.integrations.vllm.evictor import Evictor
 
     original = Evictor._pack
 
     def noted(self: Evictor, request: Any) -> None:
-        said.plans[tuple(request.text)] = request.plans
+        (name,) = (name for name, other in self.requests.items() if other is request)
+        said.plans[tuple(ids_of(prompts[int(name.partition("-")[0])]))] = request.plans
         original(self, request)
 
     Evictor._pack = noted  # type: ignore[method-assign]

@@ -85,6 +85,27 @@ def test_preempted_requests_say_the_same(
         assert ours.free_blocks == before
 
 
+@pytest.mark.parametrize("chunk", [None, 91])
+@pytest.mark.parametrize("method", METHODS)
+def test_what_others_have_read_is_not_read_again(
+    folder: Path, prompts: list[Prompt], expected: Expected, method: str, chunk: int | None
+) -> None:
+    """Once the pool holds what requests left behind, a second time and in other company, all stays the same."""
+    options = {} if chunk is None else {"max_num_batched_tokens": chunk}
+    with engine(folder, {"budget": 0.2, "method": method}, **options) as ours:
+        before = ours.free_blocks
+        want = expected[method, 0.2]
+        check(ours.says(prompts), want)
+        assert ours.found == 0
+        check(ours.says(prompts), want)
+        assert ours.found > 0.3 * sum(map(len, prompts))
+        # A whole request finds what evicted ones left, and they what it left.
+        whole = ours.says(prompts[:3], [{"madakv_budget": 1.0}] * 3)
+        assert whole.tokens == expected["", 1.0].tokens[:3]
+        check(ours.says(prompts), want)
+        assert ours.free_blocks == before
+
+
 def test_aborted_requests_leave_nothing_behind(folder: Path, prompts: list[Prompt], expected: Expected) -> None:
     from vllm import SamplingParams
 

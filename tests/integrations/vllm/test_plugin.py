@@ -26,7 +26,7 @@ pytestmark = [
         ({"budget": 7}, {}, "share of the prompt in"),
         ({"method": "madkv"}, {}, "did you mean 'madakv'"),
         ({"method": "madakv:draft=4"}, {}, "leave out draft"),
-        ({}, {"enable_prefix_caching": True}, "prefix caching is not supported yet"),
+        ({}, {"enable_lora": True}, "LoRA adapters"),
         ({}, {"tensor_parallel_size": 2}, "tensor parallelism"),
         (
             {},

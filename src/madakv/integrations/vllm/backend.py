@@ -45,8 +45,8 @@ class EvictingImpl(CPUAttentionBackendImpl):  # type: ignore[misc]
         """The engine's attention, then that of evicted requests in their rows."""
         evictor = self.evictor
         output: Tensor = kwargs["output"] if "output" in kwargs else args[0]
-        if evictor is not None and evictor.hears:
-            evictor.hear(self.number, query, key, value, output)
+        if evictor is not None and evictor.aside is not None:
+            evictor.attend_aside(self.number, query, key, value, output)
             return output
         if evictor is None or evictor.step is None or attn_metadata is None:
             super().forward(layer, query, key, value, kv_cache, attn_metadata, *args, **kwargs)

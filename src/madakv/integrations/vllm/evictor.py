@@ -7,13 +7,16 @@ library's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from madakv.attention import paged_attention, ragged_attention
+from madakv.attention.prompt import prompt_attention
 from madakv.cache import Entries, Tail
 from madakv.integrations.vllm.decoding import Decoding, Span
 from madakv.integrations.vllm.layout import Layout
@@ -22,8 +25,8 @@ from madakv.integrations.vllm.requests import Request, gathered
 from madakv.reading import Reading
 from madakv.scoring import OutputProjection
 
-Echo = Callable[[Request, Tensor], None]
-"""Runs the model once over tokens of a request's prompt, by their places [E], behind it."""
+Again = Callable[[str, Tensor, bool], None]
+"""Runs the model once more over tokens of a request's prompt, by its name and their places [n]: behind it, or there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +89,7 @@ class Evictor:
 
     Attributes:
         step: what is being read; None between steps.
-        hears: whose echo is being read.
+        aside: takes the place of `attend` while a request's tokens are read once more; None: none are.
     """
 
     def __init__(
@@ -104,7 +107,7 @@ class Evictor:
         self.requests: dict[str, Request] = {}
         self._decoding: Decoding | None = None
         self.step: Step | None = None
-        self.hears: Request | None = None
+        self.aside: Callable[[int, Tensor, Tensor, Tensor], Tensor] | None = None
 
     @property
     def block_size(self) -> int:
@@ -118,6 +121,8 @@ class Evictor:
             if not span.evicted and span.request.table is not None:
                 # Whoever took its blocks, it is read from the beginning.
                 span.request.forget_pages()
+            if span.request.found is None:
+                span.request.found = span.start
         self._decoding = Decoding.of(self._memory, [span for span in spans if span.evicted], self._decoding)
         self.step = Step(spans, rows, self._decoding) if spans else None
 
@@ -159,10 +164,10 @@ class Evictor:
             request, end = span.request, span.begin + span.tokens - span.behind
             if request.plans is None:
                 request.hear(layer, query[span.begin : end], span.start)
-                if span.completes:
-                    keys, values = gathered(self._layout, self._caches[layer], request)
-                    reading = request.open(len(self._layers), self._most_echoed)
-                    reading.layer(request.view(layer, keys, values, **vars(self._layers[layer])))
+                if span.completes and len(request.unheard()):
+                    request.waits = True
+                elif span.completes:
+                    self._score(layer, request, *gathered(self._layout, self._caches[layer], request))
             elif span.completes:
                 keys, values = gathered(self._layout, self._caches[layer], request)
                 later = slice(end, span.begin + span.tokens)
@@ -188,50 +193,78 @@ class Evictor:
         )
         return out[0].transpose(0, 1)
 
-    def hear(self, layer: int, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
-        """Attention of an echo, which leaves nothing behind; see `attend` for the arguments."""
-        request, how = self.hears, self._layers[layer]
-        assert request is not None
-        assert request.reading is not None
-        query, key, value = (x.transpose(0, 1)[None] for x in (query, key, value))
-        request.memories[layer].append(key, value)
-        heard = request.reading.attend(layer, query, scaling=how.scaling, softcap=how.softcap, sinks=how.sinks)
-        out[: query.shape[2]] = heard[0].transpose(0, 1)
+    def _score(self, layer: int, request: Request, keys: Tensor, values: Tensor) -> None:
+        reading = request.open(len(self._layers), self._most_echoed)
+        reading.layer(request.view(layer, keys, values, **vars(self._layers[layer])))
 
-    def finish(self, over: Collection[str], preempted: Collection[str], echo: Echo) -> None:
+    def attend_aside(self, layer: int, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
+        """Attention of tokens that are read once more, which writes nothing; see `attend` for the arguments."""
+        assert self.aside is not None
+        out[: len(query)] = self.aside(layer, *(x.transpose(0, 1)[None] for x in (query, key, value)))[0].transpose(0, 1)
+
+    def _hear_found(
+        self, request: Request, places: Tensor, layer: int, query: Tensor, _key: Tensor, _value: Tensor
+    ) -> Tensor:
+        """Of tokens whose keys were found, where they are; with them, the layer can be scored."""
+        how = self._layers[layer]
+        keys, values = gathered(self._layout, self._caches[layer], request)
+        request.hear_found(layer, query[0].transpose(0, 1))
+        self._score(layer, request, keys, values)
+        sees = torch.arange(keys.shape[2]) <= places[:, None]
+        return prompt_attention(
+            query, keys, values, scaling=how.scaling, mask=sees[None, None], softcap=how.softcap, sinks=how.sinks
+        )
+
+    def _hear_echo(self, request: Request, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Of an echo, behind the prompt."""
+        assert request.reading is not None
+        how = self._layers[layer]
+        request.memories[layer].append(key, value)
+        return request.reading.attend(layer, query, scaling=how.scaling, softcap=how.softcap, sinks=how.sinks)
+
+    def finish(self, over: Collection[str], preempted: Collection[str], again: Again) -> None:
         """Between steps: decide about prompts that were read, and pack what stays of them.
 
         Args:
             over: requests that are no more.
             preempted: requests whose blocks are gone.
-            echo: how to read again.
+            again: how to read once more.
         """
         for name in over:
             self.requests.pop(name, None)
         for name, request in self.requests.items():
             if request.is_read:
-                self._decide(request, echo)
+                self._decide(name, request, again)
                 if name not in preempted:
                     self._pack(request)
         for name in preempted:
             if name in self.requests:
                 self.requests[name].forget_pages()
 
-    def _decide(self, request: Request, echo: Echo) -> None:
-        reading = request.reading
-        if reading is None:
+    def _decide(self, name: str, request: Request, again: Again) -> None:
+        if request.plans is not None:
             return
+        if request.waits:
+            places = request.unheard()
+            with self._set_aside(partial(self._hear_found, request, places)):
+                again(name, places, False)
+        reading = request.reading
+        assert reading is not None
         if reading.awaits_echo:
             places, heard = reading.echo_places()
-            self.hears = request
-            try:
-                with reading.hearing_echo(places, heard):
-                    echo(request, places[0])
-            finally:
-                self.hears = None
+            with self._set_aside(partial(self._hear_echo, request)), reading.hearing_echo(places, heard):
+                again(name, places[0], True)
             for memory in request.memories:
                 memory.forget_tail()
         request.plans = reading.decide()
+
+    @contextmanager
+    def _set_aside(self, attends: Callable[[int, Tensor, Tensor, Tensor], Tensor]) -> Iterator[None]:
+        self.aside = attends
+        try:
+            yield
+        finally:
+            self.aside = None
 
     def _pack(self, request: Request) -> None:
         assert request.plans is not None

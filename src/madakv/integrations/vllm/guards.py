@@ -36,6 +36,7 @@ _OPTIONS: tuple[tuple[Callable[[Any], Any], str], ...] = (
         lambda c: c.cache_config.cache_dtype not in ("auto", "float16", "bfloat16", "float32"),
         "a quantised KV cache is not supported: leave out --kv-cache-dtype",
     ),
+    (lambda c: c.lora_config, "LoRA adapters are not supported: an echo would be read without them"),
     (lambda c: c.parallel_config.tensor_parallel_size > 1, "tensor parallelism is not supported yet"),
     (lambda c: c.parallel_config.pipeline_parallel_size > 1, "pipeline parallelism is not supported yet"),
     (

@@ -17,7 +17,7 @@ from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_b
 from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor
 
-from madakv.errors import InputError, MadaKVError, UnsupportedOptionError
+from madakv.errors import InputError, MadaKVError
 from madakv.integrations.vllm.guards import check_config, check_request, check_version
 from madakv.integrations.vllm.metrics import Cache, Ledger
 from madakv.integrations.vllm.serving import promise
@@ -48,11 +48,6 @@ def _around_create_engine_config(args: Any, original: Any, *more: Any, **kwargs:
         return original(*more, **kwargs)
     version = __version__.partition("+")[0]
     check_version(version)
-    if args.enable_prefix_caching:
-        raise UnsupportedOptionError(
-            "madakv in vLLM: prefix caching is not supported yet; leave out --enable-prefix-caching"
-        )
-    args.enable_prefix_caching = False
     if args.async_scheduling is None:
         args.async_scheduling = False
     config = original(*more, **kwargs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -62,8 +63,8 @@ class Request:
         modality: [1, N].
         blocks: all its blocks, in order; the engine's own list, which grows.
         block_size: of the engine.
-        text: its token ids; None if it was given as embeddings.
-        later: the position of the first token behind it.
+        found: how many of its tokens were in the cache before it was read; None until it is.
+        waits: whether it was read, but for queries of tokens that were found.
         plans: what each layer keeps, once that is decided. They outlive preemption: what was read is read again, but
             not decided again, and tokens that come behind the prompt find what they found.
         table: where that lies; None until the prompt was read.
@@ -75,20 +76,20 @@ class Request:
     modality: Tensor
     blocks: Callable[[], Sequence[int]]
     block_size: int
-    text: Sequence[int] | None
-    later: int
+    found: int | None = None
+    waits: bool = False
     plans: list[KeepPlan] | None = None
     table: PageTable | None = None
     reading: Reading | None = None
     memories: list[LayerMemory] = field(default_factory=list)
     stash: dict[int, Stash] = field(default_factory=dict)
-    _heard: Tensor | None = None
     _queries: dict[int, Tensor] = field(default_factory=dict)
 
     def forget_pages(self) -> None:
         """Its blocks are gone: it was preempted. If it was not decided yet, it is read anew."""
         self.table, self.reading = None, None
         self.memories, self.stash, self._queries = [], {}, {}
+        self.found, self.waits = None, False
 
     def block_ids(self) -> Tensor:
         """[b] int64."""
@@ -98,14 +99,28 @@ class Request:
         """[K] int64: those that hold its pages."""
         return self.block_ids()[self.first : self.prompt // self.block_size]
 
+    @cached_property
+    def _heard(self) -> Tensor:
+        """[q] int64: the places of the queries that the method scores by."""
+        return self.method.listened(self.modality)[0].nonzero()[:, 0]
+
+    def unheard(self) -> Tensor:
+        """[u] int64: those of them that were not computed, since their keys were found."""
+        return self._heard[self._heard < (self.found or 0)]
+
     def hear(self, layer: int, query: Tensor, start: int) -> None:
         """Keep those queries of a chunk, [n, Hq, D] from position `start` on, that the method scores by."""
-        if self._heard is None:
-            self._heard = self.method.listened(self.modality)[0].nonzero()[:, 0]
+        low, high = torch.searchsorted(self._heard, torch.tensor([start, start + len(query)])).tolist()
+        self._told(layer, query)[low:high] = query[self._heard[low:high] - start]
+
+    def hear_found(self, layer: int, query: Tensor) -> None:
+        """Add the queries of `unheard`, [u, Hq, D]."""
+        self._told(layer, query)[: len(query)] = query
+
+    def _told(self, layer: int, query: Tensor) -> Tensor:
         if layer not in self._queries:
             self._queries[layer] = query.new_zeros(len(self._heard), *query.shape[1:])
-        low, high = torch.searchsorted(self._heard, torch.tensor([start, start + len(query)])).tolist()
-        self._queries[layer][low:high] = query[self._heard[low:high] - start]
+        return self._queries[layer]
 
     def view(self, layer: int, keys: Tensor, values: Tensor, **how: Any) -> LayerView:
         """What the method looks at: the whole prompt's keys and values, and the queries that it scores by."""
@@ -136,7 +151,7 @@ class Request:
     def is_read(self) -> bool:
         """Whether its prompt was read, and nothing was packed yet."""
         layers = len(self.stash) if self.reading is None else self.reading.layers_read
-        return self.table is None and layers > 0
+        return self.table is None and (self.waits or layers > 0)
 
 
 def gathered(layout: Layout, cache: Tensor, request: Request) -> tuple[Tensor, Tensor]:

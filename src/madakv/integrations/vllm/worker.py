@@ -19,6 +19,7 @@ from madakv.integrations.vllm.decoding import Span
 from madakv.integrations.vllm.evictor import Evictor, LayerHow
 from madakv.integrations.vllm.guards import check_layers
 from madakv.integrations.vllm.layout import Layout
+from madakv.integrations.vllm.pictures import embedded_pictures
 from madakv.integrations.vllm.requests import Request, modality_of
 from madakv.integrations.vllm.settings import Settings, first_kept_block
 from madakv.integrations.vllm.spec import EvictedSpec
@@ -122,7 +123,7 @@ def _around_execute_model(runner: Any, original: Any, scheduler_output: Any, *ar
             evictor.finish(
                 scheduler_output.finished_req_ids,
                 scheduler_output.preempted_req_ids or (),
-                functools.partial(_echo, runner),
+                functools.partial(_again, runner),
             )
     return original(scheduler_output, *args, **kwargs)
 
@@ -171,19 +172,21 @@ def _request(runner: Any, evictor: Evictor, name: str) -> Request | None:
         modality=modality_of(prompt, state.mm_features),
         blocks=lambda: state.block_ids[0],
         block_size=evictor.block_size,
-        text=state.prompt_token_ids,
-        later=prompt + int(state.mrope_position_delta or 0),
     )
 
 
-def _echo(runner: Any, request: Request, places: Tensor) -> None:
-    """Run the model over tokens of a prompt once more, behind it."""
-    ids = torch.tensor(request.text)[places]
-    positions = torch.arange(len(ids)) + request.later
-    if runner.uses_mrope:
-        positions = positions.expand(3, -1)
+def _again(runner: Any, name: str, places: Tensor, behind: bool) -> None:
+    """Run the model over tokens of a prompt once more, behind it or where they are."""
+    state = runner.requests[name]
+    ids = torch.tensor(state.prompt_token_ids)[places].to(runner.input_ids.gpu.dtype)
+    if behind:
+        positions = torch.arange(len(ids)) + state.num_prompt_tokens + int(state.mrope_position_delta or 0)
+        positions = positions.expand(3, -1) if runner.uses_mrope else positions
+    else:
+        positions = state.mrope_positions[:, places] if runner.uses_mrope else places
+    embedded = embedded_pictures(runner, state, ids, places)
     with set_forward_context(None, runner.vllm_config, num_tokens=len(ids), slot_mapping={}):
-        runner.model(input_ids=ids.to(runner.input_ids.gpu.dtype), positions=positions)
+        runner.model(input_ids=ids if embedded is None else None, positions=positions, inputs_embeds=embedded)
 
 
 _WRAPPERS = (
