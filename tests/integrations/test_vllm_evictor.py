@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from madakv.attention.prompt import prompt_attention
 from madakv.integrations.vllm.decoding import Span
 from madakv.integrations.vllm.evictor import Evictor, LayerHow
 from madakv.integrations.vllm.layout import Layout
@@ -100,6 +101,45 @@ def test_steps_over_pages_are_those_of_a_plain_engine(method: str, size: int) ->
         got = engine.pass_(given, N + number, N + number + 1)
         for out, own in zip(got, want, strict=True):
             torch.testing.assert_close(out[0], own, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["snapkv:window_size=5", "madakv:echo=0"])
+def test_queries_of_tokens_that_were_found_are_computed_once_more(method: str) -> None:
+    given, engine = states(), Pretended(method, 0.2)
+    told = []
+
+    def again(name: str, places: Tensor, behind: bool) -> None:
+        assert (name, behind) == ("a", False)
+        told.extend(places.tolist())
+        for layer, own in enumerate(given):
+            query, key, value = (x[0, :, places].transpose(0, 1) for x in own)
+            out = torch.full((len(places), HQ, D), float("nan"))
+            engine.evictor.attend_aside(layer, query, key, value, out)
+            for row, place in enumerate(places.tolist()):
+                want = attention(*(x[:, :, : place + 1] for x in own))
+                torch.testing.assert_close(out[row], want[0, :, -1], rtol=1e-5, atol=1e-6)
+
+    # Another request has read them.
+    engine.evictor.requests.clear()
+    for layer, (_, key, value) in enumerate(given):
+        for token in range(24):
+            cells = engine.caches[layer][engine.blocks[token // SIZE]].view(H, -1)
+            cells[:, engine.layout.keys[token % SIZE]] = key[0, :, token]
+            cells[:, engine.layout.values[token % SIZE]] = value[0, :, token]
+    engine.evictor.requests["a"] = engine.request
+    engine.pass_(given, 24, 40)
+    engine.pass_(given, 40, N)
+    engine.evictor.finish((), (), again)
+    assert sorted(told) == [place for place in told if place < 24]
+    assert bool(told) == method.startswith("madakv")
+    engine.freed()
+    for number, want in enumerate(expected(method, 0.2, given)):
+        for out, own in zip(engine.pass_(given, N + number, N + number + 1), want, strict=True):
+            torch.testing.assert_close(out[0], own, rtol=1e-5, atol=1e-6)
+
+
+def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return prompt_attention(query, key, value, scaling=0.3, mask=None, softcap=None, sinks=None)
 
 
 @pytest.mark.parametrize("again", [N + 4, N, 40])

@@ -21,7 +21,6 @@ BLOCK = 32
 TOKENS = 24
 
 
-
 @dataclass(frozen=True)
 class Seen:
     """A prompt with pictures.
@@ -118,7 +117,8 @@ class Engine:
             block_size=BLOCK,
             disable_log_stats=True,
             **{"skip_tokenizer_init": True, "max_model_len": 704, "max_num_seqs": 8, "num_gpu_blocks_override": 160}
-            | asked | options,
+            | asked
+            | options,
         )
         self.core: Any = self.llm.llm_engine.engine_core.engine_core
 

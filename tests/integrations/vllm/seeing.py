@@ -36,7 +36,7 @@ def _llava(folder: Path) -> Path:
 
 
 def _qwen(folder: Path) -> Path:
-    """A processor of its class, which wants to know of films too; and rotations that vLLM has with three positions."""
+    """A processor of its class, which wants to know of films too; rotations that vLLM has with three positions."""
     config = json.loads((folder / "config.json").read_text())
     kept = ("mrope_section", "rope_theta")
     ropes = {key: config["text_config"]["rope_parameters"][key] for key in kept} | {"rope_type": "default"}
@@ -53,7 +53,6 @@ def _qwen(folder: Path) -> Path:
 def change(file: Path, **values: Any) -> None:
     """Set values of a JSON file."""
     file.write_text(json.dumps(json.loads(file.read_text()) | values))
-
 
 
 def documents(folder: Path) -> list[Seen]:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.integrations.vllm.engines import Prompt, Said, agreement, engine, transformers_says
+from tests.integrations.vllm.engines import Prompt, Said, agreement, engine, ids_of, transformers_says
 
 pytestmark = [
     pytest.mark.slow,
@@ -40,7 +40,7 @@ def expectations(
 def check(said: Said, want: Said) -> None:
     assert set(said.plans) == set(want.plans)
     same, either = agreement(said, want)
-    assert same == either > 1000
+    assert same == either > 100 * len(want.plans) > 0
     assert said.tokens == want.tokens
 
 
@@ -104,6 +104,18 @@ def test_what_others_have_read_is_not_read_again(
         assert whole.tokens == expected["", 1.0].tokens[:3]
         check(ours.says(prompts), want)
         assert ours.free_blocks == before
+
+
+def test_documents_that_are_shared(folder: Path, prompts: list[Prompt]) -> None:
+    """By requests of one step, and by one whose prompt goes on where the last answer ended."""
+    base = ids_of(prompts[4])
+    asked = [base + ids_of(other)[:length] for other, length in zip(prompts, (20, 40, 60), strict=False)]
+    with engine(folder, {"budget": 0.2}) as ours:
+        said = ours.says(asked)
+        check(said, expectations(folder, asked, [("madakv", 0.2)])["madakv", 0.2])
+        assert ours.found > len(base)
+        second = [asked[0] + said.tokens[0] + ids_of(prompts[0])[:30]]
+        check(ours.says(second), expectations(folder, second, [("madakv", 0.2)])["madakv", 0.2])
 
 
 def test_aborted_requests_leave_nothing_behind(folder: Path, prompts: list[Prompt], expected: Expected) -> None:

@@ -37,8 +37,8 @@ def _smolvlm() -> tuple[Any, Any, str]:
     config = hf.SmolVLMConfig(
         text_config=hf.LlamaConfig(**_TEXT),
         vision_config=hf.SmolVLMVisionConfig(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=64, patch_size=8,
-            initializer_range=0.15,
+            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=64,
+            patch_size=8, initializer_range=0.15,
         ),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         scale_factor=4,
@@ -54,7 +54,10 @@ def _smolvlm() -> tuple[Any, Any, str]:
 def _internvl() -> tuple[Any, Any, str]:
     """Tiles of 32 x 32 in 4 visual tokens each, and the whole."""
     names = dict(
-        start_image_token="<img>", end_image_token="</img>", context_image_token="<IMG_CONTEXT>", video_token="<video>"
+        start_image_token="<img>",
+        end_image_token="</img>",
+        context_image_token="<IMG_CONTEXT>",
+        video_token="<video>",
     )
     tokenizer = _tokenizer(**names)
     config = hf.InternVLConfig(
@@ -100,7 +103,11 @@ def _qwen3_vl() -> tuple[Any, Any, str]:
         **pads,
     )  # fmt: skip
     sizes = dict(
-        patch_size=4, merge_size=2, temporal_patch_size=2, size={"shortest_edge": 1024, "longest_edge": 16384}, **_NORMED
+        patch_size=4,
+        merge_size=2,
+        temporal_patch_size=2,
+        size={"shortest_edge": 1024, "longest_edge": 16384},
+        **_NORMED,
     )
     processor = hf.Qwen3VLProcessor(hf.Qwen2VLImageProcessor(**sizes), tokenizer, hf.Qwen3VLVideoProcessor(**sizes))
     mark = "<|vision_start|><|image_pad|><|vision_end|>"

@@ -26,7 +26,7 @@ from madakv.reading import Reading
 from madakv.scoring import OutputProjection
 
 Again = Callable[[str, Tensor, bool], None]
-"""Runs the model once more over tokens of a request's prompt, by its name and their places [n]: behind it, or there."""
+"""Runs the model once more over tokens of a prompt: by its request's name and their places [n]; behind it, or there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -200,7 +200,9 @@ class Evictor:
     def attend_aside(self, layer: int, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
         """Attention of tokens that are read once more, which writes nothing; see `attend` for the arguments."""
         assert self.aside is not None
-        out[: len(query)] = self.aside(layer, *(x.transpose(0, 1)[None] for x in (query, key, value)))[0].transpose(0, 1)
+        out[: len(query)] = self.aside(layer, *(x.transpose(0, 1)[None] for x in (query, key, value)))[0].transpose(
+            0, 1
+        )
 
     def _hear_found(
         self, request: Request, places: Tensor, layer: int, query: Tensor, _key: Tensor, _value: Tensor

@@ -36,6 +36,10 @@ _OPTIONS: tuple[tuple[Callable[[Any], Any], str], ...] = (
         lambda c: c.cache_config.cache_dtype not in ("auto", "float16", "bfloat16", "float32"),
         "a quantised KV cache is not supported: leave out --kv-cache-dtype",
     ),
+    (
+        lambda c: (seen := c.model_config.multimodal_config) and seen.mm_processor_cache_type == "shm",
+        "pictures in shared memory cannot be read once more: leave out --mm-processor-cache-type shm",
+    ),
     (lambda c: c.lora_config, "LoRA adapters are not supported: an echo would be read without them"),
     (lambda c: c.parallel_config.tensor_parallel_size > 1, "tensor parallelism is not supported yet"),
     (lambda c: c.parallel_config.pipeline_parallel_size > 1, "pipeline parallelism is not supported yet"),
@@ -95,6 +99,11 @@ def check_config(config: Any, settings: Settings, version: str, device: str) -> 
         raise UnsupportedModelError(
             f"madakv in vLLM: of models that see or hear {', '.join(sorted(SEEING))} were tested, and "
             f"{', '.join(sorted(others))} was not"
+        )
+    ropes = getattr(model.hf_text_config, "rope_parameters", None) or {}
+    if "mrope_section" in ropes and ropes.get("rope_type") == "llama3":
+        raise UnsupportedModelError(
+            "madakv in vLLM: vLLM rotates by one position where this model has three (M-RoPE)"
         )
     if model.is_encoder_decoder or model.runner_type != "generate":
         raise UnsupportedModelError("madakv in vLLM: only models that generate, with a decoder alone")

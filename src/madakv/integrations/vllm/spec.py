@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from vllm.v1.core.kv_cache_manager import KVCacheManager
+from vllm.v1.core.sched import output
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
@@ -51,6 +52,7 @@ class EvictingManager(FullAttentionManager):  # type: ignore[misc]
         super().__init__(kv_cache_spec, **kwargs)
         self._settings = kv_cache_spec.settings
         self._budgets: dict[str, float] = {}
+        wrap(output, "strip_covered_mm_data", _around_strip_covered_mm_data)
         wrap(KVCacheManager, "get_computed_blocks", _around_get_computed_blocks)
         wrap(KVCacheManager, "allocate_slots", _around_allocate_slots)
 
@@ -89,6 +91,11 @@ def _managers(manager: Any, request: Any) -> list[EvictingManager]:
     for one in own:
         one.note(request)
     return own
+
+
+def _around_strip_covered_mm_data(features: Any, _original: Any, *_: Any, **__: Any) -> Any:
+    """Workers get pictures whose blocks were found, too: tokens of them may be read once more."""
+    return features
 
 
 def _around_allocate_slots(manager: Any, original: Any, request: Any, *args: Any, **kwargs: Any) -> Any:

@@ -9,11 +9,11 @@ from typing import Any
 _OURS = "_madakv_wraps"
 
 
-def wrap(owner: type, name: str, around: Callable[..., Any]) -> None:
+def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
     """Put a function around a method, once.
 
     Args:
-        owner: the class.
+        owner: the class; or the module of a function, whose first argument then is the object.
         name: of the method.
         around: is called with the object, the method bound to it, and the arguments.
     """
