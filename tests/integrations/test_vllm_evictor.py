@@ -103,7 +103,7 @@ def test_steps_over_pages_are_those_of_a_plain_engine(method: str, size: int) ->
             torch.testing.assert_close(out[0], own, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", ["snapkv:window_size=5", "madakv:echo=0"])
+@pytest.mark.parametrize("method", ["snapkv:window_size=5", "madakv:context_weight=99:echo=0"])
 def test_queries_of_tokens_that_were_found_are_computed_once_more(method: str) -> None:
     given, engine = states(), Pretended(method, 0.2)
     told = []

@@ -26,7 +26,7 @@ from madakv.reading import Reading
 from madakv.scoring import OutputProjection
 
 Again = Callable[[str, Tensor, bool], None]
-"""Runs the model once more over tokens of a prompt: by its request's name and their places [n]; behind it, or there."""
+"""Runs the model once more over tokens of a prompt: its request's name, their places [n]; and behind it, or there?"""
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,8 +33,8 @@ _OPTIONS: tuple[tuple[Callable[[Any], Any], str], ...] = (
     (lambda c: c.kv_transfer_config, "KV connectors move whole prompts, of which only a part is here"),
     (lambda c: c.cache_config.kv_sharing_fast_prefill, "layers that share a KV cache are not supported"),
     (
-        lambda c: c.cache_config.cache_dtype not in ("auto", "float16", "bfloat16", "float32"),
-        "a quantised KV cache is not supported: leave out --kv-cache-dtype",
+        lambda c: c.cache_config.cache_dtype not in ("auto", str(c.model_config.dtype).removeprefix("torch.")),
+        "a KV cache of another dtype than the model's is not supported: leave out --kv-cache-dtype",
     ),
     (
         lambda c: (seen := c.model_config.multimodal_config) and seen.mm_processor_cache_type == "shm",
