@@ -37,6 +37,7 @@ from madakv.cache import RaggedEntries, Tail
 from madakv.integrations.vllm.decoding import Decoding, Span
 from madakv.integrations.vllm.pages import Memory, PageTable, token_rows
 from madakv.integrations.vllm.requests import Request
+from madakv.integrations.vllm.settings import page_size
 from madakv.methods.registry import from_text
 from madakv.plan import KeepPlan
 from madakv.provenance import provenance, write_whole
@@ -199,12 +200,12 @@ def serving(asked: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def copying(evictor_memory: Memory, tables: Sequence[PageTable], tails: Sequence[Tensor], query: Tensor) -> Tensor:
+def copying(memory: Memory, tables: Sequence[PageTable], tails: Sequence[Tensor], query: Tensor) -> Tensor:
     """As it was before pages were read in place: each request's entries and tail are copied first."""
-    rows, size, outs = evictor_memory.rows, evictor_memory.block_size, []
+    rows, size, outs = memory.rows, memory.block_size, []
     for number, table in enumerate(tables):
         at = table.key_rows(0)
-        entries = RaggedEntries.pack(rows[at], rows[at + size], table.counts[:1])
+        entries = RaggedEntries.pack(rows[at], rows[at + memory.page_size], table.counts[:1])
         tail = Tail()
         tail.append(rows[tails[number]][None], rows[tails[number] + size][None], 0)
         outs.append(ragged_attention(query[number][None, :, None], entries, tail, scaling=0.125)[0, :, 0])
@@ -246,7 +247,7 @@ def attention(asked: argparse.Namespace) -> list[dict[str, Any]]:
     H, Hq, D, rows = 3, 9, 64, []
     for entries in asked.tokens:
         for size in asked.block_sizes:
-            S, kept, tail = asked.requests, -(-(entries + 2 * (size - 1)) // size), 40
+            S, kept, tail = asked.requests, -(-(entries + page_size(size) - 1) // size), 40
             each, own = kept + -(-tail // size) + 1, -(-(entries + tail) // size)
             cache = torch.zeros(S * each + 1, H, size, 2 * D)
             memory, order = Memory.behind([cache]), torch.randperm(S * each).view(S, each) + 1
