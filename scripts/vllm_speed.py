@@ -1,7 +1,7 @@
 """What eviction inside vLLM is worth on a CPU: requests that answer at once, requests and tokens per second.
 
-    python scripts/vllm_speed.py attention --out results/speed/vllm/attention.json
-    python scripts/vllm_speed.py capacity --out results/speed/vllm/capacity.json
+    python scripts/vllm_speed.py attention --tokens 410,2048 --requests 16 --out results/speed/vllm/attention.json
+    python scripts/vllm_speed.py capacity --requests 72 --pool 6 --batched 2 --say 64 --out results/speed/vllm/capacity.json
     python scripts/vllm_speed.py serving --model smollm2 --out results/speed/vllm/serving.json
 
 Runs in the environment of `make test-vllm`, with vLLM in this process. The pool holds so many requests whole.
