@@ -51,8 +51,8 @@ test-vllm: $(VLLM)/bin/vllm
 SPEED_VLLM := OMP_NUM_THREADS=1 $(VLLM)/bin/python scripts/vllm_speed.py
 speed-vllm: $(VLLM)/bin/vllm
 	$(SPEED_VLLM) attention --tokens 410,2048 --requests 16 --out results/speed/vllm/attention.json
-	$(SPEED_VLLM) capacity --requests 72 --pool 6 --batched 2 --say 64 --out results/speed/vllm/capacity.json
-	$(SPEED_VLLM) serving --out results/speed/vllm/serving.json
+	$(SPEED_VLLM) capacity --requests 72 --pool 6 --say 64 --out results/speed/vllm/capacity.json
+	$(SPEED_VLLM) serving --batched 1 --out results/speed/vllm/serving.json
 
 $(VLLM)/bin/vllm:
 	PYTHON=$(PYTHON) scripts/vllm_env.sh $(VLLM)

@@ -1,8 +1,8 @@
 """What eviction inside vLLM is worth on a CPU: requests that answer at once, requests and tokens per second.
 
     python scripts/vllm_speed.py attention --tokens 410,2048 --requests 16 --out results/speed/vllm/attention.json
-    python scripts/vllm_speed.py capacity --requests 72 --pool 6 --batched 2 --say 64 --out results/speed/vllm/capacity.json
-    python scripts/vllm_speed.py serving --model smollm2 --out results/speed/vllm/serving.json
+    python scripts/vllm_speed.py capacity --requests 72 --pool 6 --say 64 --out results/speed/vllm/capacity.json
+    python scripts/vllm_speed.py serving --model smollm2 --batched 1 --out results/speed/vllm/serving.json
 
 Runs in the environment of `make test-vllm`, with vLLM in this process. The pool holds so many requests whole.
 Seconds are of this process' CPU time, since a machine that does something else besides does not change them; with one
@@ -310,7 +310,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=12)
     parser.add_argument("--say", type=int, default=128, help="new tokens; serving: half of it to all of it")
     parser.add_argument("--pool", type=int, default=3, help="whole requests that the pool holds")
-    parser.add_argument("--batched", type=int, default=1, help="prompts that are read in one step, at most")
+    parser.add_argument("--batched", type=int, default=2, help="prompts that are read in one step, at most")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()
