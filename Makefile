@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help venv demo test test-slow test-vllm lint format results results-text speed clean
+.PHONY: help venv demo test test-slow test-vllm speed-vllm lint format results results-text speed clean
 
 help:
 	@echo "Each of these sets up what it needs in $(VENV), from a bare clone:"
@@ -19,6 +19,7 @@ help:
 	@echo "                  results-small-llava and results-small-qwen2.5-vl, an hour or two each, and"
 	@echo "  make results-text   those of a published text model: half a day"
 	@echo "  make speed      measure speed and memory again, on a machine with nothing else to do"
+	@echo "  make speed-vllm requests and tokens per second inside vLLM, ours and its own: an hour"
 	@echo "  make venv       the environment alone"
 	@echo "  make clean      remove it, and all caches"
 	@echo "TORCH=...   which torch, such as TORCH=torch==2.13.0+cpu with PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu"
@@ -46,6 +47,12 @@ test-slow: venv
 VLLM ?= .venv-vllm
 test-vllm: $(VLLM)/bin/vllm
 	$(VLLM)/bin/python -m pytest -m slow tests/integrations/vllm
+
+SPEED_VLLM := OMP_NUM_THREADS=1 $(VLLM)/bin/python scripts/vllm_speed.py
+speed-vllm: $(VLLM)/bin/vllm
+	$(SPEED_VLLM) attention --tokens 410,2048 --requests 16 --out results/speed/vllm/attention.json
+	$(SPEED_VLLM) capacity --requests 72 --pool 6 --say 64 --out results/speed/vllm/capacity.json
+	$(SPEED_VLLM) serving --batched 1 --out results/speed/vllm/serving.json
 
 $(VLLM)/bin/vllm:
 	PYTHON=$(PYTHON) scripts/vllm_env.sh $(VLLM)
@@ -126,7 +133,7 @@ results-text: venv
 # Brings numba, which one of the comparisons is with. With KVPRESS=/path/to/its/environment/bin/python, kvpress' too.
 BENCH := $(BIN)/madakv bench
 speed: venv
-	rm -rf results/speed/*/
+	rm -rf $(filter-out results/speed/vllm/,$(wildcard results/speed/*/))
 	$(BENCH) decode --fast-linears --shape llava-1.5-7b --layers 2 --context 3300 --budgets 1.0,0.2,0.05 --repeats 9 \
 		--out results/speed/llava-3k
 	$(BENCH) decode --fast-linears --shape llava-1.5-7b --layers 2 --context 32768 --budgets 1.0,0.2,0.05 --tokens 4 \

@@ -1,8 +1,8 @@
 """What eviction inside vLLM is worth on a CPU: requests that answer at once, requests and tokens per second.
 
-    python scripts/vllm_speed.py attention --out results/speed/vllm/attention.json
-    python scripts/vllm_speed.py capacity --out results/speed/vllm/capacity.json
-    python scripts/vllm_speed.py serving --model smollm2 --out results/speed/vllm/serving.json
+    python scripts/vllm_speed.py attention --tokens 410,2048 --requests 16 --out results/speed/vllm/attention.json
+    python scripts/vllm_speed.py capacity --requests 72 --pool 6 --say 64 --out results/speed/vllm/capacity.json
+    python scripts/vllm_speed.py serving --model smollm2 --batched 1 --out results/speed/vllm/serving.json
 
 Runs in the environment of `make test-vllm`, with vLLM in this process. The pool holds so many requests whole.
 Seconds are of this process' CPU time, since a machine that does something else besides does not change them; with one
@@ -37,6 +37,7 @@ from madakv.cache import RaggedEntries, Tail
 from madakv.integrations.vllm.decoding import Decoding, Span
 from madakv.integrations.vllm.pages import Memory, PageTable, token_rows
 from madakv.integrations.vllm.requests import Request
+from madakv.integrations.vllm.settings import page_size
 from madakv.methods.registry import from_text
 from madakv.plan import KeepPlan
 from madakv.provenance import provenance, write_whole
@@ -199,12 +200,12 @@ def serving(asked: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def copying(evictor_memory: Memory, tables: Sequence[PageTable], tails: Sequence[Tensor], query: Tensor) -> Tensor:
+def copying(memory: Memory, tables: Sequence[PageTable], tails: Sequence[Tensor], query: Tensor) -> Tensor:
     """As it was before pages were read in place: each request's entries and tail are copied first."""
-    rows, size, outs = evictor_memory.rows, evictor_memory.block_size, []
+    rows, size, outs = memory.rows, memory.block_size, []
     for number, table in enumerate(tables):
         at = table.key_rows(0)
-        entries = RaggedEntries.pack(rows[at], rows[at + size], table.counts[:1])
+        entries = RaggedEntries.pack(rows[at], rows[at + memory.page_size], table.counts[:1])
         tail = Tail()
         tail.append(rows[tails[number]][None], rows[tails[number] + size][None], 0)
         outs.append(ragged_attention(query[number][None, :, None], entries, tail, scaling=0.125)[0, :, 0])
@@ -246,7 +247,7 @@ def attention(asked: argparse.Namespace) -> list[dict[str, Any]]:
     H, Hq, D, rows = 3, 9, 64, []
     for entries in asked.tokens:
         for size in asked.block_sizes:
-            S, kept, tail = asked.requests, -(-(entries + 2 * (size - 1)) // size), 40
+            S, kept, tail = asked.requests, -(-(entries + page_size(size) - 1) // size), 40
             each, own = kept + -(-tail // size) + 1, -(-(entries + tail) // size)
             cache = torch.zeros(S * each + 1, H, size, 2 * D)
             memory, order = Memory.behind([cache]), torch.randperm(S * each).view(S, each) + 1
@@ -309,7 +310,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=12)
     parser.add_argument("--say", type=int, default=128, help="new tokens; serving: half of it to all of it")
     parser.add_argument("--pool", type=int, default=3, help="whole requests that the pool holds")
-    parser.add_argument("--batched", type=int, default=1, help="prompts that are read in one step, at most")
+    parser.add_argument("--batched", type=int, default=2, help="prompts that are read in one step, at most")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--out", type=Path, required=True)
     asked = parser.parse_args()

@@ -16,7 +16,7 @@ from madakv.plan import KeepPlan
 from tests.integrations.test_vllm_parts import memory_of
 from tests.tolerance import assert_same
 
-L, H, HQ, D, SIZE = 3, 2, 4, 8, 4
+L, H, HQ, D, SIZE = 3, 2, 4, 8, 16
 
 
 class Answering:
@@ -62,9 +62,9 @@ class Answering:
 def pair() -> tuple[Memory, Answering, Answering]:
     memory = memory_of(layers=L, blocks=40, heads=H, size=SIZE, dim=D)[0]
     blocks = (torch.randperm(39) + 1).tolist()
-    a = Answering(memory, blocks[:20], 13, [[5, 0], [1, 9], [6, 2]])
+    a = Answering(memory, blocks[:20], 45, [[30, 0], [1, 9], [6, 8]])
     # Ends with a block.
-    return memory, a, Answering(memory, blocks[20:], 12, [[11, 1], [0, 0], [3, 4]])
+    return memory, a, Answering(memory, blocks[20:], 32, [[17, 1], [0, 0], [3, 24]])
 
 
 def step(memory: Memory, last: Decoding | None, who: Sequence[tuple[Answering, int]], others: int = 0) -> Decoding:
@@ -111,7 +111,7 @@ def test_several_tokens_see_those_before_them() -> None:
 def test_tables_last_until_they_are_too_small() -> None:
     memory, a, b = pair()
     last, made = None, []
-    for _ in range(40):
+    for _ in range(75):
         now = step(memory, last, [(a, 1), (b, 1)])
         made += [] if now is last else [now]
         last = now

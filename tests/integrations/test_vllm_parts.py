@@ -20,7 +20,7 @@ from madakv.integrations.vllm.layout import Layout
 from madakv.integrations.vllm.pages import Memory, PageTable, token_rows
 from madakv.integrations.vllm.requests import modality_of
 from madakv.integrations.vllm.serving import command, promise
-from madakv.integrations.vllm.settings import Settings, first_kept_block, pages_per_head
+from madakv.integrations.vllm.settings import Settings, first_kept_block, kept_blocks, page_size
 from madakv.methods import resolve
 from madakv.plan import KeepPlan
 from madakv.scoring.proxies import spread_mask
@@ -78,11 +78,11 @@ def test_pages_always_suffice_and_free_what_they_can() -> None:
     for size in (1, 16, 32, 128):
         for tokens in range(1, 700, 13):
             for budget in (0.05, 0.2, 0.5, 0.99):
-                entries, pages = int(tokens * budget + 1e-9), pages_per_head(budget, tokens, size)
+                entries, blocks = int(tokens * budget + 1e-9), kept_blocks(budget, tokens, size)
                 # As uneven as can be: every head has one entry more than whole pages.
-                assert pages * size >= entries + size - 1
+                assert blocks * size >= entries + page_size(size) - 1
                 first = first_kept_block(budget, tokens, size)
-                assert first == 0 or tokens // size - first == pages
+                assert first == 0 or tokens // size - first == blocks
     assert first_kept_block(1.0, 10_000, 16) == 0
     assert first_kept_block(0.2, 10_000, 16) == 625 - 126
 
@@ -95,12 +95,13 @@ def memory_of(
     return Memory.behind(caches), caches
 
 
-def test_uneven_heads_lie_in_pages_of_any_layer() -> None:
-    memory, caches = memory_of()
+@pytest.mark.parametrize("size", [4, 16])
+def test_uneven_heads_lie_in_pages_of_any_layer(size: int) -> None:
+    memory, caches = memory_of(size=size)
     # A whole layer goes to one head of the first one: its own cells do not hold it.
-    counts = torch.tensor([[21, 0], [1, 4], [5, 3]])
+    counts = torch.tensor([[21, 0], [1, 4], [5, 3]]) * size // 4
     blocks = torch.tensor([5, 2])
-    plans = [KeepPlan.from_mask(torch.arange(30) < own[None, :, None]) for own in counts]
+    plans = [KeepPlan.from_mask(torch.arange(120) < own[None, :, None]) for own in counts]
     table = PageTable(memory, plans, blocks)
     entries = [(torch.randn(int(own.sum()), 8), torch.randn(int(own.sum()), 8)) for own in counts]
     for layer, (keys, values) in enumerate(entries):
@@ -108,7 +109,7 @@ def test_uneven_heads_lie_in_pages_of_any_layer() -> None:
     for layer, (keys, values) in enumerate(entries):
         rows = table.key_rows(layer)
         assert torch.equal(memory.rows[rows], keys)
-        assert torch.equal(memory.rows[rows + memory.block_size], values)
+        assert torch.equal(memory.rows[rows + memory.page_size], values)
     rows = torch.cat([table.key_rows(layer) for layer in range(3)])
     assert len(rows.unique()) == len(rows)
     touched = [block for block in range(7) for cache in caches if not bool(cache[block].isnan().all())]
@@ -272,13 +273,13 @@ def test_what_is_typed_is_what_vllm_is_asked_for() -> None:
 
 
 def test_what_is_promised_is_what_is_freed() -> None:
-    # 32 blocks and one for the answer, of which (819 + 254) // 128 = 8 and that one stay; the last is read whole.
+    # 32 blocks and one for the answer, of which (819 + 7) / 128, rounded up 7, and that one stay; the last is read whole.
     said = promise(Settings(), tokens=4096, block_size=128, blocks=100)
     assert said.startswith(
-        "keeps 20% of each prompt by madakv: of prompts of 4,096 tokens, 8 fit at once, where 3 would"
+        "keeps 20% of each prompt by madakv: of prompts of 4,096 tokens, 9 fit at once, where 3 would"
     )
-    assert "2 fit at once, where 1 would" in promise(Settings(), tokens=4096, block_size=128, blocks=1 + 33 + 9)
-    assert "1 fit at once, where 1 would" in promise(Settings(), tokens=4096, block_size=128, blocks=33 + 9)
+    assert "2 fit at once, where 1 would" in promise(Settings(), tokens=4096, block_size=128, blocks=1 + 33 + 8)
+    assert "1 fit at once, where 1 would" in promise(Settings(), tokens=4096, block_size=128, blocks=33 + 8)
     assert " 3 fit at once, where 3 would" in promise(Settings(1.0), tokens=4096, block_size=128, blocks=100)
     assert "\n" not in said
 

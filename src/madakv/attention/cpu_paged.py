@@ -17,7 +17,7 @@ class _Pages(ctypes.Structure):
     """`Pages` of attention.cpp."""
 
     _fields_ = (
-        *((name, ctypes.c_int) for name in ("kind", "S", "H", "D", "size")),
+        *((name, ctypes.c_int) for name in ("kind", "S", "H", "D", "size", "tail_size")),
         *((name, ctypes.c_void_p) for name in ("pages", "first", "counts")),
         *((name, ctypes.c_void_p) for name in ("tail_pages", "tail_begin", "tail_counts")),
         *((name, ctypes.c_int64) for name in ("capacity", "head_rows", "tail_row")),
@@ -51,7 +51,7 @@ def cpu_paged(
     tables = (pages.pages, pages.first, pages.counts, pages.tail_pages, pages.tail_begin, pages.tail_counts)
     at = _Pages(
         KINDS[query.dtype],
-        *(S, H, D, pages.size),
+        *(S, H, D, pages.size, pages.tail_size),
         *(table.data_ptr() for table in tables),
         *(pages.tail_capacity, pages.head_rows, pages.tail_row),
     )

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from madakv.attention.cpu_paged import cpu_paged
 from madakv.attention.pages import Pages
-from madakv.attention.partial import Partial, merge_sinks, partial_attention
+from madakv.attention.partial import merge_sinks, partial_attention
 from madakv.backend import chosen
 from madakv.errors import ConfigurationError
 
@@ -66,12 +66,11 @@ def _padded(
 ) -> Tensor:
     """By PyTorch's operations, over a copy in which all heads are as long as the longest."""
     S, H = pages.counts.shape
-    at, there = pages.rows()
+    *at, there = pages.rows()
     # What lies where there is no entry may be no number, which a weight of nothing does not take out.
-    key, value = (rows[at + behind].masked_fill(~there[..., None], 0) for behind in (0, pages.size))
+    key, value = (rows[own].masked_fill(~there[..., None], 0) for own in at)
     part = partial_attention(
         query.view(S, H, -1, query.shape[-1]), key, value, scaling=scaling, mask=there[:, :, None], softcap=softcap
     )
-    nothing = ~there.any(-1)[..., None]
-    part = merge_sinks(Partial(part.out.masked_fill(nothing[..., None], 0), part.lse).blind(nothing), sinks)
+    part = merge_sinks(part.blind(~there.any(-1)[..., None]), sinks)
     return part.out.to(query.dtype).view(query.shape)

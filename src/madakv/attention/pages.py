@@ -12,13 +12,14 @@ from torch import Tensor
 class Pages:
     """Kept entries and tails of S sequences in one layer.
 
-    A page is `size` rows of keys, and then as many of their values. Of a head's kept entries each page is full but
+    A page is so many rows of keys, and then as many of their values. Of a head's kept entries each page is full but
     the last. Tails, of what came since, hold equally many entries of each head, and begin anywhere in their first
-    page. All tensors are int64, contiguous, and on the device of the rows; those of tails may be written to between
-    steps.
+    page; theirs may be of another size. All tensors are int64, contiguous, and on the device of the rows; those of
+    tails may be written to between steps.
 
     Attributes:
-        size: entries of a page.
+        size: entries of a page of kept ones.
+        tail_size: of a page of a tail.
         pages: [P], the first row of each.
         first: [S, H], where in `pages` those of each head begin.
         counts: [S, H], kept entries.
@@ -32,6 +33,7 @@ class Pages:
     """
 
     size: int
+    tail_size: int
     pages: Tensor
     first: Tensor
     counts: Tensor
@@ -65,20 +67,29 @@ class Pages:
         """C."""
         return self.tail_pages.shape[1]
 
-    def rows(self) -> tuple[Tensor, Tensor]:
-        """All keys' rows, padded to one length.
+    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All keys' and values' rows, padded to one length.
 
         Returns:
-            rows [S, H, longest + C * size] int64, 0 where there is no entry, and where there is one, bool.
+            rows of keys and of values [S, H, longest + C * tail_size] int64, 0 where there is no entry, and where
+            there is one, bool.
         """
         n = torch.arange(self.longest, device=self.counts.device)
         kept = n < self.counts[..., None]
         page = torch.where(kept, self.first[..., None] + n // self.size, 0)
         rows = self.pages[page] + n % self.size if len(self.pages) else page
-        m = torch.arange(self.tail_capacity * self.size, device=self.counts.device)
+        m = torch.arange(self.tail_capacity * self.tail_size, device=self.counts.device)
         at = m - self.tail_begin[:, None]
         new = ((at >= 0) & (at < self.tail_counts[:, None]))[:, None].expand(*self.counts.shape, -1)
         heads = torch.arange(self.counts.shape[1], device=self.counts.device)[:, None] * self.head_rows
-        tail = (self.tail_pages.repeat_interleave(self.size, 1) + m % self.size)[:, None] + heads + self.tail_row
+        tail = (
+            (self.tail_pages.repeat_interleave(self.tail_size, 1) + m % self.tail_size)[:, None]
+            + heads
+            + self.tail_row
+        )
         there = torch.cat([kept, new], -1)
-        return torch.cat([rows, tail], -1).masked_fill(~there, 0), there
+        keys, values = (
+            torch.cat([rows + behind, tail + tail_behind], -1).masked_fill(~there, 0)
+            for behind, tail_behind in ((0, 0), (self.size, self.tail_size))
+        )
+        return keys, values, there

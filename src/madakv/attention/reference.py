@@ -61,16 +61,19 @@ def paged_attention_reference(
     Args, returns: as `paged_attention`, but [S, Hq, D] fp64; at least one entry has to be visible.
     """
     S, Hq, D = query.shape
-    H, size = pages.counts.shape[1], pages.size
+    H, size, tail_size = pages.counts.shape[1], pages.size, pages.tail_size
     out = torch.zeros(S, Hq, D, dtype=torch.float64)
     for s in range(S):
         for hq in range(Hq):
-            h, at = hq // (Hq // H), []
+            h, at, behind = hq // (Hq // H), [], []
             for n in range(int(pages.counts[s, h])):
                 at.append(int(pages.pages[pages.first[s, h] + n // size]) + n % size)
+                behind.append(at[-1] + size)
             for n in range(int(pages.tail_begin[s]), int(pages.tail_begin[s] + pages.tail_counts[s])):
-                at.append(int(pages.tail_pages[s, n // size]) + pages.tail_row + h * pages.head_rows + n % size)
-            keys, values = rows[at].double(), rows[[row + size for row in at]].double()
+                page = int(pages.tail_pages[s, n // tail_size]) + pages.tail_row + h * pages.head_rows
+                at.append(page + n % tail_size)
+                behind.append(at[-1] + tail_size)
+            keys, values = rows[at].double(), rows[behind].double()
             sink = None if sinks is None else sinks[hq]
             out[s, hq] = _attended(query[s, hq], keys, values, torch.zeros(len(at)), scaling, softcap, sink)
     return out

@@ -27,10 +27,11 @@ struct Layer {
     const int64_t *counts; // [B, H]
 };
 
-// Where S sequences' entries lie among rows of D numbers. A page is `size` keys, and their values behind them.
+// Where S sequences' entries lie among rows of D numbers. A page is so many keys, and their values behind them.
 struct Pages {
     int kind;              // as of a layer
-    int S, H, D, size;
+    int S, H, D;
+    int size, tail_size;   // entries of a page
     const int64_t *pages;  // first rows of all heads' pages
     const int64_t *first;  // [S, H], where in `pages` a head's begin
     const int64_t *counts; // [S, H]
@@ -60,12 +61,17 @@ struct Seen {
     bool additive;
 };
 
+// How many numbers ahead is what will be needed.
+struct Ahead {
+    int64_t keys, values;
+};
+
 // Entries that lie one behind another.
 template <class T>
 struct Run {
     const T *keys, *values;
     int entries;
-    int64_t far_keys, far_values;  // how many numbers ahead is what will be needed next
+    Ahead far, near;
 };
 
 struct Part {
@@ -95,11 +101,13 @@ inline void add_mask(const Seen &seen, float *logits, int n, int rows, int R) {
         }
 }
 
-// Logits led smoothly into (-softcap, softcap).
-inline Floats capped(Floats x, float softcap) {
-    const Floats y = exponential((x < 0.0f ? x : -x) * (2 / softcap));
-    const Floats size = softcap * (1 - y) / (1 + y);
-    return x < 0.0f ? -size : size;
+// Leads n vectors of logits smoothly into (-softcap, softcap). Seldom wanted, so not a part of what calls it.
+__attribute__((noinline)) void cap(Floats *logits, int n, float softcap) {
+    for (int i = 0; i < n; i++) {
+        const Floats x = logits[i], y = exponential((x < 0.0f ? x : -x) * (2 / softcap));
+        const Floats size = softcap * (1 - y) / (1 + y);
+        logits[i] = x < 0.0f ? -size : size;
+    }
 }
 
 // One part for R query rows: out [R, chunks of Dv], which must be zero, as `place` has it, and lse [R].
@@ -116,10 +124,11 @@ void attend(const Chunk<T> *query, const Run<T> *runs, const Run<T> *last, const
     int vectors = 0;
     for (const Run<T> *run = runs; run != last; run++) {
         const int n = run->entries;
-        for (int64_t t = 0; t < n; t += E) {
-            const Floats x = how.scaling * products<R>(query, run->keys + t * Dk, n - t, Dk, run->far_keys, NEAR * Dk);
-            logits[vectors++] = how.softcap ? capped(x, how.softcap) : x;
-        }
+        const int first = vectors;
+        for (int64_t t = 0; t < n; t += E)
+            logits[vectors++] = how.scaling * products<R>(query, run->keys + t * Dk, n - t, Dk, run->far.keys,
+                                                          run->near.keys);
+        if (how.softcap) cap(logits + first, vectors - first, how.softcap);
         if (seen) add_mask(*seen, (float *)logits, n, ROWS, R);
         for (int i = n % E * ROWS; i % LANES; i++) logits[vectors - 1][i] = -INFINITY;
     }
@@ -158,8 +167,8 @@ void attend(const Chunk<T> *query, const Run<T> *runs, const Run<T> *last, const
                         if ((d + line) % LINE<T> == 0)
 #pragma GCC unroll 2
                             for (int i = 0; i < TOGETHER; i++) {
-                                __builtin_prefetch(at + line + run->far_values + i * Dv, 0, 2);
-                                __builtin_prefetch(at + line + (NEAR + i) * Dv, 0, 3);
+                                __builtin_prefetch(at + line + run->far.values + i * Dv, 0, 2);
+                                __builtin_prefetch(at + line + run->near.values + i * Dv, 0, 3);
                             }
 #pragma GCC unroll 8
                     for (int r = 0; r < R; r++) {
@@ -194,7 +203,8 @@ void cut(Parts<T> &into, int64_t most, int owner, int64_t entries, bool kept, co
         const int64_t begin = entries * i / pieces, end = entries * (i + 1) / pieces;
         into.parts.push_back({owner, kept ? -1 : begin, into.runs.size(), into.runs.size() + 1});
         into.runs.push_back({keys + begin * layer.Dk, values + begin * layer.Dv, int(end - begin),
-                             int64_t(FAR) * layer.Dk, int64_t(FAR) * layer.Dv});
+                             {int64_t(FAR) * layer.Dk, int64_t(FAR) * layer.Dv},
+                             {int64_t(NEAR) * layer.Dk, int64_t(NEAR) * layer.Dv}});
     }
 }
 
@@ -311,9 +321,16 @@ void cut_pages(Parts<T> &into, int64_t most, int owner, int64_t begin, int64_t e
             left = most;
         }
         const T *keys = rows + (pages[begin / size] + at) * D;
-        // Pages lie anywhere: while one is read, the next is fetched.
-        if (!into.runs.empty()) into.runs.back().far_keys = into.runs.back().far_values = keys - into.runs.back().keys;
-        into.runs.push_back({keys, keys + int64_t(size) * D, int(n), int64_t(FAR) * D, int64_t(FAR) * D});
+        // Pages lie anywhere: while one is read, those behind it are fetched.
+        const auto ahead = [&](size_t pages, Ahead Run<T>::*which) {
+            if (into.runs.size() < pages) return;
+            Run<T> &earlier = into.runs[into.runs.size() - pages];
+            earlier.*which = {keys - earlier.keys, keys - earlier.keys};
+        };
+        ahead(std::max(1, FAR / size), &Run<T>::far);
+        if (size <= NEAR) ahead(1, &Run<T>::near);
+        const Ahead near = {int64_t(NEAR) * D, int64_t(NEAR) * D};
+        into.runs.push_back({keys, keys + int64_t(size) * D, int(n), near, near});
         into.parts.back().end = into.runs.size();
         left -= taken(n);
         begin += n;
@@ -332,7 +349,7 @@ void attend_pages(const Pages &at, const T *rows, const T *query, int Hq, const 
         all.first.push_back(all.parts.size());
         cut_pages(all, split.most, o, 0, at.counts[o], at.pages + at.first[o], rows, at.size, at.D);
         cut_pages(all, split.most, o, at.tail_begin[s], at.tail_counts[s], at.tail_pages + s * at.capacity,
-                  rows + (at.tail_row + o % at.H * at.head_rows) * at.D, at.size, at.D);
+                  rows + (at.tail_row + o % at.H * at.head_rows) * at.D, at.tail_size, at.D);
     }
     all.first.push_back(all.parts.size());
     attend_parts({at.kind, at.S, at.H, at.D, at.D, nullptr}, all, query, Hq, 1, nullptr, how, split.threads, out,

@@ -45,7 +45,7 @@ def triton_paged(
     if query.dtype not in DOTS:
         raise ValueError(f"no kernel for queries of {query.dtype}; there is one for {', '.join(map(str, DOTS))}")
     if splits is None:
-        most = pages.longest + pages.tail_capacity * pages.size
+        most = pages.longest + pages.tail_capacity * pages.tail_size
         splits = max(1, min(-(-programs_of(query.device) // (S * H)), -(-most // _LEAST_SPLIT)))
     query = query.contiguous()
     width = max(LEAST_TILE, triton.next_power_of_2(D))
@@ -74,6 +74,7 @@ def triton_paged(
             G=G,
             D=D,
             SIZE=pages.size,
+            TAIL_SIZE=pages.tail_size,
             BLOCK_G=max(LEAST_TILE, triton.next_power_of_2(G)),
             BLOCK_D=width,
             BLOCK=tuning.block,
@@ -120,6 +121,7 @@ def attend_pages(
     G: tl.constexpr,
     D: tl.constexpr,
     SIZE: tl.constexpr,
+    TAIL_SIZE: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -163,12 +165,12 @@ def attend_pages(
         old = n < kept
         m = n - kept + skipped
         page = tl.load(mine + n // SIZE, mask=inside & old, other=0)
-        new = tl.load(tail + m // SIZE, mask=inside & (n >= kept), other=0)
-        row = tl.where(old, page + n % SIZE, new + base + m % SIZE)
+        new = tl.load(tail + m // TAIL_SIZE, mask=inside & (n >= kept), other=0)
+        row = tl.where(old, page + n % SIZE, new + base + m % TAIL_SIZE)
         at = rows + row[:, None] * D + d
         there = inside[:, None] & (d < D)
         key = tl.load(at, mask=there, other=0.0)
-        value = tl.load(at + SIZE * D, mask=there, other=0.0)
+        value = tl.load(at + tl.where(old, SIZE, TAIL_SIZE)[:, None] * D, mask=there, other=0.0)
         top, den, mean = take_in(q, key, value, inside, 0.0, top, den, mean, scaling, softcap, SOFTCAP, DOT)
     part = owner.to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     write_part(out + part * G * D, lse + part * G, top, den, mean, G, D, BLOCK_G, BLOCK_D)

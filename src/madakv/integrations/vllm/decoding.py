@@ -93,7 +93,8 @@ class Decoding:
         self._starts = memory.layers.to(device)[:, None, None]
         self.layers = [
             Pages(
-                size=size,
+                size=memory.page_size,
+                tail_size=size,
                 pages=pages,
                 first=first[layer],
                 counts=counts[layer],

@@ -111,7 +111,7 @@ class Evictor:
 
     @property
     def block_size(self) -> int:
-        """Entries of a page."""
+        """Of the engine."""
         return self._memory.block_size
 
     def begin(self, spans: Iterable[Span], rows: int) -> None:

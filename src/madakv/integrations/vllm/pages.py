@@ -1,8 +1,9 @@
 """Where a request's kept entries lie: uneven heads in pages of equal size, in whatever layer's memory there is room.
 
-A block of the engine holds, in every layer's memory, a cell of `2 * block_size` rows for each KV head: here, a page's
-keys and then its values. All cells have one shape, and keys are rotated already, so that a page of any layer's any
-head can lie in any cell. Nobody but these tables reads them.
+A block of the engine holds, in every layer's memory, a cell of `2 * block_size` rows for each KV head: here, a few
+pages, each of them its keys and then its values. All cells have one shape, and keys are rotated already, so that a
+page of any layer's any head can lie in any cell. Nobody but these tables reads them. Tokens behind the prompt lie by
+their position: a cell is one page of them.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from madakv.integrations.vllm.settings import page_size
 from madakv.plan import KeepPlan
 
 
@@ -25,7 +27,7 @@ class Memory:
         layers: [L] int64, the first row of each layer's block 0.
         block_rows: rows from one block of a layer to its next.
         heads: KV heads.
-        block_size: entries of a page.
+        block_size: entries of a cell.
     """
 
     rows: Tensor
@@ -63,6 +65,11 @@ class Memory:
         """Rows of a cell."""
         return 2 * self.block_size
 
+    @property
+    def page_size(self) -> int:
+        """Entries of a page."""
+        return page_size(self.block_size)
+
     def cells(self, layer: Tensor, block: Tensor, head: Tensor) -> Tensor:
         """The first row of each cell, int64."""
         return self.layers[layer] + block * self.block_rows + head * self.cell_rows
@@ -78,30 +85,31 @@ class PageTable:
 
     Attributes:
         counts: [L, H] int64, entries of each head.
-        pages: [P] int64, first rows of its cells, head after head and layer after layer.
+        pages: [P] int64, their first rows, head after head and layer after layer.
         first: [L, H] int64, where in `pages` those of each head begin.
     """
 
     def __init__(self, memory: Memory, plans: Sequence[KeepPlan], blocks: Tensor) -> None:
         self._memory = memory
         self.counts = torch.cat([plan.counts for plan in plans])
-        needed = (self.counts + memory.block_size - 1) // memory.block_size
+        size, of_cell = memory.page_size, memory.block_size // memory.page_size
+        needed = (self.counts + size - 1) // size
         L, H = needed.shape
-        if int(needed.sum()) > L * H * len(blocks):
-            raise RuntimeError(f"{int(needed.sum())} pages do not fit into {len(blocks)} blocks of {L * H}")
-        layer, head, number = torch.meshgrid(*(torch.arange(n) for n in (L, H, len(blocks))), indexing="ij")
-        cells = memory.cells(layer, blocks[number], head)
+        if int(needed.sum()) > L * H * of_cell * len(blocks):
+            raise RuntimeError(f"{int(needed.sum())} pages do not fit into {len(blocks)} blocks of {L * H * of_cell}")
+        layer, head, number = torch.meshgrid(*(torch.arange(n) for n in (L, H, of_cell * len(blocks))), indexing="ij")
+        pages = memory.cells(layer, blocks[number // of_cell], head) + number % of_cell * 2 * size
         # Each head takes of its own cells first, so that its pages lie together; what it lacks, others leave.
         own = number < needed[..., None]
         lacking = (needed - own.sum(-1)).flatten()
         owners = torch.cat([(layer * H + head)[own], torch.arange(L * H).repeat_interleave(lacking)])
-        taken = torch.cat([cells[own], cells[~own][: int(lacking.sum())]])
+        taken = torch.cat([pages[own], pages[~own][: int(lacking.sum())]])
         self.pages = taken[owners.argsort(stable=True)]
         self.first = (needed.flatten().cumsum(0) - needed.flatten()).view(L, H)
 
     def key_rows(self, layer: int) -> Tensor:
-        """[T] int64: the row of each entry's key, head after head; its value lies `block_size` rows behind."""
-        size, counts = self._memory.block_size, self.counts[layer]
+        """[T] int64: the row of each entry's key, head after head; its value lies `page_size` rows behind."""
+        size, counts = self._memory.page_size, self.counts[layer]
         place = torch.arange(int(counts.sum())) - (counts.cumsum(0) - counts).repeat_interleave(counts)
         return self.pages[self.first[layer].repeat_interleave(counts) + place // size] + place % size
 
@@ -109,11 +117,13 @@ class PageTable:
         """Put a layer's entries into its pages, [T, D] each."""
         rows = self.key_rows(layer).to(keys.device)
         self._memory.rows.index_copy_(0, rows, keys)
-        self._memory.rows.index_copy_(0, rows + self._memory.block_size, values)
+        self._memory.rows.index_copy_(0, rows + self._memory.page_size, values)
 
 
 def token_rows(memory: Memory, blocks: Tensor, positions: Tensor) -> Tensor:
-    """[H, n] int64: the row of each head's key of tokens that lie by position in a request's blocks, as pages do.
+    """[H, n] int64: the row of each head's key of tokens that lie by position in a request's blocks.
+
+    Their values lie `block_size` rows behind.
 
     Args:
         memory: that they lie in; rows are those of a layer that begins at row 0.

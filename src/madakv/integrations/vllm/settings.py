@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from madakv.budget.entries import check_budget, prompt_entries
 from madakv.errors import ConfigurationError
 from madakv.methods import Method, resolve
 from madakv.methods.registry import from_text
+
+_PAGE = 8
+"""As many as a vector of most CPUs has numbers, and no more than half of them are idle in one of 16."""
 
 KEY = "madakv"
 """The name under which settings stand in `additional_config`, and a request's in its `extra_args`."""
@@ -98,13 +102,18 @@ class Settings:
         return float(asked)
 
 
-def pages_per_head(budget: float, tokens: int, block_size: int) -> int:
-    """Pages that heads need on average for what a budget leaves of a prompt.
+def page_size(block_size: int) -> int:
+    """Entries of a page. Small ones, so that uneven heads leave little of their last pages empty."""
+    return math.gcd(_PAGE, block_size)
+
+
+def kept_blocks(budget: float, tokens: int, block_size: int) -> int:
+    """Blocks that hold what a budget leaves of a prompt.
 
     Counts sum to at most `prompt_entries` per head and layer; rounding a head up to whole pages adds less than one.
     """
     entries = int(prompt_entries(budget, torch.tensor([tokens]))[0])
-    return (entries + 2 * (block_size - 1)) // block_size
+    return -(-(entries + page_size(block_size) - 1) // block_size)
 
 
 def first_kept_block(budget: float, tokens: int, block_size: int) -> int:
@@ -114,4 +123,4 @@ def first_kept_block(budget: float, tokens: int, block_size: int) -> int:
     """
     if budget == 1.0:
         return 0
-    return max(0, tokens // block_size - pages_per_head(budget, tokens, block_size))
+    return max(0, tokens // block_size - kept_blocks(budget, tokens, block_size))
