@@ -46,8 +46,6 @@ class Answering:
             modality=torch.zeros(1, prompt, dtype=torch.int64),
             blocks=lambda: self.held,
             block_size=SIZE,
-            text=None,
-            later=prompt,
             table=table,
         )
 

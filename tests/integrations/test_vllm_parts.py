@@ -199,11 +199,14 @@ def config(**changes: Any) -> Any:
         "kv_transfer_config": None,
         "cache_config.kv_sharing_fast_prefill": False,
         "cache_config.cache_dtype": "auto",
-        "parallel_config.tensor_parallel_size": 1,
+        "lora_config": None,
         "parallel_config.pipeline_parallel_size": 1,
         "parallel_config.decode_context_parallel_size": 1,
         "parallel_config.prefill_context_parallel_size": 1,
         "scheduler_config.async_scheduling": False,
+        "model_config.dtype": torch.bfloat16,
+        "model_config.multimodal_config": None,
+        "model_config.hf_text_config": SimpleNamespace(),
         "model_config.use_mla": False,
         "model_config.is_multimodal_model": False,
         "model_config.is_encoder_decoder": False,
@@ -228,13 +231,23 @@ def test_a_plain_server_passes() -> None:
         ({"speculative_config": object()}, "speculative decoding"),
         ({"kv_transfer_config": object()}, "KV connectors"),
         ({"cache_config.kv_sharing_fast_prefill": True}, "share a KV cache"),
-        ({"cache_config.cache_dtype": "fp8"}, "quantised"),
-        ({"parallel_config.tensor_parallel_size": 2}, "tensor parallelism"),
+        ({"cache_config.cache_dtype": "fp8"}, "another dtype"),
+        ({"cache_config.cache_dtype": "float32"}, "another dtype"),
+        ({"lora_config": object()}, "LoRA"),
+        ({"model_config.multimodal_config": SimpleNamespace(mm_processor_cache_type="shm")}, "shared memory"),
         ({"parallel_config.pipeline_parallel_size": 2}, "pipeline parallelism"),
         ({"parallel_config.decode_context_parallel_size": 2}, "context parallelism"),
         ({"scheduler_config.async_scheduling": True}, "asynchronous scheduling"),
         ({"model_config.use_mla": True}, "latent attention"),
-        ({"model_config.is_multimodal_model": True}, "only text models"),
+        ({"model_config.is_multimodal_model": True, "model_config.architectures": ["X"]}, "and X was not"),
+        (
+            {
+                "model_config.hf_text_config": SimpleNamespace(
+                    rope_parameters=dict(mrope_section=[1], rope_type="llama3")
+                )
+            },
+            "one position per token",
+        ),
         ({"model_config.runner_type": "pooling"}, "only models that generate"),
     ],
 )

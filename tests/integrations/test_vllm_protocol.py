@@ -27,20 +27,20 @@ def test_a_cache_is_that_of_the_config() -> None:
 
 
 def test_what_stays_of_a_prompt() -> None:
-    # (40 + 62) // 32 = 3 of 6 full blocks stay, and the eight tokens behind them.
-    assert CACHE.kept(200, 0.2) == Kept(1200, 240, 3, 3000)
+    # (40 + 7) / 32, rounded up 2, of 6 full blocks stay, and the eight tokens behind them.
+    assert CACHE.kept(200, 0.2) == Kept(1200, 240, 4, 4000)
     assert CACHE.kept(200, 1.0) == Kept(1200, 1200, 0, 0)
     # Too short to free a block, it stays whole.
-    assert CACHE.kept(90, 0.2) == Kept(540, 540, 0, 0)
+    assert CACHE.kept(60, 0.2) == Kept(360, 360, 0, 0)
 
 
 def test_a_prompt_stays_whole_until_its_second_token() -> None:
     account = Account()
-    account += [Prompt(CACHE.kept(200, 1.0), CACHE.kept(200, 0.2)), Prompt(CACHE.kept(90, 1.0), CACHE.kept(90, 0.2))]
-    assert account.kept == Kept(1740, 1740, 0, 0)
+    account += [Prompt(CACHE.kept(200, 1.0), CACHE.kept(200, 0.2)), Prompt(CACHE.kept(60, 1.0), CACHE.kept(60, 0.2))]
+    assert account.kept == Kept(1560, 1560, 0, 0)
     assert account[0].settle()
     assert not account[1].settle()
-    assert account.kept == Kept(1740, 780, 3, 3000)
+    assert account.kept == Kept(1560, 600, 4, 4000)
 
 
 def request(xargs: dict[str, Any] | None = None, **extra: Any) -> Any:
@@ -97,7 +97,7 @@ def account_of_one() -> Account:
     return account
 
 
-SAID = {"prompt_entries": 1200, "kept_entries": 240, "freed_blocks": 3, "saved_bytes": 3000}
+SAID = {"prompt_entries": 1200, "kept_entries": 240, "freed_blocks": 4, "saved_bytes": 4000}
 
 
 def test_usage_says_what_was_kept() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
 
@@ -180,9 +180,13 @@ class Reading:
         """Whether all layers were read, and an echo of what they found relevant is to come."""
         return self._awaits_echo and self.layers_read == len(self._memories)
 
-    def echo_places(self) -> tuple[Tensor, Tensor]:
-        """What that echo is of, see there."""
-        return echo_places(self.prompt.modality, self._most_echoed, self._relevance)
+    def echo_places(self, summed: Callable[[Tensor], Tensor] = lambda own: own) -> tuple[Tensor, Tensor]:
+        """What that echo is of, see there.
+
+        Args:
+            summed: over the processes among which a layer's heads are dealt out, so that all read the same.
+        """
+        return echo_places(self.prompt.modality, self._most_echoed, summed(self._relevance))
 
     @contextmanager
     def hearing_echo(self, places: Tensor, heard: Tensor) -> Iterator[None]:

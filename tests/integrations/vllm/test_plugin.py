@@ -27,7 +27,6 @@ pytestmark = [
         ({"method": "madkv"}, {}, "did you mean 'madakv'"),
         ({"method": "madakv:draft=4"}, {}, "leave out draft"),
         ({}, {"enable_lora": True}, "LoRA adapters"),
-        ({}, {"tensor_parallel_size": 2}, "tensor parallelism"),
         (
             {},
             {"speculative_config": {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 2}},

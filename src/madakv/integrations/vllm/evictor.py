@@ -86,6 +86,7 @@ class Evictor:
         layout: how the engine lays out what it reads.
         layers: how each of them attends.
         most_echoed: how many tokens of each row of a reading's prompt are echoed, at most.
+        summed: over the processes that share a layer's heads; each of them decides about its own.
 
     Attributes:
         step: what is being read; None between steps.
@@ -98,12 +99,14 @@ class Evictor:
         layout: Layout,
         layers: Sequence[LayerHow],
         most_echoed: Callable[[Reading], Tensor],
+        summed: Callable[[Tensor], Tensor] = lambda own: own,
     ) -> None:
         self._caches = caches
         self._memory = Memory.behind(caches)
         self._layout = layout
         self._layers = layers
         self._most_echoed = most_echoed
+        self._summed = summed
         self.requests: dict[str, Request] = {}
         self._decoding: Decoding | None = None
         self.step: Step | None = None
@@ -253,7 +256,7 @@ class Evictor:
         reading = request.reading
         assert reading is not None
         if reading.awaits_echo:
-            places, heard = reading.echo_places()
+            places, heard = reading.echo_places(self._summed)
             with self._set_aside(partial(self._hear_echo, request)), reading.hearing_echo(places, heard):
                 again(name, places[0], True)
             for memory in request.memories:

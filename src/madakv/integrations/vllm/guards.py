@@ -41,7 +41,6 @@ _OPTIONS: tuple[tuple[Callable[[Any], Any], str], ...] = (
         "pictures in shared memory cannot be read once more: leave out --mm-processor-cache-type shm",
     ),
     (lambda c: c.lora_config, "LoRA adapters are not supported: an echo would be read without them"),
-    (lambda c: c.parallel_config.tensor_parallel_size > 1, "tensor parallelism is not supported yet"),
     (lambda c: c.parallel_config.pipeline_parallel_size > 1, "pipeline parallelism is not supported yet"),
     (
         lambda c: _context_parallel(c.parallel_config),

@@ -38,5 +38,5 @@ def promise(settings: Settings, tokens: int, block_size: int, blocks: int) -> st
     fit, would = 1 + max(0, free - whole) // held, max(1, free // whole)
     return (
         f"keeps {settings.budget:.0%} of each prompt by {settings.resolved().label}: of prompts of {tokens:,} "
-        f"tokens, {fit} fit at once, where {would} would; prefix caching and asynchronous scheduling are off"
+        f"tokens, {fit} fit at once, where {would} would; asynchronous scheduling is off"
     )

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.forward_context import set_forward_context
 from vllm.v1.kv_cache_interface import FullAttentionSpec
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
@@ -29,18 +30,17 @@ from madakv.scoring import OutputProjection
 _EVICTOR = "_madakv_evictor"
 
 
-class _FirstOnly(nn.Module):
-    """A projection of vLLM, which returns a bias beside its output."""
+class _Local(nn.Module):
+    """A projection of vLLM, of the heads that this process has, without the sum over all processes."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self._module = module
 
     def forward(self, x: Tensor) -> Tensor:
-        """What it adds to the residual stream."""
-        out = self._module(x)
-        first: Tensor = out[0] if isinstance(out, tuple) else out
-        return first
+        """What these heads add to the residual stream."""
+        out: Tensor = self._module.quant_method.apply(self._module, x)
+        return out
 
 
 @functools.cache
@@ -90,7 +90,7 @@ def _around_initialize_kv_cache(runner: Any, original: Any, kv_cache_config: Any
                 scaling=impl.scale,
                 softcap=impl.logits_soft_cap or None,
                 sinks=impl.sinks,
-                projection=OutputProjection(_FirstOnly(projection.module)),
+                projection=OutputProjection(_Local(projection.module)),
             )
         )
     evictor = Evictor(
@@ -98,6 +98,7 @@ def _around_initialize_kv_cache(runner: Any, original: Any, kv_cache_config: Any
         _learned(layers[0]),
         hows,
         functools.partial(most_echoed, config=runner.model_config.hf_config),
+        tensor_model_parallel_all_reduce,
     )
     for number, layer in enumerate(layers):
         layer.impl.evictor, layer.impl.number = evictor, number
