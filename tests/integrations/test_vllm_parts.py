@@ -286,7 +286,8 @@ def test_what_is_typed_is_what_vllm_is_asked_for() -> None:
 
 
 def test_what_is_promised_is_what_is_freed() -> None:
-    # 32 blocks and one for the answer, of which (819 + 7) / 128, rounded up 7, and that one stay; the last is read whole.
+    # 32 blocks and one for the answer, of which (819 + 7) / 128, rounded up 7, and that one stay; the last is read
+    # whole.
     said = promise(Settings(), tokens=4096, block_size=128, blocks=100)
     assert said.startswith(
         "keeps 20% of each prompt by madakv: of prompts of 4,096 tokens, 9 fit at once, where 3 would"

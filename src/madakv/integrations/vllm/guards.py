@@ -101,9 +101,7 @@ def check_config(config: Any, settings: Settings, version: str, device: str) -> 
         )
     ropes = getattr(model.hf_text_config, "rope_parameters", None) or {}
     if "mrope_section" in ropes and ropes.get("rope_type") == "llama3":
-        raise UnsupportedModelError(
-            "madakv in vLLM: vLLM rotates by one position where this model has three (M-RoPE)"
-        )
+        raise UnsupportedModelError("vLLM knows one position per token with llama3's RoPE, and this model has three")
     if model.is_encoder_decoder or model.runner_type != "generate":
         raise UnsupportedModelError("madakv in vLLM: only models that generate, with a decoder alone")
 

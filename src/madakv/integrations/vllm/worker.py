@@ -33,13 +33,14 @@ _EVICTOR = "_madakv_evictor"
 class _Local(nn.Module):
     """A projection of vLLM, of the heads that this process has, without the sum over all processes."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: Any) -> None:
         super().__init__()
         self._module = module
 
     def forward(self, x: Tensor) -> Tensor:
         """What these heads add to the residual stream."""
-        out: Tensor = self._module.quant_method.apply(self._module, x)
+        module: Any = self._module
+        out: Tensor = module.quant_method.apply(module, x)
         return out
 
 
