@@ -44,7 +44,7 @@ from madakv.provenance import provenance, write_whole
 
 BUDGETS = (1.0, 0.2, 0.05)
 # What is ours of a step, by where it is called; `attend` besides holds what scores prompts.
-PARTS = ("finish", "begin", "store", "attend", "hear")
+PARTS = ("finish", "begin", "store", "attend", "attend_aside")
 
 
 def tiny(folder: Path) -> str:
@@ -259,7 +259,7 @@ def attention(asked: argparse.Namespace) -> list[dict[str, Any]]:
                 prompt = kept * size
                 request = Request(
                     prompt=prompt, first=0, method=from_text("snapkv", 0.2), modality=torch.zeros(1, prompt),
-                    blocks=partial(blocks.tolist), block_size=size, text=None, later=prompt,
+                    blocks=partial(blocks.tolist), block_size=size,
                     table=PageTable(memory, [plan], blocks[:kept]),
                 )  # fmt: skip
                 tables.append(request.table)
