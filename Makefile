@@ -37,8 +37,9 @@ $(VENV)/.ready: pyproject.toml
 demo: venv
 	$(BIN)/madakv demo
 
+# Files are dealt out over processes, so that what a file makes once it makes once.
 test: venv lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-slow: venv
 	$(BIN)/python -m pytest -m slow

@@ -14,6 +14,10 @@ if not torch.cuda.is_available():
     # Read once, when triton is first imported; transformers does that.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+if workers := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    # Side by side, processes of many threads wait for each other.
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
 
 @pytest.fixture(autouse=True)
 def _poisoned_memory() -> Iterator[None]:
