@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,8 +18,17 @@ import madakv
 from madakv.budget.entries import prompt_entries
 from madakv.methods.registry import from_text
 from madakv.plan import KeepPlan
-from tests.integrations.vllm.engines import Engine, Prompt, Said, agreement, engine, ids_of
-from tests.integrations.vllm.test_equality import Expected, check, expectations
+from tests.integrations.vllm.engines import BLOCK, TOKENS, Engine, Prompt, Said, agreement, engine, ids_of
+from tests.integrations.vllm.server import (
+    NAME,
+    Server,
+    free_port,
+    madakv_serve,
+    running,
+    server,
+    with_tokenizer,
+)
+from tests.integrations.vllm.test_equality import Expected, expectations
 
 pytestmark = [
     pytest.mark.slow,
@@ -33,7 +43,7 @@ TOGETHER: dict[str, Any] = {"tensor_parallel_size": RANKS, "distributed_executor
 
 @pytest.fixture(scope="module")
 def expected(folder: Path, prompts: list[Prompt]) -> Expected:
-    return expectations(folder, prompts, [("snapkv", 0.2), ("snapkv", 0.5), ("", 1.0)])
+    return expectations(folder, prompts, [("snapkv", 0.2), ("snapkv", 0.5), ("madakv", 0.2), ("", 1.0)])
 
 
 @dataclass
@@ -196,3 +206,63 @@ def test_a_server_that_keeps_all_says_what_the_full_cache_does(
     with together(folder, {"budget": 1.0}) as ours:
         for _ in range(2):
             assert ours.says(prompts).tokens == expected["", 1.0].tokens
+
+
+OPTIONS = (
+    "--dtype", "float32", "--enforce-eager", "--block-size", str(BLOCK), "--max-model-len", "704",
+    "--max-num-seqs", "8", "--num-gpu-blocks-override", "160", "--served-model-name", NAME,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def served(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return with_tokenizer(folder, tmp_path_factory.mktemp("served"))
+
+
+def answers(live: Server, prompts: Sequence[Prompt]) -> list[list[int]]:
+    """All at once."""
+
+    async def ask() -> list[list[int]]:
+        extra = {"ignore_eos": True, "return_token_ids": True}
+        async with live.many() as client:
+            got = await asyncio.gather(
+                *(
+                    client.completions.create(
+                        model=NAME, prompt=ids_of(prompt), temperature=0, max_tokens=TOKENS, extra_body=extra
+                    )
+                    for prompt in prompts
+                )
+            )
+        return [answer.choices[0].token_ids for answer in got]
+
+    return asyncio.run(ask())
+
+
+def test_two_machines_say_what_one_does(folder: Path, served: Path, prompts: list[Prompt], tmp_path: Path) -> None:
+    """Both of them are this one."""
+    with together(folder, {"budget": 0.2}) as ours:
+        want = ours.says(prompts).tokens
+    node = madakv_serve(
+        served, *OPTIONS, "--tensor-parallel-size", str(RANKS), "--distributed-executor-backend", "mp",
+        "--nnodes", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port()),
+    )  # fmt: skip
+    with (
+        running([*node, "--node-rank", "1", "--headless"], tmp_path / "second.log"),
+        server([*node, "--node-rank", "0"], tmp_path / "first.log") as live,
+    ):
+        for _ in range(2):
+            assert answers(live, prompts) == want
+
+
+def test_engines_side_by_side_say_what_one_does(
+    served: Path, prompts: list[Prompt], expected: Expected, tmp_path: Path
+) -> None:
+    want = expected["madakv", 0.2].tokens
+    words = madakv_serve(served, *OPTIONS, "--data-parallel-size", "2")
+    with server(words, tmp_path / "server.log") as live:
+        for _ in range(2):
+            assert answers(live, prompts) == want
+        # Each front end counts what it answered, and whichever is asked knows the sum.
+        found = live.metrics()
+        assert found["madakv_plans_total"] == 2 * len(prompts)
+        assert found["vllm:request_success_total"] == 2 * len(prompts)
