@@ -203,7 +203,6 @@ def config(**changes: Any) -> Any:
         "parallel_config.pipeline_parallel_size": 1,
         "parallel_config.decode_context_parallel_size": 1,
         "parallel_config.prefill_context_parallel_size": 1,
-        "scheduler_config.async_scheduling": False,
         "model_config.dtype": torch.bfloat16,
         "model_config.multimodal_config": None,
         "model_config.hf_text_config": SimpleNamespace(),
@@ -237,7 +236,6 @@ def test_a_plain_server_passes() -> None:
         ({"model_config.multimodal_config": SimpleNamespace(mm_processor_cache_type="shm")}, "shared memory"),
         ({"parallel_config.pipeline_parallel_size": 2}, "pipeline parallelism"),
         ({"parallel_config.decode_context_parallel_size": 2}, "context parallelism"),
-        ({"scheduler_config.async_scheduling": True}, "asynchronous scheduling"),
         ({"model_config.use_mla": True}, "latent attention"),
         ({"model_config.is_multimodal_model": True, "model_config.architectures": ["X"]}, "and X was not"),
         (

@@ -105,9 +105,43 @@ class Server:
         return found
 
 
+def free_port() -> int:
+    """That nobody listens at."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def running(words: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A command in a process group of its own; behind the block it is gone with all its children.
+
+    Args:
+        words: the command line behind `python -m`.
+        log: where what it says is written.
+    """
+    # Set for engines in the process of the tests.
+    env = {name: value for name, value in os.environ.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
+    env |= {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_NO_USAGE_STATS": "1", "PYTHONUNBUFFERED": "1"}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *words], stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        # Its group outlives it.
+        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait(60)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
 @contextmanager
 def server(words: Sequence[str], log: Path, seconds: int = 600) -> Iterator[Server]:
-    """Start one, and wait until it answers; behind the block it is gone with all its children.
+    """Start one, and wait until it answers.
 
     Args:
         words: the command line, but for the port.
@@ -115,19 +149,9 @@ def server(words: Sequence[str], log: Path, seconds: int = 600) -> Iterator[Serv
         seconds: to wait at most.
     """
     pytest.importorskip("openai")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # Set for engines in the process of the tests.
-    env = {name: value for name, value in os.environ.items() if name != "VLLM_ENABLE_V1_MULTIPROCESSING"}
-    env |= {"VLLM_LOGGING_LEVEL": "INFO", "VLLM_NO_USAGE_STATS": "1", "PYTHONUNBUFFERED": "1"}
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", *words, "--host", "127.0.0.1", "--port", str(port)],
-            stdout=out, stderr=subprocess.STDOUT, env=env, start_new_session=True,
-        )  # fmt: skip
-    made = Server(process, port, log)
-    try:
+    port = free_port()
+    with running([*words, "--host", "127.0.0.1", "--port", str(port)], log) as process:
+        made = Server(process, port, log)
         until = time.monotonic() + seconds
         while True:
             try:
@@ -138,14 +162,6 @@ def server(words: Sequence[str], log: Path, seconds: int = 600) -> Iterator[Serv
                     raise AssertionError(f"it did not start:\n{log.read_text()[-4000:]}") from None
                 time.sleep(1)
         yield made
-    finally:
-        # Its group outlives it.
-        with suppress(ProcessLookupError, subprocess.TimeoutExpired):
-            os.killpg(process.pid, signal.SIGTERM)
-            process.wait(60)
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
 
 
 def madakv_serve(folder: Path, *words: str, budget: float = 0.2, method: str = "madakv") -> list[str]:

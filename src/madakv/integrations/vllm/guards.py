@@ -46,7 +46,6 @@ _OPTIONS: tuple[tuple[Callable[[Any], Any], str], ...] = (
         lambda c: _context_parallel(c.parallel_config),
         "context parallelism cuts prompts apart between devices",
     ),
-    (lambda c: c.scheduler_config.async_scheduling, "asynchronous scheduling was not tested: --no-async-scheduling"),
 )
 
 

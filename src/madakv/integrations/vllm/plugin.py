@@ -48,8 +48,6 @@ def _around_create_engine_config(args: Any, original: Any, *more: Any, **kwargs:
         return original(*more, **kwargs)
     version = __version__.partition("+")[0]
     check_version(version)
-    if args.async_scheduling is None:
-        args.async_scheduling = False
     config = original(*more, **kwargs)
     check_config(config, settings, version, current_platform.device_type)
     _wrap_front_end()

@@ -23,7 +23,7 @@ def command(model: str, settings: Settings, rest: Sequence[str]) -> list[str]:
 
 
 def promise(settings: Settings, tokens: int, block_size: int, blocks: int) -> str:
-    """One line: what is evicted, what that is worth, and what is off for it.
+    """One line: what is evicted, and what that is worth.
 
     Args:
         settings: of the server.
@@ -38,5 +38,5 @@ def promise(settings: Settings, tokens: int, block_size: int, blocks: int) -> st
     fit, would = 1 + max(0, free - whole) // held, max(1, free // whole)
     return (
         f"keeps {settings.budget:.0%} of each prompt by {settings.resolved().label}: of prompts of {tokens:,} "
-        f"tokens, {fit} fit at once, where {would} would; asynchronous scheduling is off"
+        f"tokens, {fit} fit at once, where {would} would"
     )
