@@ -51,7 +51,7 @@ def test_what_vllm_turns_on_by_itself_is_off(folder: Path) -> None:
         asked = EngineArgs(str(folder), skip_tokenizer_init=True, additional_config=additional)
         config = asked.create_engine_config()
         assert asked.async_scheduling is off
-        assert config.cache_config.enable_prefix_caching is (off is None)
+        assert config.cache_config.enable_prefix_caching is True
 
 
 def test_bad_requests_are_refused_and_the_engine_lives_on(folder: Path, prompts: Any) -> None:
