@@ -20,6 +20,7 @@ from PIL import Image
 
 from madakv.evaluation.digits import FILLERS, make_document
 from madakv.prompts import interleave, model_inputs
+from tests.integrations.vllm.engines import quietly
 from tests.integrations.vllm.server import NAME, Server, madakv_serve, server
 
 pytestmark = [
@@ -94,11 +95,9 @@ def documents() -> list[list[Asked]]:
             continue
         pictures = sample.pictures()
         inputs = model_inputs(processor, sample.prompt, pictures)
+        methods = {budget: None if budget == 1.0 else resolve("madakv", budget=budget) for budget in BUDGETS}
         said = {
-            budget: answer(
-                model, processor, inputs, None if budget == 1.0 else resolve("madakv", budget=budget), max_new_tokens=16
-            )
-            for budget in BUDGETS
+            budget: answer(model, processor, inputs, method, max_new_tokens=16) for budget, method in methods.items()
         }
         prompt = inputs["input_ids"].shape[1] * HEADS
         kept = {
@@ -116,6 +115,7 @@ def documents() -> list[list[Asked]]:
 
 @pytest.fixture(scope="module")
 def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    quietly()
     from tests.integrations.vllm.seeing import published
 
     made = tmp_path_factory.mktemp("served")
@@ -143,7 +143,7 @@ def said(answer: Any) -> str:
 
 
 def test_answers_are_those_of_transformers_and_right(live: Server, documents: list[list[Asked]]) -> None:
-    right = {budget: 0 for budget in BUDGETS}
+    right = dict.fromkeys(BUDGETS, 0)
     for asked in documents:
         for one in asked:
             for budget in BUDGETS:
@@ -163,7 +163,8 @@ def test_streams_say_the_same(live: Server, documents: list[list[Asked]]) -> Non
         for budget in (None, 0.5):
             whole = chat(live, one.content, budget)
             parts = list(chat(live, one.content, budget, stream=True, stream_options={"include_usage": True}))
-            assert "".join(part.choices[0].delta.content or "" for part in parts if part.choices).strip() == said(whole)
+            words = [part.choices[0].delta.content or "" for part in parts if part.choices]
+            assert "".join(words).strip() == said(whole)
             assert parts[-1].usage == whole.usage
             assert parts[-1].usage.madakv["freed_blocks"] > 0
 
@@ -293,9 +294,9 @@ def test_pictures_that_cannot_be_fetched_are_vllms_own_5xx(live: Server, documen
     ]
     for url, status, says in elsewhere:
         begin = time.monotonic()
-        with OpenAI(base_url=live.client.base_url, api_key="none", max_retries=0, timeout=60) as client:
-            with pytest.raises(APIStatusError) as refusal:
-                client.chat.completions.create(**asking(shown(url)))
+        client = OpenAI(base_url=live.client.base_url, api_key="none", max_retries=0, timeout=60)
+        with client, pytest.raises(APIStatusError) as refusal:
+            client.chat.completions.create(**asking(shown(url)))
         assert (refusal.value.status_code, says in refusal.value.message) == (status, True), refusal.value
         assert "\n" not in refusal.value.message
         assert time.monotonic() - begin < 60
