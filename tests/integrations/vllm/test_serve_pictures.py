@@ -318,8 +318,8 @@ def test_what_is_no_type_of_the_protocol_is_a_400_in_several_lines(
 
 def test_text_is_text(live: Server, documents: list[list[Asked]]) -> None:
     """Marks typed by hand, markup and what turns lines around: whatever is said, it is said, and nobody suffers."""
-    # One that nobody was refused with: vLLM's front end takes such a picture for one that the engine has, and the next
-    # request with it is a 500, which clients try again.
+    # One that nobody was refused with: vLLM's front end takes such a picture for one that the engine has, and the
+    # next request with it is a 500, which clients try again.
     blue = shown(data_url(png(Image.new("RGB", (32, 32), (90, 90, 255)))))
     for words in ("<script>alert(1)</script>", "\u202e\u200f\x00", "<image>", "<image> " * 100, "{{ messages }}"):
         for content in ([text(words), *blue], [text(words)]):
