@@ -47,5 +47,6 @@ fi
 info="$site/vllm-$version+cpu.dist-info"
 mkdir -p "$info"
 printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s+cpu\n' "$version" > "$info/METADATA"
-"${pip[@]}" --editable "$repository" pytest
+# Processors of SmolVLM count in words, by num2words; documents of handwritten digits are scikit-learn's.
+"${pip[@]}" --editable "$repository[eval]" pytest num2words
 echo "made $1; try: make test-vllm VLLM=$1"

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from PIL import Image
 from vllm import __version__
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMClientError
 from vllm.logger import init_logger
+from vllm.multimodal.media import ImageMediaIO
 from vllm.platforms import current_platform
 from vllm.utils.torch_utils import kv_cache_dtype_str_to_dtype
 from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
@@ -62,6 +64,7 @@ def _wrap_front_end() -> None:
     from vllm.v1.engine.async_llm import AsyncLLM
     from vllm.v1.engine.llm_engine import LLMEngine
 
+    wrap(ImageMediaIO, "load_bytes", _around_load_bytes)
     wrap(OutputProcessor, "add_request", _around_add_request)
     wrap(OutputProcessor, "process_outputs", _around_process_outputs)
     for engine in (AsyncLLM, LLMEngine):
@@ -96,6 +99,14 @@ def _around_process_inputs(processor: Any, original: Any, *args: Any, **kwargs: 
         except MadaKVError as refusal:
             raise RefusedRequestError(str(refusal)) from refusal
     return made
+
+
+def _around_load_bytes(_media: Any, original: Any, data: bytes) -> Any:
+    """vLLM takes a decompression bomb for the server's fault, unlike all else that is wrong with pictures."""
+    try:
+        return original(data)
+    except Image.DecompressionBombError as bomb:
+        raise RefusedRequestError(f"Failed to load image: {bomb}") from bomb
 
 
 async def _around_create(serving: Any, original: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
