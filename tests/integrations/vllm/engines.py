@@ -113,10 +113,10 @@ class Engine:
         self.llm = LLM(
             str(folder),
             dtype="float32",
-            enforce_eager=True,
             block_size=BLOCK,
             disable_log_stats=True,
             **{"skip_tokenizer_init": True, "max_model_len": 704, "max_num_seqs": 8, "num_gpu_blocks_override": 160}
+            | {"enforce_eager": True}
             | asked
             | options,
         )

@@ -60,3 +60,23 @@ def test_kept_entries_and_tokens_are_those_of_transformers(family: str, tmp_path
                 assert whole.tokens == want[1.0].tokens[:2]
                 assert whole.tokens != want[0.2].tokens[:2]
             assert ours.free_blocks == before
+
+
+def test_a_compiled_model_reads_once_more_what_it_was_not_compiled_for(tmp_path: Path) -> None:
+    """Text without pictures, as ids: vLLM itself only ever hands such a model embeddings."""
+    quietly()
+    from transformers import AutoModelForImageTextToText
+
+    from tests.integrations.vllm.seeing import documents
+    from tests.integrations.vllm.tiny import tiny
+
+    folder = tiny("smolvlm", tmp_path / "smolvlm")
+    prompts = [torch.randint(300, 4000, (length,)).tolist() for length in (170, 340)] + documents(folder)[:2]
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+    model.generation_config.eos_token_id = None
+    want = transformers_says(model, prompts, "madakv", 0.2)
+    with engine(folder, {"budget": 0.2}, **SIZES, enforce_eager=False) as ours:
+        said = ours.says(prompts)
+    same, either = agreement(said, want)
+    assert same == either > 1000
+    assert said.tokens == want.tokens

@@ -187,7 +187,9 @@ def _again(runner: Any, name: str, places: Tensor, behind: bool) -> None:
     else:
         positions = state.mrope_positions[:, places] if runner.uses_mrope else places
     embedded = embedded_pictures(runner, state, ids, places)
-    with set_forward_context(None, runner.vllm_config, num_tokens=len(ids), slot_mapping={}):
+    # What was compiled takes for granted which inputs there are, and their strides; these are others.
+    how = {"num_tokens": len(ids), "slot_mapping": {}, "skip_compiled": True}
+    with set_forward_context(None, runner.vllm_config, **how):
         runner.model(input_ids=ids if embedded is None else None, positions=positions, inputs_embeds=embedded)
 
 
