@@ -94,8 +94,7 @@ def idle(live: Server) -> None:
 def test_it_says_once_what_is_evicted_and_what_fits(live: Server) -> None:
     lines = [line for line in live.log.read_text().splitlines() if "madakv keeps" in line]
     assert len(lines) == 1
-    # Of 98 blocks, a prompt of 22 and its answer's first take 23; once read (140 + 7) / 32, rounded up 5, and that one
-    # stay.
+    # Of 98 blocks, a prompt of 22 and its answer take 23; once read (140 + 7) / 32, rounded up 5, and that one stay.
     assert "keeps 20% of each prompt by madakv: of prompts of 704 tokens, 13 fit at once, where 4 would" in lines[0]
 
 
