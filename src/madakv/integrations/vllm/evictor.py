@@ -89,6 +89,7 @@ class Evictor:
         summed: over the processes that share a layer's heads; each of them decides about its own.
 
     Attributes:
+        requests: by name; None stays whole.
         step: what is being read; None between steps.
         aside: takes the place of `attend` while a request's tokens are read once more; None: none are.
     """
@@ -107,7 +108,7 @@ class Evictor:
         self._layers = layers
         self._most_echoed = most_echoed
         self._summed = summed
-        self.requests: dict[str, Request] = {}
+        self.requests: dict[str, Request | None] = {}
         self._decoding: Decoding | None = None
         self.step: Step | None = None
         self.aside: Callable[[int, Tensor, Tensor, Tensor], Tensor] | None = None
@@ -238,13 +239,13 @@ class Evictor:
         for name in over:
             self.requests.pop(name, None)
         for name, request in self.requests.items():
-            if request.is_read:
+            if request is not None and request.is_read:
                 self._decide(name, request, again)
                 if name not in preempted:
                     self._pack(request)
         for name in preempted:
-            if name in self.requests:
-                self.requests[name].forget_pages()
+            if (request := self.requests.get(name)) is not None:
+                request.forget_pages()
 
     def _decide(self, name: str, request: Request, again: Again) -> None:
         if request.plans is not None:

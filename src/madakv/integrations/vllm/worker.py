@@ -44,7 +44,6 @@ class _Local(nn.Module):
         return out
 
 
-@functools.cache
 def wrap_runner() -> None:
     """Wrap the model runner's methods, once. Runners of which nobody asks for eviction do as before."""
     for wrapper in _WRAPPERS:
@@ -151,9 +150,9 @@ def _spans(runner: Any, evictor: Evictor, scheduled: list[int]) -> Iterator[Span
     begin = 0
     batch = runner.input_batch
     for row, (name, tokens) in enumerate(zip(batch.req_ids, scheduled, strict=True)):
-        request = evictor.requests.get(name) or _request(runner, evictor, name)
-        if request is not None:
-            evictor.requests[name] = request
+        if name not in evictor.requests:
+            evictor.requests[name] = _request(runner, evictor, name)
+        if (request := evictor.requests[name]) is not None:
             yield Span(request, row, begin, tokens, int(batch.num_computed_tokens_cpu[row]))
         begin += tokens
 
