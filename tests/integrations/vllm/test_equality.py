@@ -156,8 +156,8 @@ def test_other_entries_give_other_answers(
 
     decide = Evictor._decide
 
-    def wrong(self: Evictor, request: Any, echo: Any) -> None:
-        decide(self, request, echo)
+    def wrong(self: Evictor, name: str, request: Any, again: Any) -> None:
+        decide(self, name, request, again)
         for memory in request.memories:
             memory.replace(memory.kept.keys.roll(5, 0), memory.kept.values.roll(5, 0))
 
