@@ -58,7 +58,7 @@ def test_kept_entries_and_tokens_are_those_of_transformers(family: str, tmp_path
                 whole = ours.says(prompts[:2], [{"madakv_budget": 1.0}] * 2)
                 assert not whole.plans
                 assert whole.tokens == want[1.0].tokens[:2]
-                # Trained models answer the same with a fifth; those of random weights show that there is a difference.
+                # Trained models answer the same with a fifth; those of random weights show a difference.
                 assert family.startswith("small-") or whole.tokens != want[0.2].tokens[:2]
             assert ours.free_blocks == before
 
