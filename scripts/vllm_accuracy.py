@@ -9,7 +9,6 @@ Runs in the environment of `make test-vllm`. Second questions are left out: in v
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from madakv.evaluation.samples import Sample, inputs_of
 from madakv.evaluation.suites import suite
 from madakv.methods.registry import from_text
 from madakv.provenance import provenance, write_whole
+from tests.integrations.vllm.engines import quietly
 
 Answers = list[list[int]]
 
@@ -70,10 +70,7 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--out", type=Path, required=True)
     wanted = parser.parse_args()
-    os.environ |= {
-        "VLLM_CPU_KVCACHE_SPACE": "2", "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        "VLLM_LOGGING_LEVEL": "ERROR",
-    }  # fmt: skip
+    quietly()
     wanted.out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:
         rows = compared(wanted, Path(temporary))

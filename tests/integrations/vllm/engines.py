@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import importlib.util
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,12 +11,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 import madakv
 from madakv.methods.registry import from_text
 from madakv.plan import KeepPlan
+
+IN_VLLM = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        importlib.util.find_spec("vllm") is None,
+        reason="vLLM is not installed here; scripts/vllm_env.sh makes an environment that has it",
+    ),
+]
+"""The `pytestmark` of all that runs vLLM."""
 
 BLOCK = 32
 TOKENS = 24

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from tests.integrations.vllm.engines import Prompt, Said, agreement, engine, ids_of, transformers_says
+from tests.integrations.vllm.engines import IN_VLLM, Prompt, Said, agreement, engine, ids_of, transformers_says
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("vllm") is None,
-        reason="vLLM is not installed here; scripts/vllm_env.sh makes an environment that has it",
-    ),
-]
+pytestmark = IN_VLLM
 Expected = dict[tuple[str, float], Said]
 METHODS = ("snapkv", "madakv:echo=0", "madakv")
 

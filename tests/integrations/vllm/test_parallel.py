@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import madakv
 from madakv.budget.entries import prompt_entries
 from madakv.methods.registry import from_text
 from madakv.plan import KeepPlan
-from tests.integrations.vllm.engines import BLOCK, TOKENS, Engine, Prompt, Said, agreement, engine, ids_of
+from tests.integrations.vllm.engines import BLOCK, IN_VLLM, TOKENS, Engine, Prompt, Said, agreement, engine, ids_of
 from tests.integrations.vllm.server import (
     NAME,
     Server,
@@ -30,13 +29,7 @@ from tests.integrations.vllm.server import (
 )
 from tests.integrations.vllm.test_equality import Expected, expectations
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("vllm") is None,
-        reason="vLLM is not installed here; scripts/vllm_env.sh makes an environment that has it",
-    ),
-]
+pytestmark = IN_VLLM
 RANKS, LAYERS = 2, 3
 TOGETHER: dict[str, Any] = {"tensor_parallel_size": RANKS, "distributed_executor_backend": "mp"}
 

@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from madakv.errors import MadaKVError
-from tests.integrations.vllm.engines import engine
+from tests.integrations.vllm.engines import IN_VLLM, engine
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("vllm") is None,
-        reason="vLLM is not installed here; scripts/vllm_env.sh makes an environment that has it",
-    ),
-]
+pytestmark = IN_VLLM
 
 
 @pytest.mark.parametrize(

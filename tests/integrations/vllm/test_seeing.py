@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.integrations.vllm.engines import agreement, engine, ids_of, quietly, transformers_says
+from tests.integrations.vllm.engines import IN_VLLM, agreement, engine, ids_of, quietly, transformers_says
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("vllm") is None,
-        reason="vLLM is not installed here; scripts/vllm_env.sh makes an environment that has it",
-    ),
-]
+pytestmark = IN_VLLM
 SIZES = {
     "skip_tokenizer_init": False,
     "max_model_len": 1216,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import random
 import signal
@@ -15,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.integrations.vllm.engines import BLOCK, TOKENS, engine
+from tests.integrations.vllm.engines import BLOCK, IN_VLLM, TOKENS, engine
 from tests.integrations.vllm.server import (
     NAME,
     Server,
@@ -27,13 +26,7 @@ from tests.integrations.vllm.server import (
     written,
 )
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("vllm") is None,
-        reason="vLLM is not installed here; scripts/vllm_env.sh makes an environment that has it",
-    ),
-]
+pytestmark = IN_VLLM
 
 HEADS = 3 * 2
 """Of all layers of the model."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import importlib.util
 import io
 import struct
 import textwrap
@@ -20,16 +19,10 @@ from PIL import Image
 
 from madakv.evaluation.digits import FILLERS, make_document
 from madakv.prompts import interleave, model_inputs
-from tests.integrations.vllm.engines import quietly
+from tests.integrations.vllm.engines import IN_VLLM, quietly
 from tests.integrations.vllm.server import NAME, Server, madakv_serve, server
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        importlib.util.find_spec("vllm") is None,
-        reason="vLLM is not installed here; scripts/vllm_env.sh makes an environment that has it",
-    ),
-]
+pytestmark = IN_VLLM
 
 DOCS = Path(__file__).parents[3] / "docs" / "vllm.md"
 BUDGETS = (0.2, 0.5, 1.0)

@@ -47,16 +47,19 @@ class Step:
     """What is read at once.
 
     Args:
-        spans: of requests that are evicted, or will be.
+        evicted: of requests that are.
+        reading: of those that will be.
         rows: of the batch, all requests.
-        decoding: tables of those that are.
+        decoding: tables of `evicted`; None if there are none.
     """
 
-    def __init__(self, spans: Sequence[Span], rows: int, decoding: Decoding | None) -> None:
-        self.reading = [span for span in spans if not span.evicted]
+    def __init__(
+        self, evicted: Sequence[Span], reading: Sequence[Span], rows: int, decoding: Decoding | None
+    ) -> None:
+        self.reading = reading
         self.decoding = decoding
-        self._evicted = [span for span in spans if span.evicted]
-        self.engine_attends = rows > len(self._evicted)
+        self._evicted = evicted
+        self.engine_attends = rows > len(evicted)
         self._slots: Tensor | None = None
 
     def engine_lengths(self, lengths: Tensor) -> Tensor:
@@ -120,15 +123,18 @@ class Evictor:
 
     def begin(self, spans: Iterable[Span], rows: int) -> None:
         """A step begins."""
-        spans = list(spans)
+        evicted: list[Span] = []
+        reading: list[Span] = []
         for span in spans:
-            if not span.evicted and span.request.table is not None:
+            (evicted if span.evicted else reading).append(span)
+        for span in reading:
+            if span.request.table is not None:
                 # Whoever took its blocks, it is read from the beginning.
                 span.request.forget_pages()
             if span.request.found is None:
                 span.request.found = span.start
-        self._decoding = Decoding.of(self._memory, [span for span in spans if span.evicted], self._decoding)
-        self.step = Step(spans, rows, self._decoding) if spans else None
+        self._decoding = Decoding.of(self._memory, evicted, self._decoding)
+        self.step = Step(evicted, reading, rows, self._decoding) if evicted or reading else None
 
     def store(self, layer: int, key: Tensor, value: Tensor, slots: Tensor) -> Tensor:
         """Write tokens behind evicted prompts; returns where the engine is to write the others.
@@ -204,9 +210,8 @@ class Evictor:
     def attend_aside(self, layer: int, query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
         """Attention of tokens that are read once more, which writes nothing; see `attend` for the arguments."""
         assert self.aside is not None
-        out[: len(query)] = self.aside(layer, *(x.transpose(0, 1)[None] for x in (query, key, value)))[0].transpose(
-            0, 1
-        )
+        attended = self.aside(layer, *(x.transpose(0, 1)[None] for x in (query, key, value)))
+        out[: len(query)] = attended[0].transpose(0, 1)
 
     def _hear_found(
         self, request: Request, places: Tensor, layer: int, query: Tensor, _key: Tensor, _value: Tensor

@@ -9,10 +9,7 @@ import functools
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
-
-from madakv.budget.entries import prompt_entries
-from madakv.integrations.vllm.settings import ACCOUNT, Settings, first_kept_block
+from madakv.integrations.vllm.settings import ACCOUNT, Settings, first_kept_block, kept_entries
 
 
 @dataclass(frozen=True)
@@ -65,7 +62,7 @@ class Cache:
     def kept(self, tokens: int, budget: float) -> Kept:
         """What stays of a prompt of so many tokens; see `first_kept_block`."""
         freed = first_kept_block(budget, tokens, self.block_size)
-        entries = int(prompt_entries(budget, torch.tensor([tokens]))[0]) if freed else tokens
+        entries = kept_entries(budget, tokens) if freed else tokens
         return Kept(tokens * self.heads, entries * self.heads, freed, freed * self.block_bytes)
 
 

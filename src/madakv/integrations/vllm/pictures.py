@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from vllm.multimodal.utils import group_and_batch_mm_kwargs
 
+from madakv.integrations.vllm.requests import visual_places
+
 
 def embedded_pictures(runner: Any, state: Any, ids: Tensor, places: Tensor) -> Tensor | None:
     """[n, D] input embeddings of tokens of a prompt; None if all of them are text.
@@ -21,13 +23,10 @@ def embedded_pictures(runner: Any, state: Any, ids: Tensor, places: Tensor) -> T
     seen = torch.zeros(len(places), dtype=torch.bool)
     parts = []
     for feature in state.mm_features:
-        place = feature.mm_position
-        own = torch.arange(place.length)
-        if place.is_embed is not None:
-            own = own[place.is_embed.cpu()]
-        wanted = torch.isin(own + place.offset, places)
+        own = visual_places(feature)
+        wanted = torch.isin(own, places)
         if bool(wanted.any()):
-            seen |= torch.isin(places, own + place.offset)
+            seen |= torch.isin(places, own)
             parts.append(_encoded(runner, feature)[wanted])
     if not parts:
         return None

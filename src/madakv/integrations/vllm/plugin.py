@@ -5,6 +5,8 @@ As long as nobody asks for eviction, all of it does what vLLM does.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from PIL import Image
@@ -35,6 +37,14 @@ logger = init_logger(f"vllm.{__name__}")
 
 class RefusedRequestError(InputError, VLLMClientError):  # type: ignore[misc]
     """A request that cannot be evicted as asked, in the way by which vLLM knows that it is not the server's fault."""
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
+    except MadaKVError as refusal:
+        raise RefusedRequestError(str(refusal)) from refusal
 
 
 def install() -> None:
@@ -94,10 +104,8 @@ def _around_process_inputs(processor: Any, original: Any, *args: Any, **kwargs: 
     settings = Settings.of(processor.vllm_config.additional_config)
     made = original(*args, **kwargs)
     if settings is not None:
-        try:
+        with _refusing():
             check_request(made, settings)
-        except MadaKVError as refusal:
-            raise RefusedRequestError(str(refusal)) from refusal
     return made
 
 
@@ -116,10 +124,8 @@ async def _around_create(serving: Any, original: Any, request: Any, *args: Any, 
     settings = Settings.of(serving.engine_client.vllm_config.additional_config)
     if settings is None:
         return await original(request, *args, **kwargs)
-    try:
+    with _refusing():
         account = ask(request, settings)
-    except MadaKVError as refusal:
-        raise RefusedRequestError(str(refusal)) from refusal
     return with_usage(await original(request, *args, **kwargs), account)
 
 

@@ -22,6 +22,14 @@ from madakv.scoring import LayerView
 _MODALITIES = {"image": Modality.IMAGE, "video": Modality.VIDEO, "audio": Modality.AUDIO}
 
 
+def visual_places(feature: Any) -> Tensor:
+    """[n] int64: where the embeddings of a picture or the like stand in a prompt, of vLLM's `mm_features`."""
+    place = feature.mm_position
+    inside = torch.arange(place.length) if place.is_embed is None else place.is_embed.cpu().nonzero()[:, 0]
+    places: Tensor = inside + place.offset
+    return places
+
+
 def modality_of(tokens: int, features: Sequence[Any]) -> Tensor:
     """[1, N] of `Modality` values of a prompt.
 
@@ -31,10 +39,7 @@ def modality_of(tokens: int, features: Sequence[Any]) -> Tensor:
     """
     modality = torch.full((1, tokens), int(Modality.TEXT))
     for feature in features:
-        place = feature.mm_position
-        kind = _MODALITIES[feature.modality]
-        own = torch.ones(place.length, dtype=torch.bool) if place.is_embed is None else place.is_embed.cpu()
-        modality[0, place.offset : place.offset + place.length][own] = int(kind)
+        modality[0, visual_places(feature)] = int(_MODALITIES[feature.modality])
     return modality
 
 

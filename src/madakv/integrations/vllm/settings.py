@@ -107,13 +107,17 @@ def page_size(block_size: int) -> int:
     return math.gcd(_PAGE, block_size)
 
 
+def kept_entries(budget: float, tokens: int) -> int:
+    """Entries that a budget leaves of a prompt, per head and layer on average."""
+    return int(prompt_entries(budget, torch.tensor([tokens]))[0])
+
+
 def kept_blocks(budget: float, tokens: int, block_size: int) -> int:
     """Blocks that hold what a budget leaves of a prompt.
 
-    Counts sum to at most `prompt_entries` per head and layer; rounding a head up to whole pages adds less than one.
+    Counts sum to at most `kept_entries` per head and layer; rounding a head up to whole pages adds less than one.
     """
-    entries = int(prompt_entries(budget, torch.tensor([tokens]))[0])
-    return -(-(entries + page_size(block_size) - 1) // block_size)
+    return -(-(kept_entries(budget, tokens) + page_size(block_size) - 1) // block_size)
 
 
 def first_kept_block(budget: float, tokens: int, block_size: int) -> int:

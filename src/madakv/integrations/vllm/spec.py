@@ -51,23 +51,21 @@ class EvictingManager(FullAttentionManager):  # type: ignore[misc]
     def __init__(self, kv_cache_spec: EvictedSpec, **kwargs: Any) -> None:
         super().__init__(kv_cache_spec, **kwargs)
         self._settings = kv_cache_spec.settings
-        self._budgets: dict[str, float] = {}
+        self._first: dict[str, int] = {}
         wrap(output, "strip_covered_mm_data", _around_strip_covered_mm_data)
         wrap(KVCacheManager, "get_computed_blocks", _around_get_computed_blocks)
-        wrap(KVCacheManager, "allocate_slots", _around_allocate_slots)
 
-    def note(self, request: Any) -> None:
-        """Look at a request before it is given blocks."""
-        if request.request_id not in self._budgets and request.sampling_params is not None:
-            self._budgets[request.request_id] = self._settings.budget_of(request.sampling_params.extra_args)
-
-    def first_kept(self, request_id: str, prompt: int) -> int:
+    def first_kept(self, request: Any) -> int:
         """The first block that holds pages of a request once its prompt was read; 0: it stays whole."""
-        return first_kept_block(self._budgets.get(request_id, self._settings.budget), prompt, self.block_size)
+        name = request.request_id
+        if name not in self._first:
+            budget = self._settings.budget_of(request.sampling_params.extra_args)
+            self._first[name] = first_kept_block(budget, request.num_prompt_tokens, self.block_size)
+        return self._first[name]
 
     def cache_blocks(self, request: Any, num_tokens: int, *args: Any, **kwargs: Any) -> None:
         """Others may find what is before the pages; what lies in these, and behind them, is this request's alone."""
-        if first := self.first_kept(request.request_id, request.num_prompt_tokens):
+        if first := self.first_kept(request):
             num_tokens = min(num_tokens, first * self.block_size)
         super().cache_blocks(request, num_tokens, *args, **kwargs)
 
@@ -77,20 +75,13 @@ class EvictingManager(FullAttentionManager):  # type: ignore[misc]
         """After the step that read the prompt's end, its first blocks are gone; see `first_kept_block`."""
         if num_prompt_tokens is None or processed_computed_tokens < num_prompt_tokens:
             return
-        self._remove_blocks_in_range(request_id, 0, self.first_kept(request_id, num_prompt_tokens))
+        # It was looked at when it came in.
+        self._remove_blocks_in_range(request_id, 0, self._first[request_id])
 
     def pop_blocks_for_free(self, request_id: str) -> Any:
         """The request is over, or preempted."""
-        self._budgets.pop(request_id, None)
+        self._first.pop(request_id, None)
         return super().pop_blocks_for_free(request_id)
-
-
-def _managers(manager: Any, request: Any) -> list[EvictingManager]:
-    """Ours, who have then looked at the request."""
-    own = [one for one in manager.coordinator.single_type_managers if isinstance(one, EvictingManager)]
-    for one in own:
-        one.note(request)
-    return own
 
 
 def _around_strip_covered_mm_data(features: Any, _original: Any, *_: Any, **__: Any) -> Any:
@@ -98,19 +89,12 @@ def _around_strip_covered_mm_data(features: Any, _original: Any, *_: Any, **__: 
     return features
 
 
-def _around_allocate_slots(manager: Any, original: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
-    _managers(manager, request)
-    return original(request, *args, **kwargs)
-
-
 def _around_get_computed_blocks(manager: Any, original: Any, request: Any) -> tuple[Any, int, int]:
-    """A request takes over no block that its pages will be written into."""
+    """A request, which comes in here, takes over no block that its pages will be written into."""
     blocks, tokens, boundary = original(request)
-    for own in _managers(manager, request):
-        first = own.first_kept(request.request_id, request.num_prompt_tokens)
-        if 0 < first * own.block_size < tokens:
-            found = tuple(list(group[:first]) for group in blocks.blocks)
-            return manager.create_kv_cache_blocks(found), first * own.block_size, boundary
+    for own in manager.coordinator.single_type_managers:
+        if isinstance(own, EvictingManager) and 0 < (limit := own.first_kept(request) * own.block_size) < tokens:
+            return manager.truncate_computed_blocks(blocks, limit), limit, boundary
     return blocks, tokens, boundary
 
 
