@@ -25,7 +25,7 @@ FLOORS = [
     {"hf"},
     {"api"},
     {"assembled"},
-    {"answering", "loading", "provenance"},
+    {"answering", "loading", "provenance", "whole"},
     {"bench", "evaluation"},
     {"integrations"},
     {"cli"},

@@ -10,9 +10,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, SmolVLMForConditionalGeneration
+from transformers import (
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    SmolVLMForConditionalGeneration,
+)
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 import madakv
 from madakv import ConfigurationError
@@ -21,6 +29,7 @@ from madakv.evaluation.documents import make_document
 from madakv.evaluation.documents.presentation import PLAIN_ENGLISH, presentation_for
 from madakv.loading import load
 from madakv.prompts import model_inputs
+from madakv.whole import whole_folder
 
 TRAINING = Path(__file__).parents[1] / "training" / "smolvlm"
 MODULES = ("smolvlm", "captions", "pictures", "packed", "language", "state", "export", "eyes", "read")
@@ -122,8 +131,6 @@ def test_training_reads_what_the_processor_gives(folder: Path, base: Path) -> No
     words = Words(base / "tokenizer.json", None)
     reader = Reader(words, Painter(words, None))
     item = reader.item(drafted)
-    from PIL import Image
-
     images = [Image.fromarray(pixels) for pixels in drafted.pixels]
     assert {image.size for image in images} > {(64, 64)}
     batch = collate([item, item], reader.image_id)
@@ -255,9 +262,37 @@ def test_its_fingerprint_is_of_both_parts(folder: Path, base: Path) -> None:
 
 
 def test_large_pictures_are_scaled_down(folder: Path) -> None:
-    from PIL import Image
-
     _, processor = load(str(folder), device="cpu")
     inputs = model_inputs(processor, "<image>What is this?", [Image.new("RGB", (1000, 500), (200, 10, 10))])
     # 256 x 128: eight tiles and the whole.
     assert inputs["pixel_values"].shape == (1, 9, 3, 64, 64)
+
+
+def test_written_down_whole_it_is_the_same_model(
+    folder: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For engines that load folders: made once, and anew where a part has changed."""
+    monkeypatch.setenv("MADAKV_HOME", str(tmp_path / "home"))
+    whole = whole_folder(folder, base)
+    assert whole.parent == tmp_path / "home" / "models"
+    model, processor = load(str(folder), device="cpu")
+    other = SmolVLMForConditionalGeneration.from_pretrained(whole)
+    assert other.dtype == torch.float32
+    inputs = model_inputs(processor, "<image>What is this?", [Image.new("RGB", (64, 64), (200, 10, 10))])
+    assert torch.equal(other(**inputs).logits, model(**inputs).logits)
+    tokenizer = AutoTokenizer.from_pretrained(whole)
+    assert tokenizer.convert_tokens_to_ids("<image>") == model.config.image_token_id == 49152
+    named = json.loads((whole / "processor_config.json").read_text())
+    assert named == {"processor_class": "SmolVLMProcessor", "image_seq_len": 16}
+    # A picture of the size of a tile is read as the model was trained to, and larger ones are scaled to it.
+    pictures = SmolVLMImageProcessorPil.from_pretrained(whole)
+    for size in ((64, 64), (1000, 500)):
+        seen = pictures([Image.new("RGB", size, (200, 10, 10))], return_tensors="pt")
+        assert torch.equal(seen["pixel_values"], inputs["pixel_values"])
+    written = (whole / "model.safetensors").stat().st_mtime_ns
+    assert whole_folder(folder, base) == whole
+    assert (whole / "model.safetensors").stat().st_mtime_ns == written
+    tensors = load_file(folder / "adapter-1.safetensors")
+    save_file({name: t + 1 for name, t in tensors.items()}, folder / "adapter-1.safetensors")
+    assert whole_folder(folder, base) != whole
+    assert {path.name for path in whole.parent.iterdir()} == {whole.name, whole_folder(folder, base).name}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -24,7 +25,9 @@ def serve(
         from madakv.integrations.vllm.guards import check_method
         from madakv.integrations.vllm.serving import command
         from madakv.integrations.vllm.settings import Settings
+        from madakv.loading import base_folder
         from madakv.model_names import folder_of, names
+        from madakv.whole import whole_folder
 
         settings = Settings(budget, method)
         check_method(settings)
@@ -37,5 +40,7 @@ def serve(
             # Clients ask for it by the name that was typed.
             rest = ["--served-model-name", model, *rest]
             model = str(folder_of(model))
+        if (base := base_folder(model)) is not None:
+            model = str(whole_folder(Path(model), base))
         words = command(model, settings, rest)
         os.execv(words[0], words)
