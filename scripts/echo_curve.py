@@ -1,7 +1,8 @@
 """Accuracy over price: what an echo of each length answers, over what it adds to a prefill's FLOPs.
 
-    madakv eval --model small-llava --suite long-512 --seed 100000 --samples 12 --out results/small-llava/echo-lengths \\
-        --budgets 0.2,0.1,0.05 --methods full,madakv:echo=0,madakv:echo=32,madakv,madakv:echo=128,madakv:echo=all
+    madakv eval --model small-llava --suite long-512 --seed 100000 --samples 12 \\
+        --out results/small-llava/echo-lengths --budgets 0.2,0.1,0.05 \\
+        --methods full,madakv:echo=0,madakv:echo=32,madakv,madakv:echo=128,madakv:echo=all
     python scripts/echo_curve.py results/*/echo-lengths --out results/echo
 
 Of each folder, that the first command made, the documents are built once more, for how many of their tokens are text;

@@ -8,12 +8,12 @@ A table stands between two marks, and says where it comes from:
     <!-- /table -->
 
 `budgets` has a line per method and a column per budget: the share of the full cache's average that is left, with its
-95 % interval, which `bare` leaves out; of a folder with a `*` in it, for every folder that fits. `tasks 0.1` has a
-column per dataset, at that budget. Further words choose: `methods=a;b` the lines and their order,
-`budgets=0.2;0.05` the columns, `model=NAME` the model, `scorer=NAME` the scorer. `file` takes the folder's `table.md`
-as it is. `analysis concentration` (or another figure of `madakv plot`) shows the numbers of the folders' `data.json`.
-`bench decode` (or another command of `madakv bench`) shows the rows of the folder's `decode.json`; `contenders=a;b`
-chooses among them, with `_` for a blank.
+95 % interval, which `bare` leaves out; of a folder with a `*` in it, for every folder that fits, and of several with
+commas between them, for all of them. `tasks 0.1` has a column per dataset, at that budget. Further words choose:
+`methods=a;b` the lines and their order, `budgets=0.2;0.05` the columns, `model=NAME` the model, `scorer=NAME` the
+scorer. `file` takes the folder's `table.md` as it is. `analysis concentration` (or another figure of `madakv plot`)
+shows the numbers of the folders' `data.json`. `bench decode` (or another command of `madakv bench`) shows the rows of
+the folder's `decode.json`; `contenders=a;b` chooses among them, with `_` for a blank.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ def table(folder: str, words: list[str]) -> str:
     if words[0] == "analysis":
         found = [json.loads(one.read_text()) for one in sorted(ROOT.glob(f"{folder}/data.json"))]
         return ANALYSES[words[1]]([data for data in found if words[1] in data])
-    found = [_lines(one, options) for one in sorted(ROOT.glob(f"{folder}/summary.json"))]
+    summaries = [one for pattern in folder.split(",") for one in sorted(ROOT.glob(f"{pattern}/summary.json"))]
+    found = [_lines(one, options) for one in summaries]
     if words[0] == "tasks":
         return _tasks(found[0], float(words[1]), options)
     return _budgets(found, options, bare="bare" in words)
@@ -88,14 +89,17 @@ def _budgets(found: list[list[Line]], options: dict[str, str], *, bare: bool) ->
     for n, lines in enumerate(found):
         there = sorted({line["budget"] for line in lines if line["label"] != "full"}, reverse=True)
         for budget in _chosen(options, "budgets", float) or there:
-            head.append(budget_text(budget) if len(found) == 1 else f"{lines[0]['model']}, {budget_text(budget)}")
+            named = lines[0]["model"].partition(" ")[0]
+            head.append(budget_text(budget) if len(found) == 1 else f"{named}, {budget_text(budget)}")
             columns.append((n, budget))
-    best = {(n, b): max(at[n, label, b]["of_full"] for label in labels) for n, b in columns}
+    best = {(n, b): max(at[n, label, b]["of_full"] for label in labels if (n, label, b) in at) for n, b in columns}
     body = []
     for label in labels:
         cells = []
         for n, budget in columns:
-            line = at[n, label, budget]
+            if (line := at.get((n, label, budget))) is None:
+                cells.append("")
+                continue
             low, high = line["interval"]
             share = f"{line['of_full']:.1%}"
             share = f"**{share}**" if line["of_full"] == best[n, budget] else share

@@ -18,5 +18,10 @@ def load_script(name: str) -> Any:
     module = importlib.util.module_from_spec(spec)
     # Dataclasses look their own module up.
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    # Scripts may use each other's functions, as they do when they are run.
+    sys.path.insert(0, str(FOLDER))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(FOLDER))
     return module
