@@ -178,6 +178,33 @@ def test_a_second_turn_reads_as_the_template_has_it(folder: Path, base: Path) ->
     assert said[start:-1] == branch
 
 
+def test_an_album_is_learnt_in_reading_order(training: None) -> None:
+    """Its blocks stand anywhere, and the answer of the document is in no order that could be known."""
+    from packed import in_reading_order
+
+    from madakv.evaluation.documents import draft
+    from madakv.evaluation.documents.shape import Shape
+
+    moved = 0
+    for seed in range(8):
+        shape = Shape(albums=2, named=3, prose=10)
+        drafted = draft(np.random.default_rng(seed), shape, split="train", **vars(PLAIN_ENGLISH))
+        for question in drafted.questions:
+            told = in_reading_order(question, drafted)
+            if question.kind != "album":
+                assert told == question.answer
+                continue
+            name = question.prompt.removesuffix("?").split()[-1]
+            before = [piece for piece in drafted.text.split("<image>") if piece.endswith(f"Album {name}:")]
+            assert len(before) == 3
+            numbers = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+            places = [i for i, piece in enumerate(drafted.text.split("<image>")) if piece in before]
+            shown = [drafted.contents[i].what for i in places]
+            assert told == ", ".join(numbers[int(what)] if what.isdigit() else what for what in shown)
+            moved += told != question.answer
+    assert moved > 3
+
+
 @pytest.mark.slow
 def test_training_goes_on_where_it_was_killed(
     base: Path, tmp_path: Path, training: None, monkeypatch: pytest.MonkeyPatch

@@ -18,6 +18,7 @@ from torch import Tensor
 from madakv.evaluation.digits import IMAGE_MARK
 from madakv.evaluation.documents import KINDS, Draft, Question, Shape, draft
 from madakv.evaluation.documents.english import ENGLISH
+from madakv.evaluation.documents.pictures import Thing
 from madakv.evaluation.documents.presentation import PLAIN_ENGLISH
 
 BEFORE, BETWEEN, END = "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n", "<|im_end|>"
@@ -46,7 +47,8 @@ def in_reading_order(question: Question, drafted: Draft) -> str:
     name = question.prompt.removesuffix("?").rpartition(" ")[2]
     heading = ENGLISH.parts["album"].format(name=name, mark="")
     pieces = zip(drafted.text.split(IMAGE_MARK), drafted.contents, strict=False)
-    shown = [ENGLISH.called(content.what) for piece, content in pieces if piece.endswith(heading)]
+    things = [thing for piece, thing in pieces if piece.endswith(heading) and isinstance(thing, Thing)]
+    shown = [ENGLISH.called(thing.what) for thing in things]
     assert sorted(shown) == sorted(question.answer.split(ENGLISH.also))
     return ENGLISH.listed(shown)
 
