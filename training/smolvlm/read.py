@@ -39,7 +39,7 @@ NOISE = 0.35
 """Of the spread of embeddings, on those that stand for pictures in stage T."""
 WRONG = 0.04
 """Share of them that say something else."""
-HIDDEN, LEAST = 0.5, 0.3
+HIDDEN, LEAST = 0.3, 0.3
 SHARES = {"small": 0.45, "middle": 0.8}
 
 
