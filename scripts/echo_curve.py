@@ -115,7 +115,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             colour = f"C{number}"
             axes.plot(x, y, marker="os^"[number % 3], color=colour, label=f"{budget_text(budget)} of the cache")
             axes.fill_between(x, low, high, color=colour, alpha=0.12, linewidth=0)
-            for row in line:
+            for place, row in enumerate(line):
                 if row["method"] == "madakv":
                     axes.plot(row["price"], row["of_full"], marker="o", ms=13, mfc="none", color=colour)
                 if not number:
