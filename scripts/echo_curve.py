@@ -120,9 +120,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                     axes.plot(row["price"], row["of_full"], marker="o", ms=13, mfc="none", color=colour)
                 if not number:
                     said = row["method"].partition("echo=")[2] or "auto"
-                    axes.annotate(
-                        said, (row["price"], row["of_full"]), (4, -11), textcoords="offset points", fontsize=7
-                    )
+                    # Neighbours may lie close together.
+                    below = (-3, -30 if place % 2 else -20)
+                    axes.annotate(said, (row["price"], row["of_full"]), below, textcoords="offset points", fontsize=7)
         axes.set_title(f"{model}, {own[0]['text_share']:.0%} text", fontsize=10)
         axes.set_xlabel("FLOPs of the prefill, of one without an echo")
         axes.set_ylim(0, 1.05)
