@@ -96,7 +96,7 @@ def test_heads_for_training_and_stored_buffers_are_let_through(folder: Path) -> 
     load(str(folder), device="cpu")
 
 
-@pytest.mark.parametrize("name", [None, *bundled.named()])
+@pytest.mark.parametrize("name", [None, "small-llava", "small-qwen2.5-vl"])
 def test_models_of_the_package_load(name: str | None) -> None:
     model, _ = load(name, device="cpu")
     assert not model.training

@@ -83,7 +83,7 @@ def started(**more: str) -> subprocess.Popen[str]:
 
 def test_the_list_says_where_each_is_or_how_to_have_it(index: tiny.Index) -> None:
     lines = {line.split()[0]: line for line in run("list").stdout.replace("\n  ", " ").splitlines()}
-    assert list(lines) == ["small-llava", "small-qwen2.5-vl", "smollm2", "tiny"]
+    assert list(lines) == ["small-llava", "small-qwen2.5-vl", "small-smolvlm", "smollm2", "tiny"]
     assert f"here: {bundled.named()['small-llava']}" in lines["small-llava"]
     assert "`madakv models get tiny` brings it" in lines["tiny"]
     run("get", "tiny")
@@ -124,7 +124,8 @@ def test_names_that_nobody_knows_and_models_of_the_repository(
         unknown = run(command, "nothing")
         assert unknown.exit_code == 2
         assert unknown.stderr == (
-            "error: no model is called 'nothing'; there are small-llava, small-qwen2.5-vl, smollm2, tiny\n"
+            "error: no model is called 'nothing'; there are small-llava, small-qwen2.5-vl, small-smolvlm, "
+            "smollm2, tiny\n"
         )
     assert run("path", "small-llava").stdout == f"{bundled.named()['small-llava']}\n"
     assert str(bundled.named()["small-llava"]) in run("get", "small-llava").stdout

