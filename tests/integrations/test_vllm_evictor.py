@@ -51,13 +51,19 @@ class Pretended:
     """An engine with one request, here or elsewhere."""
 
     def __init__(
-        self, method: str, budget: float, order: str = "LBHNC", write: Write = transposed, where: Where = HERE
+        self,
+        method: str,
+        budget: float,
+        order: str = "LBHNC",
+        write: Write = transposed,
+        where: Where = HERE,
+        echoed: int = 0,
     ) -> None:
         self.where = where
         self.caches = [where.put(cache) for cache in caches_of(order, layers=L, blocks=20, heads=H, size=SIZE, dim=D)]
         self.layout = Layout.learned(write, self.caches[0])
         how = [LayerHow(0.3)] * L
-        self.evictor = Evictor(self.caches, self.layout, how, lambda reading: reading.prompt.modality[:, 0] * 0)
+        self.evictor = Evictor(self.caches, self.layout, how, lambda reading: reading.prompt.modality[:, 0] + echoed)
         self.blocks = BLOCKS
         self.request = Request(
             prompt=N,
@@ -223,10 +229,29 @@ def preempted_are_read_again_by_the_same_plan(again: int, where: Where) -> None:
             torch.testing.assert_close(got[N + number, layer], want[number][layer], rtol=1e-5, atol=1e-6)
 
 
+def plans_behind_an_echo(given: list[tuple[Tensor, Tensor, Tensor]], where: Where) -> list[list[int]]:
+    """What is kept of a prompt, 16 tokens of which are read behind it as its last ones are."""
+    engine = Pretended("madakv", 0.2, where=where, echoed=16)
+
+    def again(name: str, places: Tensor, behind: bool) -> None:
+        assert (name, behind, len(places)) == ("a", True, 16)
+        for layer, own in enumerate(given):
+            query, key, value = (where.put(x[0, :, places + NEW].transpose(0, 1)) for x in own)
+            engine.evictor.attend_aside(layer, query, key, value, where.put(torch.empty(16, HQ, D)))
+
+    engine.pass_(given, 0, N)
+    engine.evictor.finish((), (), again)
+    assert engine.request.plans is not None
+    return [plan.positions.tolist() for plan in engine.request.plans]
+
+
 def test_a_device_is_told_and_not_asked() -> None:
     """The same on a device of its own: nothing mixes, and no step waits but those in which prompts end."""
+    given = states()
+    want = plans_behind_an_echo(given, HERE)
     with torch.no_grad(), Elsewhere() as device:
         where = Where(ELSEWHERE, Moved, device.waits)
+        assert plans_behind_an_echo(given, where) == want
         steps_are_those_of_a_plain_engine("madakv:echo=0", 16, "LBNHC", beside, where)
         found_queries_are_computed_once_more("madakv:context_weight=99:echo=0", where)
         preempted_are_read_again_by_the_same_plan(N + 4, where)
