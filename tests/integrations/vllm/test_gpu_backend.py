@@ -19,7 +19,7 @@ from tests.integrations.vllm.engines import IN_VLLM, Prompt, Said, ids_of
 from tests.integrations.vllm.test_equality import check, expectations
 
 pytestmark = IN_VLLM
-BUDGET, TOKENS = 0.2, 6
+BUDGET, TOKENS = 0.2, 3
 
 
 @pytest.mark.parametrize("method", ["snapkv", "madakv"])
