@@ -1,4 +1,4 @@
-"""What eviction inside vLLM is worth on a CPU: requests that answer at once, requests and tokens per second.
+"""What eviction inside vLLM is worth: requests that answer at once, requests and tokens per second.
 
     python scripts/vllm_speed.py attention --tokens 410,2048 --requests 16 --out results/speed/vllm/attention.json
     python scripts/vllm_speed.py capacity --requests 72 --pool 6 --say 64 --out results/speed/vllm/capacity.json
@@ -6,10 +6,11 @@
 
 Runs in the environment of `make test-vllm`, with vLLM in this process. The pool holds so many requests whole.
 Seconds are of this process' CPU time, since a machine that does something else besides does not change them; with one
-thread (`OMP_NUM_THREADS=1`) they are what a machine with nothing else to do takes.
+thread (`OMP_NUM_THREADS=1`) they are what a machine with nothing else to do takes. With `--device cuda` they are a
+wall clock's, numbers are bfloat16, and models are compiled, with CUDA graphs between attention.
 
-    attention   decode attention of one layer alone: pages in place, the same copied first, vLLM's own kernel over as
-                many entries
+    attention   decode attention of one layer alone, on a CPU: pages in place, the same copied first, vLLM's own
+                kernel over as many entries
     capacity    how many requests answer at once, with a tiny model of random weights: what fits does not depend on it
     serving     a published model on text
 """
@@ -45,6 +46,8 @@ from madakv.provenance import provenance, write_whole
 BUDGETS = (1.0, 0.2, 0.05)
 # What is ours of a step, by where it is called; `attend` besides holds what scores prompts.
 PARTS = ("finish", "begin", "store", "attend", "attend_aside")
+DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
+CLOCKS = {"cpu": time.process_time, "cuda": time.perf_counter}
 
 
 def tiny(folder: Path) -> str:
@@ -61,18 +64,18 @@ def tiny(folder: Path) -> str:
 
 
 @contextmanager
-def timed(spent: dict[str, float]) -> Iterator[None]:
-    """Add up CPU time of the evictor's methods; those that others of them call count twice, once for each."""
+def timed(spent: dict[str, float], clock: Callable[[], float]) -> Iterator[None]:
+    """Add up time in the evictor's methods, without what a GPU does meanwhile; those that others call count twice."""
     from madakv.integrations.vllm.evictor import Evictor
 
     originals = {name: getattr(Evictor, name) for name in PARTS}
 
     def noted(name: str, *args: Any, **kwargs: Any) -> Any:
-        begun = time.process_time()
+        begun = clock()
         try:
             return originals[name](*args, **kwargs)
         finally:
-            spent[name] = spent.get(name, 0.0) + time.process_time() - begun
+            spent[name] = spent.get(name, 0.0) + clock() - begun
 
     for name in PARTS:
         # A function, so that it is bound.
@@ -96,10 +99,12 @@ def served(
     length, size = max(map(len, prompts)), asked.block_size
     blocks = asked.pool * -(-(length + max(tokens)) // size) + 1
     evicting = {} if budget == 1.0 else {"additional_config": {"madakv": {"budget": budget, "method": asked.method}}}
+    on_gpu, clock = asked.device == "cuda", CLOCKS[asked.device]
+    room = {"gpu_memory_utilization": 0.5} if on_gpu else {}
     llm = LLM(
-        model, dtype="float32", enforce_eager=True, skip_tokenizer_init=True, block_size=size,
+        model, dtype=DTYPES[asked.device], enforce_eager=not on_gpu, skip_tokenizer_init=True, block_size=size,
         max_model_len=length + max(tokens), max_num_seqs=len(prompts), num_gpu_blocks_override=blocks,
-        max_num_batched_tokens=asked.batched * length, enable_prefix_caching=False, **evicting,
+        max_num_batched_tokens=asked.batched * length, enable_prefix_caching=False, **evicting, **room,
     )  # fmt: skip
     engine = llm.llm_engine
     scheduler = engine.engine_core.engine_core.scheduler
@@ -111,13 +116,13 @@ def served(
     decoded, answering = [], []
     preempted: set[tuple[str, int]] = set()
     begun = time.perf_counter()
-    with timed(spent):
+    with timed(spent, clock):
         while engine.has_unfinished_requests():
-            before, start = dict(spent), time.process_time()
+            before, start = dict(spent), clock()
             reads = any(one.num_computed_tokens < one.num_prompt_tokens for one in scheduler.running)
             waiting = len(scheduler.waiting)
             engine.step()
-            took = time.process_time() - start
+            took = clock() - start
             reads = reads or len(scheduler.waiting) < waiting
             seconds["prefill" if reads else "decode"] += took
             at_once = sum(one.num_output_tokens > 0 for one in scheduler.running)
@@ -189,7 +194,9 @@ def serving(asked: argparse.Namespace) -> list[dict[str, Any]]:
     ids = AutoTokenizer.from_pretrained(folder)(words[: 40 * max(asked.tokens) * asked.requests])["input_ids"]
     rows = []
     for length in asked.tokens:
-        prompts = [ids[number * length :][:length] for number in range(asked.requests)]
+        # Where the text ends before the prompts do, it begins again.
+        starts = [number * length % (len(ids) - length + 1) for number in range(asked.requests)]
+        prompts = [ids[start : start + length] for start in starts]
         said = [
             asked.say // 2 + number * (asked.say - asked.say // 2) // max(1, asked.requests - 1)
             for number in range(asked.requests)
@@ -302,6 +309,7 @@ def main() -> None:
     """See above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("attention", "capacity", "serving"))
+    parser.add_argument("--device", choices=tuple(CLOCKS), default="cpu", help="that this vLLM is for")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--method", default="madakv")
     parser.add_argument("--tokens", type=lambda text: [int(own) for own in text.split(",")], default=[2048])
@@ -322,7 +330,10 @@ def main() -> None:
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     from vllm import __version__
 
-    about = provenance(command=" ".join(sys.argv), vllm=__version__, threads=torch.get_num_threads(), dtype="float32")
+    about = provenance(
+        command=" ".join(sys.argv), vllm=__version__, threads=torch.get_num_threads(), device=asked.device,
+        dtype=DTYPES[asked.device],
+    )  # fmt: skip
     rows = {"attention": attention, "capacity": capacity, "serving": serving}[asked.what](asked)
     write_whole(asked.out, {"about": about, "rows": rows})
 

@@ -87,17 +87,35 @@ def test_pages_always_suffice_and_free_what_they_can() -> None:
     assert first_kept_block(0.2, 10_000, 16) == 625 - 126
 
 
+ORDERS = ("LBHNC", "LBNHC", "BLNHC")
+"""How vLLM may lay out layers, blocks, heads, entries and their contents: on CPUs, on GPUs, and another one."""
+
+
+def caches_of(
+    order: str = "LBHNC", *, layers: int, blocks: int, heads: int, size: int, dim: int, dtype: Any = torch.float32
+) -> list[Tensor]:
+    """[blocks, heads, size, 2 * dim] of each layer, all of one storage."""
+    sizes = {"L": layers, "B": blocks, "H": heads, "N": size, "C": 2 * dim}
+    whole = torch.full([sizes[name] for name in order], float("nan"), dtype=dtype)
+    return list(whole.permute([order.index(name) for name in "LBHNC"]))
+
+
+def block_of(cache: Tensor, block: int) -> Tensor:
+    """All numbers of a block, as they lie in memory."""
+    return cache.as_strided((cache[0].numel(),), (1,), cache.storage_offset() + block * cache.stride(0))
+
+
 def memory_of(
-    layers: int = 3, blocks: int = 7, heads: int = 2, size: int = 4, dim: int = 8
+    layers: int = 3, blocks: int = 7, heads: int = 2, size: int = 4, dim: int = 8, order: str = "LBHNC"
 ) -> tuple[Memory, list[Tensor]]:
-    whole = torch.full((layers, blocks, heads, size, 2 * dim), float("nan"))
-    caches = list(whole)
+    caches = caches_of(order, layers=layers, blocks=blocks, heads=heads, size=size, dim=dim)
     return Memory.behind(caches), caches
 
 
+@pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("size", [4, 16])
-def test_uneven_heads_lie_in_pages_of_any_layer(size: int) -> None:
-    memory, caches = memory_of(size=size)
+def test_uneven_heads_lie_in_pages_of_any_layer(size: int, order: str) -> None:
+    memory, caches = memory_of(size=size, order=order)
     # A whole layer goes to one head of the first one: its own cells do not hold it.
     counts = torch.tensor([[21, 0], [1, 4], [5, 3]]) * size // 4
     blocks = torch.tensor([5, 2])
@@ -115,7 +133,8 @@ def test_uneven_heads_lie_in_pages_of_any_layer(size: int) -> None:
     touched = [block for block in range(7) for cache in caches if not bool(cache[block].isnan().all())]
     assert set(touched) == {2, 5}
     # What fits lies in cells of its own layer and head.
-    assert bool((table.key_rows(1) >= memory.layers[1]).all())
+    for row in table.key_rows(1).tolist():
+        assert (row - int(memory.layers[1])) // memory.block_rows in (2, 5)
 
 
 def test_pages_that_do_not_fit_are_an_error() -> None:
@@ -124,18 +143,25 @@ def test_pages_that_do_not_fit_are_an_error() -> None:
         PageTable(memory, [KeepPlan.from_mask((torch.arange(9) < 5).expand(1, 2, 9))], torch.tensor([1]))
 
 
-def test_tokens_behind_a_prompt_lie_by_position() -> None:
-    memory, caches = memory_of()
+@pytest.mark.parametrize("order", ORDERS)
+def test_tokens_behind_a_prompt_lie_by_position(order: str) -> None:
+    memory, caches = memory_of(order=order)
     rows = token_rows(memory, torch.tensor([6, 1, 3]), torch.tensor([5, 6, 7, 8])) + memory.layers[1]
     memory.rows[rows] = torch.arange(64.0).view(2, 4, 8)
-    cell = caches[1][1, 1].view(2, 4, 8)
-    assert torch.equal(cell[0, 1:], torch.arange(64.0).view(2, 4, 8)[1, :3])
-    assert torch.equal(caches[1][3, 0].view(2, 4, 8)[0, 0], torch.arange(24.0, 32.0))
+    cells = block_of(caches[1], 1).view(2, 2, 4, 8)
+    assert torch.equal(cells[1, 0, 1:], torch.arange(64.0).view(2, 4, 8)[1, :3])
+    assert torch.equal(block_of(caches[1], 3).view(2, 2, 4, 8)[0, 0, 0], torch.arange(24.0, 32.0))
 
 
-def test_caches_of_several_storages_are_refused() -> None:
-    with pytest.raises(ValueError, match="not cells of one memory"):
-        Memory.behind([torch.zeros(3, 2, 4, 16), torch.zeros(3, 2, 4, 16)])
+def in_pieces() -> list[Tensor]:
+    """Heads before blocks."""
+    return caches_of("LHBNC", layers=2, blocks=3, heads=2, size=4, dim=8)
+
+
+@pytest.mark.parametrize("caches", [[torch.zeros(3, 2, 4, 16), torch.zeros(3, 2, 4, 16)], in_pieces()])
+def test_caches_of_several_storages_or_in_pieces_are_refused(caches: list[Tensor]) -> None:
+    with pytest.raises(ValueError, match="not blocks of one memory"):
+        Memory.behind(caches)
 
 
 def transposed(keys: Tensor, values: Tensor, cache: Tensor) -> None:
@@ -145,15 +171,23 @@ def transposed(keys: Tensor, values: Tensor, cache: Tensor) -> None:
     cells[:, 1] = values.transpose(0, 1).flatten(1)
 
 
+def beside(keys: Tensor, values: Tensor, cache: Tensor) -> None:
+    """As vLLM's kernels in Triton do: each value behind its key."""
+    cache[0] = torch.cat([keys, values], -1).transpose(0, 1)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [4, 128])
-def test_a_layout_is_learned(dtype: torch.dtype, size: int) -> None:
-    layout = Layout.learned(transposed, heads=2, block_size=size, dim=64, dtype=dtype)
-    cache = torch.zeros(3, 2, size, 128, dtype=dtype)
+@pytest.mark.parametrize(("order", "write"), [("LBHNC", transposed), *((order, beside) for order in ORDERS)])
+def test_a_layout_is_learned(dtype: torch.dtype, size: int, order: str, write: Any) -> None:
+    cache = caches_of(order, layers=2, blocks=3, heads=2, size=size, dim=64, dtype=dtype)[1]
+    before = cache.clone()
+    layout = Layout.learned(write, cache)
+    torch.testing.assert_close(cache, before, rtol=0, atol=0, equal_nan=True)
     keys, values = (torch.randn(2 * size, 2, 64).to(dtype) for _ in range(2))
     for number, block in enumerate((2, 0)):
         own = slice(number * size, number * size + size)
-        transposed(keys[own], values[own], cache[block : block + 1])
+        write(keys[own], values[own], cache[block : block + 1])
     tokens = 2 * size - 3
     got = layout.gather(cache, torch.tensor([2, 0, 1]), tokens)
     assert torch.equal(got[0][0], keys[:tokens].transpose(0, 1))
@@ -165,7 +199,12 @@ def test_a_layout_that_computes_is_refused() -> None:
         transposed(keys / 2, values, cache)
 
     with pytest.raises(UnsupportedOptionError, match="holds more than keys and values"):
-        Layout.learned(halved, heads=2, block_size=8, dim=8, dtype=torch.float32)
+        Layout.learned(halved, torch.zeros(2, 2, 8, 16))
+
+
+def test_a_layout_in_pieces_is_refused() -> None:
+    with pytest.raises(UnsupportedOptionError, match="leave out VLLM_KV_CACHE_LAYOUT"):
+        Layout.learned(beside, in_pieces()[0])
 
 
 def test_pictures_are_told_from_text() -> None:
@@ -210,6 +249,11 @@ def config(**changes: Any) -> Any:
         "model_config.is_multimodal_model": False,
         "model_config.is_encoder_decoder": False,
         "model_config.runner_type": "generate",
+        "parallel_config.use_ubatching": False,
+        "attention_config.backend": None,
+        "compilation_config.cudagraph_mode": SimpleNamespace(name="NONE"),
+        "compilation_config.splitting_ops": [],
+        "use_v2_model_runner": False,
     } | changes
     made = SimpleNamespace()
     for path, value in parts.items():
@@ -220,8 +264,32 @@ def config(**changes: Any) -> Any:
     return made
 
 
+ON_GPUS = {
+    "attention_config.backend": SimpleNamespace(name="TRITON_ATTN"),
+    "compilation_config.cudagraph_mode": SimpleNamespace(name="FULL_AND_PIECEWISE"),
+    "compilation_config.splitting_ops": ["vllm::unified_attention_with_output", "vllm::unified_kv_cache_update"],
+}
+
+
 def test_a_plain_server_passes() -> None:
     check_config(config(), Settings(), "0.32.0", "cpu")
+    check_config(config(**ON_GPUS), Settings(), "0.32.0", "cuda")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"attention_config.backend": SimpleNamespace(name="FLASHINFER")}, "TRITON_ATTN, not for FLASHINFER"),
+        ({"attention_config.backend": None}, "TRITON_ATTN, not for vLLM's choice"),
+        ({"compilation_config.cudagraph_mode": SimpleNamespace(name="FULL")}, "may record neither attention nor"),
+        ({"compilation_config.splitting_ops": None}, "may record neither attention nor"),
+        ({"compilation_config.splitting_ops": ["vllm::unified_attention_with_output"]}, "nor the writing of keys"),
+    ],
+)
+def test_servers_on_gpus_are_refused_by_name(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(MadaKVError, match=says) as refusal:
+        check_config(config(**ON_GPUS | changes), Settings(), "0.32.0", "cuda")
+    assert "\n" not in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -247,6 +315,8 @@ def test_a_plain_server_passes() -> None:
             "one position per token",
         ),
         ({"model_config.runner_type": "pooling"}, "only models that generate"),
+        ({"parallel_config.use_ubatching": True}, "leave out --enable-dbo"),
+        ({"use_v2_model_runner": True}, "model runner V2"),
     ],
 )
 def test_servers_are_refused_by_name(changes: dict[str, Any], says: str) -> None:
@@ -258,8 +328,9 @@ def test_servers_are_refused_by_name(changes: dict[str, Any], says: str) -> None
 def test_other_versions_and_devices_are_refused() -> None:
     with pytest.raises(UnsupportedOptionError, match=r"tested with vLLM 0\.32\.0; this is 0\.33\.1"):
         check_version("0.33.1")
-    with pytest.raises(UnsupportedOptionError, match="only run on CPUs yet; this is 'cuda'"):
-        check_config(config(), Settings(), "0.32.0", "cuda")
+    for device in ("rocm", "xpu", "tpu"):
+        with pytest.raises(UnsupportedOptionError, match=f"{device} is not supported"):
+            check_config(config(), Settings(), "0.32.0", device)
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,10 @@ from tests.integrations.vllm.engines import Prompt, quietly
 LENGTHS = (170, 250, 340, 484, 600, 192, 288, 401)
 
 
-@pytest.fixture(scope="session")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def save_tiny(folder: Path) -> Path:
     """A tiny model of random weights, large enough that its attention differs from entry to entry."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    quietly()
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=512, hidden_size=128, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4,
@@ -27,12 +25,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = LlamaForCausalLM(config).float()
     # Both say as many tokens as they are asked for.
     model.generation_config.eos_token_id = None
-    made = tmp_path_factory.mktemp("tiny")
-    model.save_pretrained(made)
-    return made
+    model.save_pretrained(folder)
+    return folder
+
+
+def random_prompts() -> list[Prompt]:
+    """For that model."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(3, 512, (length,), generator=generator).tolist() for length in LENGTHS]
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    quietly()
+    return save_tiny(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="session")
 def prompts() -> list[Prompt]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(3, 512, (length,), generator=generator).tolist() for length in LENGTHS]
+    return random_prompts()

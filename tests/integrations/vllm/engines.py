@@ -1,4 +1,4 @@
-"""vLLM on a CPU, in this process, beside transformers: what both keep of a prompt, and what both say then."""
+"""vLLM in this process, beside transformers: what both keep of a prompt, and what both say then."""
 
 from __future__ import annotations
 
@@ -96,14 +96,15 @@ def transformers_says(
     said = Said()
     for prompt in prompts:
         ids = ids_of(prompt)
-        how = _inputs(prompt) | {"max_new_tokens": tokens, "do_sample": False}
+        how: dict[str, Any] = {name: value.to(model.device) for name, value in _inputs(prompt).items()}
+        how |= {"max_new_tokens": tokens, "do_sample": False}
         if budget == 1.0:
             out = model.generate(**how)
         else:
             with madakv.evict(model, from_text(method, budget)) as run:
                 out = model.generate(**how)
             assert run.last is not None
-            said.plans[tuple(ids)] = list(run.last.plans)
+            said.plans[tuple(ids)] = [plan.to("cpu") for plan in run.last.plans]
         said.tokens.append(out[0, len(ids) :].tolist())
     return said
 
@@ -184,7 +185,7 @@ def kept(said: Said, prompts: Sequence[Prompt]) -> Iterator[None]:
 
     def noted(self: Evictor, request: Any) -> None:
         (name,) = (name for name, other in self.requests.items() if other is request)
-        said.plans[tuple(ids_of(prompts[int(name.partition("-")[0])]))] = request.plans
+        said.plans[tuple(ids_of(prompts[int(name.partition("-")[0])]))] = [plan.to("cpu") for plan in request.plans]
         original(self, request)
 
     Evictor._pack = noted  # type: ignore[method-assign]

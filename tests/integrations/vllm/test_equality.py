@@ -8,7 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from tests.integrations.vllm.engines import IN_VLLM, Prompt, Said, agreement, engine, ids_of, transformers_says
+from tests.integrations.vllm.engines import (
+    IN_VLLM,
+    TOKENS,
+    Prompt,
+    Said,
+    agreement,
+    engine,
+    ids_of,
+    transformers_says,
+)
 
 pytestmark = IN_VLLM
 Expected = dict[tuple[str, float], Said]
@@ -21,13 +30,13 @@ def expected(folder: Path, prompts: list[Prompt]) -> Expected:
 
 
 def expectations(
-    folder: Path, prompts: list[Prompt], cases: list[tuple[str, float]]
+    folder: Path, prompts: list[Prompt], cases: list[tuple[str, float]], tokens: int = TOKENS
 ) -> dict[tuple[str, float], Said]:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     model.generation_config.eos_token_id = None
-    return {(method, budget): transformers_says(model, prompts, method, budget) for method, budget in cases}
+    return {(method, budget): transformers_says(model, prompts, method, budget, tokens) for method, budget in cases}
 
 
 def check(said: Said, want: Said) -> None:

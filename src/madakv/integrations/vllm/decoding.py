@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from madakv.attention import Pages
+from madakv.integrations.vllm.devices import on
 from madakv.integrations.vllm.pages import Memory
 from madakv.integrations.vllm.requests import Request
 
@@ -75,9 +76,9 @@ class Decoding:
         device, size = memory.rows.device, memory.block_size
         repeats = torch.tensor([span.tokens for span in spans])
         before = torch.tensor([0, *(len(table.pages) for table in tables)]).cumsum(0)[:-1, None, None]
-        pages = torch.cat([table.pages for table in tables]).to(device)
+        pages = on(device, torch.cat([table.pages for table in tables]))
         first, counts = (
-            torch.stack(own).repeat_interleave(repeats, 0).transpose(0, 1).contiguous().to(device)
+            on(device, torch.stack(own).repeat_interleave(repeats, 0).transpose(0, 1).contiguous())
             for own in (
                 [table.first + more for table, more in zip(tables, before, strict=True)],
                 [table.counts for table in tables],
@@ -88,9 +89,9 @@ class Decoding:
         self._tail_pages = torch.zeros(int(repeats.sum()), capacity, dtype=torch.int64, device=device)
         self._tail_counts = torch.zeros(len(self._tail_pages), dtype=torch.int64, device=device)
         begins = torch.tensor([span.request.prompt % size for span in spans]).repeat_interleave(repeats)
-        self._tail_begin = begins.to(device)
+        self._tail_begin = on(device, begins)
         self._heads = torch.arange(memory.heads, device=device) * memory.cell_rows
-        self._starts = memory.layers.to(device)[:, None, None]
+        self._starts = on(device, memory.layers)[:, None, None]
         self.layers = [
             Pages(
                 size=memory.page_size,
@@ -138,15 +139,14 @@ class Decoding:
             if have < needed:
                 first = span.request.prompt // size
                 more = torch.tensor(span.request.blocks()[first + have : first + needed]) * self._memory.block_rows
-                self._tail_pages[row : row + span.tokens, have:needed] = more.to(self._tail_pages.device)
+                self._tail_pages[row : row + span.tokens, have:needed] = on(self._tail_pages.device, more)
                 self._blocks[number] = needed
             behind = span.start - span.request.prompt + 1
             tokens += range(span.begin, span.begin + span.tokens)
             counts += range(behind, behind + span.tokens)
             row += span.tokens
-        device = self._tail_counts.device
-        self.tokens = torch.tensor(tokens, device=device)
-        self._tail_counts.copy_(torch.tensor(counts))
+        self.tokens, grown = on(self._tail_counts.device, torch.tensor([tokens, counts]))
+        self._tail_counts.copy_(grown)
         last = self._tail_begin + self._tail_counts - 1
         rows = self._tail_pages.gather(1, (last // size)[:, None]) + (last % size)[:, None] + self._heads
         self._slots = (rows + self._starts).flatten(1)

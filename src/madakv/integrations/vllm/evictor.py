@@ -19,6 +19,7 @@ from madakv.attention import paged_attention, ragged_attention
 from madakv.attention.prompt import prompt_attention
 from madakv.cache import Entries, Tail
 from madakv.integrations.vllm.decoding import Decoding, Span
+from madakv.integrations.vllm.devices import on
 from madakv.integrations.vllm.layout import Layout
 from madakv.integrations.vllm.pages import Memory, PageTable, token_rows
 from madakv.integrations.vllm.requests import Request, gathered
@@ -26,7 +27,8 @@ from madakv.reading import Reading
 from madakv.scoring import OutputProjection
 
 Again = Callable[[str, Tensor, bool], None]
-"""Runs the model once more over tokens of a prompt: its request's name, their places [n]; and behind it, or there?"""
+"""Runs the model once more over tokens of a prompt: its request's name, their places [n] on the host; and behind it,
+or there?"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,17 +66,16 @@ class Step:
 
     def engine_lengths(self, lengths: Tensor) -> Tensor:
         """As how long the engine attends to each request."""
-        lengths = lengths.clone()
-        own = [span.row for span in self._evicted]
-        lengths[own] = torch.tensor([span.tokens for span in self._evicted], dtype=lengths.dtype)
-        return lengths
+        own = [[span.row for span in self._evicted], [span.tokens for span in self._evicted]]
+        rows, tokens = on(lengths.device, torch.tensor(own, dtype=torch.int64))
+        return lengths.index_copy(0, rows, tokens.to(lengths.dtype))
 
     def engine_slots(self, slots: Tensor) -> Tensor:
         """Where the engine writes each token: nowhere, if it is behind an evicted prompt."""
         if self._slots is None:
             self._slots = slots.clone()
             if self.decoding is not None:
-                self._slots[self.decoding.tokens] = -1
+                self._slots.index_fill_(0, self.decoding.tokens, -1)
             for span in self.reading:
                 end = span.begin + span.tokens
                 self._slots[end - span.behind : end] = -1
@@ -190,7 +191,7 @@ class Evictor:
         how, tail = self._layers[layer], Tail()
         tail.append(keys[None], values[None], 0)
         n, t = len(query), keys.shape[1]
-        mask = None if n == 1 else torch.ones(1, 1, n, t, dtype=torch.bool).tril(t - n)
+        mask = None if n == 1 else torch.ones(1, 1, n, t, dtype=torch.bool, device=query.device).tril(t - n)
         # Each call brings entries of its own, so that nothing is gained by deriving tables of them.
         out = ragged_attention(
             query.transpose(0, 1)[None],
@@ -221,7 +222,7 @@ class Evictor:
         keys, values = gathered(self._layout, self._caches[layer], request)
         request.hear_found(layer, query[0].transpose(0, 1))
         self._score(layer, request, keys, values)
-        sees = torch.arange(keys.shape[2]) <= places[:, None]
+        sees = torch.arange(keys.shape[2], device=keys.device) <= on(keys.device, places)[:, None]
         return prompt_attention(
             query, keys, values, scaling=how.scaling, mask=sees[None, None], softcap=how.softcap, sinks=how.sinks
         )
@@ -264,7 +265,7 @@ class Evictor:
         if reading.awaits_echo:
             places, heard = reading.echo_places(self._summed)
             with self._set_aside(partial(self._hear_echo, request)), reading.hearing_echo(places, heard):
-                again(name, places[0], True)
+                again(name, places[0].cpu(), True)
             for memory in request.memories:
                 memory.forget_tail()
         request.plans = reading.decide()
@@ -287,5 +288,6 @@ class Evictor:
         for layer, stash in request.stash.items():
             positions = torch.arange(request.prompt, request.prompt + stash.keys.shape[1])
             rows = token_rows(self._memory, request.block_ids(), positions) + self._memory.layers[layer]
+            rows = on(stash.keys.device, rows)
             self._memory.rows[rows], self._memory.rows[rows + self.block_size] = stash.keys, stash.values
         request.reading, request.memories, request.stash = None, [], {}

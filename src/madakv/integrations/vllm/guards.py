@@ -11,6 +11,12 @@ from madakv.integrations.vllm.settings import Settings
 VERSIONS = ("0.32.0",)
 """Those it was run with. Every hook is a name inside vLLM that another version may have moved."""
 
+_BACKENDS = {"cpu": None, "cuda": "TRITON_ATTN"}
+"""Devices, and the attention backend that stands in for; None: there is but one."""
+
+_WRITES = "vllm::unified_kv_cache_update"
+"""By which vLLM writes a layer's keys and values."""
+
 SEEING = frozenset(
     {
         "Idefics3ForConditionalGeneration",
@@ -26,6 +32,12 @@ SEEING = frozenset(
 
 def _context_parallel(config: Any) -> bool:
     return bool(config.decode_context_parallel_size > 1 or config.prefill_context_parallel_size > 1)
+
+
+def _records_attention(config: Any) -> bool:
+    """Whether CUDA graphs would hold what evicts. `FULL_...` give way to `PIECEWISE` where a backend asks for it."""
+    mode = config.cudagraph_mode.name
+    return mode == "FULL" or (mode != "NONE" and _WRITES not in (config.splitting_ops or ()))
 
 
 _OPTIONS: tuple[tuple[Callable[[Any], Any], str], ...] = (
@@ -45,6 +57,16 @@ _OPTIONS: tuple[tuple[Callable[[Any], Any], str], ...] = (
     (
         lambda c: _context_parallel(c.parallel_config),
         "context parallelism cuts prompts apart between devices",
+    ),
+    (lambda c: c.parallel_config.use_ubatching, "dual batch overlap cuts steps apart: leave out --enable-dbo"),
+    (
+        lambda c: c.use_v2_model_runner,
+        "model runner V2 is not supported yet: leave out VLLM_USE_V2_MODEL_RUNNER, and what needs it",
+    ),
+    (
+        lambda c: _records_attention(c.compilation_config),
+        "CUDA graphs may record neither attention nor the writing of keys: leave out what turns that on, such as "
+        "cudagraph_mode FULL, or add --enforce-eager",
     ),
 )
 
@@ -78,14 +100,23 @@ def check_config(config: Any, settings: Settings, version: str, device: str) -> 
         config: vLLM's `VllmConfig`.
         settings: as asked for.
         version: of vLLM.
-        device: the platform's `device_type`.
+        device: the platform's name, in small letters.
 
     Raises:
         MadaKVError: one line, with what to do.
     """
     check_version(version)
-    if device != "cpu":
-        raise UnsupportedOptionError(f"madakv's plug-in has only run on CPUs yet; this is {device!r}")
+    if device not in _BACKENDS:
+        raise UnsupportedOptionError(
+            f"madakv in vLLM: of devices there are CPUs and NVIDIA's GPUs (cuda); {device} is not supported: leave "
+            "madakv out of --additional-config"
+        )
+    wanted, given = _BACKENDS[device], getattr(config.attention_config.backend, "name", "vLLM's choice")
+    if wanted not in (None, given):
+        raise UnsupportedOptionError(
+            f"madakv in vLLM: on GPUs it stands in for the attention backend {wanted}, not for {given}: leave out "
+            "--attention-backend"
+        )
     check_method(settings)
     for asked, why in _OPTIONS:
         if asked(config):

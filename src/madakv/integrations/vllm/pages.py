@@ -2,8 +2,9 @@
 
 A block of the engine holds, in every layer's memory, a cell of `2 * block_size` rows for each KV head: here, a few
 pages, each of them its keys and then its values. All cells have one shape, and keys are rotated already, so that a
-page of any layer's any head can lie in any cell. Nobody but these tables reads them. Tokens behind the prompt lie by
-their position: a cell is one page of them.
+page of any layer's any head can lie in any cell. Nobody but these tables reads them, so that cells follow each other
+whatever the engine's own order of heads and entries in a block is. Tokens behind the prompt lie by their position: a
+cell is one page of them.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from madakv.integrations.vllm.devices import on
+from madakv.integrations.vllm.layout import is_dense
 from madakv.integrations.vllm.settings import page_size
 from madakv.plan import KeepPlan
 
@@ -24,7 +27,7 @@ class Memory:
 
     Attributes:
         rows: [R, D], a view of all there is.
-        layers: [L] int64, the first row of each layer's block 0.
+        layers: [L] int64 on the host, the first row of each layer's block 0.
         block_rows: rows from one block of a layer to its next.
         heads: KV heads.
         block_size: entries of a cell.
@@ -41,7 +44,7 @@ class Memory:
         """That of layers' caches, [blocks, heads, block_size, 2 * D] each, all views of one storage.
 
         Raises:
-            ValueError: they are laid out in another way.
+            ValueError: they are not, or a block's numbers do not lie together.
         """
         first = caches[0]
         _, heads, size, width = first.shape
@@ -53,8 +56,10 @@ class Memory:
             and cache.storage_offset() % D == 0
             for cache in caches
         )
-        if not same or first.stride()[1:] != (size * width, width, 1) or first.stride(0) % D:
-            raise ValueError(f"caches of {tuple(first.shape)}, strides {first.stride()}, are not cells of one memory")
+        if not same or not is_dense(first) or first.stride(0) % D:
+            raise ValueError(
+                f"caches of {tuple(first.shape)}, strides {first.stride()}, are not blocks of one memory"
+            )
         total = first.untyped_storage().nbytes() // first.element_size()
         rows = first.as_strided((total // D, D), (D, 1), 0)
         starts = torch.tensor([cache.storage_offset() // D for cache in caches])
@@ -81,9 +86,9 @@ class PageTable:
     Args:
         memory: that they lie in.
         plans: of each layer, of one row.
-        blocks: [K] int64, the engine's blocks that hold them.
+        blocks: [K] int64 on the host, the engine's blocks that hold them.
 
-    Attributes:
+    Attributes, all on the host:
         counts: [L, H] int64, entries of each head.
         pages: [P] int64, their first rows, head after head and layer after layer.
         first: [L, H] int64, where in `pages` those of each head begin.
@@ -91,7 +96,7 @@ class PageTable:
 
     def __init__(self, memory: Memory, plans: Sequence[KeepPlan], blocks: Tensor) -> None:
         self._memory = memory
-        self.counts = torch.cat([plan.counts for plan in plans])
+        self.counts = torch.cat([plan.counts for plan in plans]).cpu()
         size, of_cell = memory.page_size, memory.block_size // memory.page_size
         needed = (self.counts + size - 1) // size
         L, H = needed.shape
@@ -115,13 +120,13 @@ class PageTable:
 
     def write(self, layer: int, keys: Tensor, values: Tensor) -> None:
         """Put a layer's entries into its pages, [T, D] each."""
-        rows = self.key_rows(layer).to(keys.device)
+        rows = on(keys.device, self.key_rows(layer))
         self._memory.rows.index_copy_(0, rows, keys)
         self._memory.rows.index_copy_(0, rows + self._memory.page_size, values)
 
 
 def token_rows(memory: Memory, blocks: Tensor, positions: Tensor) -> Tensor:
-    """[H, n] int64: the row of each head's key of tokens that lie by position in a request's blocks.
+    """[H, n] int64 on the host: the row of each head's key of tokens that lie by position in a request's blocks.
 
     Their values lie `block_size` rows behind.
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from vllm.multimodal.utils import group_and_batch_mm_kwargs
 
+from madakv.integrations.vllm.devices import on
 from madakv.integrations.vllm.requests import visual_places
 
 
@@ -18,7 +19,7 @@ def embedded_pictures(runner: Any, state: Any, ids: Tensor, places: Tensor) -> T
         runner: vLLM's.
         state: of the request.
         ids: [n] of the tokens.
-        places: [n] int64, where they are, in order.
+        places: [n] int64 on the host, where they are, in order.
     """
     seen = torch.zeros(len(places), dtype=torch.bool)
     parts = []
@@ -30,7 +31,9 @@ def embedded_pictures(runner: Any, state: Any, ids: Tensor, places: Tensor) -> T
             parts.append(_encoded(runner, feature)[wanted])
     if not parts:
         return None
-    embedded: Tensor = runner.model.embed_input_ids(ids, multimodal_embeddings=parts, is_multimodal=seen)
+    embedded: Tensor = runner.model.embed_input_ids(
+        ids, multimodal_embeddings=parts, is_multimodal=on(runner.device, seen)
+    )
     return embedded
 
 

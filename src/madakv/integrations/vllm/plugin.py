@@ -11,6 +11,7 @@ from typing import Any
 
 from PIL import Image
 from vllm import __version__
+from vllm.config import VllmConfig
 from vllm.engine.arg_utils import EngineArgs
 from vllm.exceptions import VLLMClientError
 from vllm.logger import init_logger
@@ -28,7 +29,12 @@ from madakv.integrations.vllm.serving import promise
 from madakv.integrations.vllm.settings import Settings
 from madakv.integrations.vllm.wrapping import wrap
 
-_BACKEND = "madakv.integrations.vllm.backend.EvictingBackend"
+BACKENDS = {
+    AttentionBackendEnum.CPU_ATTN: "madakv.integrations.vllm.backend_cpu.EvictingCPUBackend",
+    AttentionBackendEnum.TRITON_ATTN: "madakv.integrations.vllm.backend_triton.EvictingTritonBackend",
+}
+"""Ours, by whose place they take."""
+
 _OURS = "_madakv"
 
 # Only loggers below vLLM's are heard.
@@ -48,8 +54,10 @@ def _refusing() -> Iterator[None]:
 
 
 def install() -> None:
-    """Stand in for the backend of CPUs, and look at each server's config; safe to call again."""
-    register_backend(AttentionBackendEnum.CPU_ATTN, _BACKEND)
+    """Stand in for backends, and look at each server's config; safe to call again."""
+    for theirs, ours in BACKENDS.items():
+        register_backend(theirs, ours)
+    wrap(VllmConfig, "_get_v2_model_runner_unsupported_features", _around_unsupported)
     wrap(EngineArgs, "create_engine_config", _around_create_engine_config)
     wrap(InputProcessor, "process_inputs", _around_process_inputs)
 
@@ -60,10 +68,24 @@ def _around_create_engine_config(args: Any, original: Any, *more: Any, **kwargs:
         return original(*more, **kwargs)
     version = __version__.partition("+")[0]
     check_version(version)
+    if current_platform.is_cuda() and not _names_backend(args):
+        args.attention_backend = AttentionBackendEnum.TRITON_ATTN
     config = original(*more, **kwargs)
-    check_config(config, settings, version, current_platform.device_type)
+    # ROCm's type of device is "cuda", too.
+    check_config(config, settings, version, current_platform._enum.name.lower())
     _wrap_front_end()
     return config
+
+
+def _names_backend(args: Any) -> bool:
+    """Whether a server is told which attention backend to take."""
+    return args.attention_config.backend is not None or args.attention_backend not in (None, "auto")
+
+
+def _around_unsupported(config: Any, original: Any) -> list[str]:
+    """The newer of vLLM's model runners, its default on GPUs, reads prompts' lengths where ours has other ones."""
+    features: list[str] = original()
+    return features if Settings.of(config.additional_config) is None else [*features, "eviction by madakv"]
 
 
 def _wrap_front_end() -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from madakv.cache import Entries, LayerMemory, RaggedEntries
+from madakv.integrations.vllm.devices import on
 from madakv.integrations.vllm.layout import Layout
 from madakv.integrations.vllm.pages import PageTable
 from madakv.methods import Method
@@ -65,9 +66,10 @@ class Request:
         prompt: N, tokens.
         first: the first of the engine's blocks that holds pages, see `first_kept_block`.
         method: how it is evicted.
-        modality: [1, N].
+        modality: [1, N], on the host.
         blocks: all its blocks, in order; the engine's own list, which grows.
         block_size: of the engine.
+        device: of the model.
         found: how many of its tokens were in the cache before it was read; None until it is.
         waits: whether it was read, but for queries of tokens that were found.
         plans: what each layer keeps, once that is decided. They outlive preemption: what was read is read again, but
@@ -81,6 +83,7 @@ class Request:
     modality: Tensor
     blocks: Callable[[], Sequence[int]]
     block_size: int
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     found: int | None = None
     waits: bool = False
     plans: list[KeepPlan] | None = None
@@ -106,17 +109,22 @@ class Request:
 
     @cached_property
     def _heard(self) -> Tensor:
-        """[q] int64: the places of the queries that the method scores by."""
+        """[q] int64 on the host: the places of the queries that the method scores by."""
         return self.method.listened(self.modality)[0].nonzero()[:, 0]
 
+    @cached_property
+    def _on_device(self) -> tuple[Tensor, Tensor]:
+        """`_heard` and `modality`, where the model is."""
+        return on(self.device, self._heard), on(self.device, self.modality)
+
     def unheard(self) -> Tensor:
-        """[u] int64: those of them that were not computed, since their keys were found."""
+        """[u] int64 on the host: those of them that were not computed, since their keys were found."""
         return self._heard[self._heard < (self.found or 0)]
 
     def hear(self, layer: int, query: Tensor, start: int) -> None:
         """Keep those queries of a chunk, [n, Hq, D] from position `start` on, that the method scores by."""
         low, high = torch.searchsorted(self._heard, torch.tensor([start, start + len(query)])).tolist()
-        self._told(layer, query)[low:high] = query[self._heard[low:high] - start]
+        self._told(layer, query)[low:high] = query.index_select(0, self._on_device[0][low:high] - start)
 
     def hear_found(self, layer: int, query: Tensor) -> None:
         """Add the queries of `unheard`, [u, Hq, D]."""
@@ -130,15 +138,15 @@ class Request:
     def view(self, layer: int, keys: Tensor, values: Tensor, **how: Any) -> LayerView:
         """What the method looks at: the whole prompt's keys and values, and the queries that it scores by."""
         told = self._queries.pop(layer)
-        query = told.new_zeros(self.prompt, *told.shape[1:])
-        query[self._heard] = told
-        return LayerView(query=query.transpose(0, 1)[None], key=keys, value=values, modality=self.modality, **how)
+        heard, modality = self._on_device
+        query = told.new_zeros(self.prompt, *told.shape[1:]).index_copy_(0, heard, told)
+        return LayerView(query=query.transpose(0, 1)[None], key=keys, value=values, modality=modality, **how)
 
     def open(self, layers: int, most_echoed: Callable[[Reading], Tensor]) -> Reading:
         """Begin to score."""
         if self.reading is None:
             self.memories = [LayerMemory() for _ in range(layers)]
-            self.reading = Reading(self.method, Prompt(self.modality), self.memories)
+            self.reading = Reading(self.method, Prompt(self._on_device[1]), self.memories)
             if self.method.echoes and bool((most := most_echoed(self.reading)).any()):
                 self.reading.hold_for_echo(most)
         return self.reading

@@ -17,6 +17,7 @@ from madakv.errors import UnsupportedModelError
 from madakv.hf.attention import norms_behind, projection_of
 from madakv.hf.echo import most_echoed
 from madakv.integrations.vllm.decoding import Span
+from madakv.integrations.vllm.devices import on
 from madakv.integrations.vllm.evictor import Evictor, LayerHow
 from madakv.integrations.vllm.guards import check_layers
 from madakv.integrations.vllm.layout import Layout
@@ -28,6 +29,8 @@ from madakv.integrations.vllm.wrapping import wrap
 from madakv.scoring import OutputProjection
 
 _EVICTOR = "_madakv_evictor"
+_NO_WINDOW = (-1, (-1, -1))
+"""As backends say it."""
 
 
 class _Local(nn.Module):
@@ -66,7 +69,9 @@ def _around_get_kv_cache_spec(runner: Any, original: Any) -> Any:
 
 def _around_initialize_kv_cache(runner: Any, original: Any, kv_cache_config: Any, *args: Any, **kwargs: Any) -> None:
     original(kv_cache_config, *args, **kwargs)
-    if Settings.of(runner.vllm_config.additional_config) is None:
+    # What is made to see how large CUDA graphs are is taken back.
+    profiling = kwargs.get("is_profiling", args[0] if args else False)
+    if profiling or Settings.of(runner.vllm_config.additional_config) is None:
         return
     groups = runner.kv_cache_config.kv_cache_groups
     check_layers([type(group.kv_cache_spec).__name__ for group in groups], EvictedSpec.__name__)
@@ -77,7 +82,7 @@ def _around_initialize_kv_cache(runner: Any, original: Any, kv_cache_config: Any
     for name in groups[0].layer_names:
         impl = context[name].impl
         parent = modules.get(name.rpartition(".")[0])
-        if not hasattr(impl, "evictor") or impl.sliding_window != -1 or impl.alibi_slopes is not None:
+        if not hasattr(impl, "evictor") or impl.sliding_window not in _NO_WINDOW or impl.alibi_slopes is not None:
             raise UnsupportedModelError(f"madakv in vLLM: {name} does not attend to all before it, or has biases")
         projection = None if parent is None else projection_of(parent, norms)
         if projection is None or projection.is_normed:
@@ -109,11 +114,10 @@ def _learned(layer: Any) -> Layout:
     """How the engine writes."""
 
     def write(keys: Tensor, values: Tensor, cache: Tensor) -> None:
-        slots = torch.arange(len(keys))
+        slots = torch.arange(len(keys), device=cache.device)
         layer.impl.do_kv_cache_update(layer, keys, values, cache, slots)
 
-    _, heads, size, width = layer.kv_cache.shape
-    return Layout.learned(write, heads=heads, block_size=size, dim=width // 2, dtype=layer.kv_cache.dtype)
+    return Layout.learned(write, layer.kv_cache)
 
 
 def _around_execute_model(runner: Any, original: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
@@ -173,13 +177,14 @@ def _request(runner: Any, evictor: Evictor, name: str) -> Request | None:
         modality=modality_of(prompt, state.mm_features),
         blocks=lambda: state.block_ids[0],
         block_size=evictor.block_size,
+        device=runner.device,
     )
 
 
 def _again(runner: Any, name: str, places: Tensor, behind: bool) -> None:
     """Run the model over tokens of a prompt once more, behind it or where they are."""
     state = runner.requests[name]
-    ids = torch.tensor(state.prompt_token_ids)[places].to(runner.input_ids.gpu.dtype)
+    ids = on(runner.device, torch.tensor(state.prompt_token_ids)[places].to(runner.input_ids.gpu.dtype))
     if behind:
         positions = torch.arange(len(ids)) + state.num_prompt_tokens + int(state.mrope_position_delta or 0)
         positions = positions.expand(3, -1) if runner.uses_mrope else positions
@@ -189,7 +194,11 @@ def _again(runner: Any, name: str, places: Tensor, behind: bool) -> None:
     # What was compiled takes for granted which inputs there are, and their strides; these are others.
     how = {"num_tokens": len(ids), "slot_mapping": {}, "skip_compiled": True}
     with set_forward_context(None, runner.vllm_config, **how):
-        runner.model(input_ids=ids if embedded is None else None, positions=positions, inputs_embeds=embedded)
+        runner.model(
+            input_ids=ids if embedded is None else None,
+            positions=on(runner.device, positions),
+            inputs_embeds=embedded,
+        )
 
 
 _WRAPPERS = (
