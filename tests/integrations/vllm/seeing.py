@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor
@@ -15,6 +16,8 @@ from transformers import AutoProcessor
 from madakv.evaluation.documents.presentation import presentation_for
 from madakv.evaluation.suites import digit_documents, long_documents
 from madakv.prompts import interleave, model_inputs
+from madakv.published.known import KNOWN
+from madakv.whole import whole_folder
 from tests.integrations.vllm.engines import Seen
 
 REPOSITORY = Path(__file__).parents[3]
@@ -22,6 +25,10 @@ REPOSITORY = Path(__file__).parents[3]
 
 def published(name: str, folder: Path) -> Path:
     """A bundled model, in the form in which models of its class are published."""
+    if name == "small-smolvlm":
+        if not KNOWN["smollm2"].is_here:
+            pytest.skip("`madakv models get smollm2` brings the language model of small-smolvlm")
+        return whole_folder(REPOSITORY / "models" / name, KNOWN["smollm2"].folder)
     shutil.copytree(REPOSITORY / "models" / name, folder)
     return {"small-llava": _llava, "small-qwen2.5-vl": _qwen}[name](folder)
 
