@@ -19,7 +19,9 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("family", ["small-llava", "small-qwen2.5-vl", "small-smolvlm", "smolvlm", "internvl", "qwen3_vl"])
+@pytest.mark.parametrize(
+    "family", ["small-llava", "small-qwen2.5-vl", "small-smolvlm", "smolvlm", "internvl", "qwen3_vl"]
+)
 def test_kept_entries_and_tokens_are_those_of_transformers(family: str, tmp_path: Path) -> None:
     quietly()
     from transformers import AutoModelForImageTextToText
