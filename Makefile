@@ -97,7 +97,7 @@ CHOICES := $(CHOICES),madakv:lookahead=2,madakv:draft=2,madakv:draft=4,madakv:dr
 CHOICES := $(CHOICES),madakv:draft=8:answer_weight=16.0,madakv:draft=8:$(EVEN),mpa,madakv-paper,madakv-paper:theta=0.5
 CHOICES := $(CHOICES),madakv-paper:compensation=demand,madakv-paper:compensation=signal
 
-results: venv $(MODELS:%=results-%) results-text results-small-smolvlm
+results: venv $(MODELS:%=results-%) results-text results-small-smolvlm results-echo
 	$(RUN) eval --methods full,madakv,madakv-paper,madakv:draft=12 --budgets 0.5,0.2,0.1,0.05 \
 		--samples 40 --out results/digits
 	$(BIN)/python scripts/fill_tables.py
@@ -123,15 +123,24 @@ results-%:
 	$(BIN)/madakv plot --model $* --suite long-512 --samples 8 --figure tasks --method madakv-paper \
 		--out results/$*/analysis/madakv-paper
 
+# How long the default's echo is, and what it costs.
+results-echo: venv
+	for model in $(MODELS); do $(RUN) eval --model $$model --suite long-512 --seed 100000 --samples 12 --budgets 0.2,0.1,0.05 \
+		--methods full,madakv:echo=0,madakv:echo=32,madakv,madakv:echo=128,madakv:echo=all \
+		--out results/$$model/echo-lengths || exit; done
+	$(BIN)/python scripts/echo_curve.py results/*/echo-lengths --out results/echo
+
 # Thirty layers of a published language model behind eyes trained here, which nothing was chosen by.
 SMOLVLM := $(RUN) eval --model small-smolvlm --dtype float32 --suite
 results-small-smolvlm: venv
 	$(BIN)/madakv models get smollm2
 	$(SMOLVLM) long-512 --methods full,random,snapkv,madakv-paper,kvzip,kvzip:echo=auto,madakv --budgets 0.2,0.1,0.05 \
-		--samples 10 --out results/small-smolvlm/published
-	$(SMOLVLM) long-1024 --methods full --samples 10 --out results/small-smolvlm/full-1024
-	$(SMOLVLM) long-4096 --methods full --samples 5 --out results/small-smolvlm/full-4096
+		--samples 6 --out results/small-smolvlm/published
+	$(SMOLVLM) long-1024 --methods full --samples 6 --out results/small-smolvlm/full-1024
+	$(SMOLVLM) long-4096 --methods full --samples 2 --out results/small-smolvlm/full-4096
 	$(BIN)/madakv plot --model small-smolvlm --dtype float32 --suite long-512 --samples 4 --out results/small-smolvlm/analysis
+	$(BIN)/madakv plot --model small-smolvlm --dtype float32 --suite long-512 --samples 4 --figure tasks \
+		--method madakv-paper --out results/small-smolvlm/analysis/madakv-paper
 
 # A published model on real text; choices were made with seeds from 100000.
 results-text: venv

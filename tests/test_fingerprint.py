@@ -14,12 +14,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from madakv import bundled
+from madakv.assembled import DESCRIPTION
 from madakv.cli.evaluate import RunOptions, run_eval
 from madakv.evaluation.fingerprint import of_folder, of_model, of_source
 from madakv.evaluation.records import Row
 from madakv.evaluation.report import read_results
 from madakv.evaluation.rowfiles import read_all
 from madakv.loading import source_of
+from madakv.published.known import KNOWN
 from tests.test_published import SMOLLM2
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -122,10 +124,20 @@ def test_a_repaired_folder_is_evaluated_again(
     capsys.readouterr()
 
 
+SMALL_SMOLVLM = "d1a916fb502efc6e"
+"""With the language model that it is put together with, which is not in the checkout."""
+
+
+@pytest.mark.skipif(not KNOWN["smollm2"].is_here, reason="`madakv models get smollm2` brings its language model")
+def test_small_smolvlm_is_the_one_that_was_measured() -> None:
+    assert of_source(source_of("small-smolvlm")) == SMALL_SMOLVLM
+
+
 def test_committed_rows_are_of_the_models_in_this_checkout() -> None:
     """So that `make results` goes on with them. Those of MileBench's sample are of an older small-llava."""
-    here = ("bundled", *bundled.named())
-    own = {name: of_source(source_of(None if name == "bundled" else name)) for name in here} | {"smollm2": SMOLLM2}
+    here = ["bundled", *(name for name, folder in bundled.named().items() if not (folder / DESCRIPTION).is_file())]
+    own = {name: of_source(source_of(None if name == "bundled" else name)) for name in here}
+    own |= {"smollm2": SMOLLM2, "small-smolvlm": SMALL_SMOLVLM}
     notes = [path for path in RESULTS.rglob("run.json") if path.parent.name != "milebench-sample"]
     assert len(notes) > 12
     for path in notes:
