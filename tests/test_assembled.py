@@ -95,6 +95,7 @@ def test_it_is_one_model_that_reads_documents(folder: Path, base: Path) -> None:
     model, processor = load(str(folder), device="cpu")
     assert isinstance(model, SmolVLMForConditionalGeneration)
     assert model.dtype == torch.float32
+    assert model.name_or_path == str(folder)
     own, published = load_file(folder / "adapter-2.safetensors"), load_file(base / "model.safetensors")
     added = 2.0 * own["layers.1.down_proj.lora_B"].float() @ own["layers.1.down_proj.lora_A"].float()
     weight = model.model.text_model.layers[1].mlp.down_proj.weight

@@ -85,6 +85,7 @@ def load(folder: Path, base: Path, dtype: str | torch.dtype) -> tuple[Any, Any]:
         None, config=config, state_dict=state, dtype=dtype, output_loading_info=True, ignore_mismatched_sizes=True
     )
     check_weights(model, info)
+    model.name_or_path = str(folder)
     generation = folder / "generation_config.json"
     if generation.is_file():
         model.generation_config = type(model.generation_config).from_pretrained(folder)
