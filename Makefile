@@ -128,6 +128,8 @@ results-echo: venv
 	for model in $(MODELS); do $(RUN) eval --model $$model --suite long-512 --seed 100000 --samples 12 --budgets 0.2,0.1,0.05 \
 		--methods full,madakv:echo=0,madakv:echo=32,madakv,madakv:echo=128,madakv:echo=all \
 		--out results/$$model/echo-lengths || exit; done
+	$(RUN) eval --model smollm2 --dtype float32 --suite text-1k --seed 100000 --samples 2 --budgets 0.2,0.1 \
+		--methods full,madakv:echo=0,madakv:echo=64,madakv,madakv:echo=400,madakv:echo=all --out results/smollm2/echo-lengths
 	$(BIN)/python scripts/echo_curve.py results/*/echo-lengths --out results/echo
 
 # Thirty layers of a published language model behind eyes trained here, which nothing was chosen by.

@@ -89,6 +89,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         one = next(iter(own.values()))
         shares = [
             f"{own[b]['of_full']:.1%} ({100 * own[b]['interval'][0]:.0f} to {100 * own[b]['interval'][1]:.0f})"
+            if b in own
+            else ""
             for b in budgets
         ]
         lines.append([f"`{model}`", f"{one['text_share']:.0%}", f"`{method}`", f"{one['price']:.2f}", *shares])
