@@ -27,7 +27,7 @@ from madakv.evaluation.rowfiles import read_all
 from madakv.evaluation.samples import inputs_of
 from madakv.evaluation.suites import suite
 from madakv.loading import load
-from madakv.markdown import budget_text, markdown_table
+from madakv.markdown import budget_text, markdown_table, share_within
 from madakv.methods import from_text
 from madakv.modality import Modality, prompt_modality
 from madakv.provenance import provenance, write_whole
@@ -87,12 +87,7 @@ def table(rows: list[dict[str, Any]]) -> str:
     for model, method in dict.fromkeys((row["model"], row["method"]) for row in rows):
         own = {row["budget"]: row for row in rows if (row["model"], row["method"]) == (model, method)}
         one = next(iter(own.values()))
-        shares = [
-            f"{own[b]['of_full']:.1%} ({100 * own[b]['interval'][0]:.0f} to {100 * own[b]['interval'][1]:.0f})"
-            if b in own
-            else ""
-            for b in budgets
-        ]
+        shares = [share_within(f"{own[b]['of_full']:.1%}", *own[b]["interval"]) if b in own else "" for b in budgets]
         lines.append([f"`{model}`", f"{one['text_share']:.0%}", f"`{method}`", f"{one['price']:.2f}", *shares])
     head = ["model", "text", "method", "FLOPs", *map(budget_text, budgets)]
     return markdown_table(head, lines, words=(0, 2))

@@ -27,7 +27,7 @@ from typing import Any
 
 from madakv.bench.results import Row
 from madakv.bench.table import page_table
-from madakv.markdown import as_percent, budget_text, markdown_table
+from madakv.markdown import as_percent, budget_text, markdown_table, share_within
 
 ROOT = Path(__file__).parents[1]
 FILES = (
@@ -100,10 +100,9 @@ def _budgets(found: list[list[Line]], options: dict[str, str], *, bare: bool) ->
             if (line := at.get((n, label, budget))) is None:
                 cells.append("")
                 continue
-            low, high = line["interval"]
             share = f"{line['of_full']:.1%}"
             share = f"**{share}**" if line["of_full"] == best[n, budget] else share
-            cells.append(share if bare else f"{share} ({100 * low:.0f} to {100 * high:.0f})")
+            cells.append(share if bare else share_within(share, *line["interval"]))
         body.append([f"`{label}`", *cells])
     return markdown_table(head, body)
 
@@ -156,12 +155,11 @@ _SAID = {"text": "text", "image": "pictures", "together": "all tokens as one", "
 
 
 def _spread(spread: dict[str, float]) -> str:
-    return f"{spread['median']:.0%} ({100 * spread['low']:.0f} to {100 * spread['high']:.0f})"
+    return share_within(f"{spread['median']:.0%}", spread["low"], spread["high"])
 
 
 def _with_interval(share: dict[str, Any]) -> str:
-    low, high = share["interval"]
-    return f"{share['mean']:.1%} ({100 * low:.0f} to {100 * high:.0f})"
+    return share_within(f"{share['mean']:.1%}", *share["interval"])
 
 
 def _tasks(lines: list[Line], budget: float, options: dict[str, str]) -> str:

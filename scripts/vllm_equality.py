@@ -19,21 +19,11 @@ from typing import Any
 import torch
 
 from madakv.provenance import provenance, write_whole
-from tests.integrations.vllm.conftest import random_prompts, save_tiny
-from tests.integrations.vllm.engines import Prompt, Said, agreement, engine, quietly, transformers_says
+from tests.integrations.vllm.conftest import random_prompts, save_tiny, text_prompts
+from tests.integrations.vllm.engines import Said, agreement, engine, quietly, transformers_says
 
 _LEAST_KEPT = 0.99
 """Of entries, both: less is more than rounding."""
-
-
-def text_prompts(folder: Path) -> list[Prompt]:
-    """For a published model."""
-    from transformers import AutoTokenizer
-
-    from madakv.evaluation.texts import corpus
-
-    ids = AutoTokenizer.from_pretrained(folder)(Path(corpus.__file__).read_text() * 3)["input_ids"]
-    return [ids[:200], ids[100:460], ids[300:890]]
 
 
 def compared(said: Said, want: Said) -> dict[str, Any]:

@@ -25,9 +25,9 @@ FLOORS = [
     {"hf"},
     {"api"},
     {"assembled"},
-    {"answering", "loading", "provenance", "whole"},
+    {"answering", "loading", "provenance"},
     {"bench", "evaluation"},
-    {"integrations"},
+    {"integrations", "whole"},
     {"cli"},
     {"__init__", "__main__"},
 ]

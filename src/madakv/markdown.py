@@ -15,6 +15,11 @@ def budget_text(budget: float | int) -> str:
     return f"{100 * budget:g}%" if isinstance(budget, float) else str(budget)
 
 
+def share_within(share: str, low: float, high: float) -> str:
+    """A share as it is to be read, and the interval around it in whole percent."""
+    return f"{share} ({100 * low:.0f} to {100 * high:.0f})"
+
+
 def size_text(count: float) -> str:
     """Bytes in the unit that suits them."""
     for unit in ("B", "KiB", "MiB"):

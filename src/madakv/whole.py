@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from madakv import assembled
+from madakv.evaluation.fingerprint import of_source
 from madakv.published.known import home
 
 
@@ -26,7 +26,7 @@ def whole_folder(folder: Path, base: Path) -> Path:
     Raises:
         ConfigurationError: parts that do not fit together.
     """
-    out = home() / "models" / f"{folder.name}-{_digest(folder, base)}"
+    out = home() / "models" / f"{folder.name}-{of_source(str(folder))}"
     if out.is_dir():
         return out
     model, processor = assembled.load(folder, base, "float32")
@@ -45,16 +45,6 @@ def whole_folder(folder: Path, base: Path) -> Path:
         if not out.is_dir():
             raise
     return out
-
-
-def _digest(folder: Path, base: Path) -> str:
-    told = hashlib.sha256()
-    for path in (*sorted(folder.iterdir()), *sorted(base.iterdir())):
-        if path.is_file():
-            told.update(path.name.encode() + b"\0")
-            with path.open("rb") as file:
-                told.update(hashlib.file_digest(file, "sha256").digest())
-    return told.hexdigest()[:12]
 
 
 def _processors(processor: Any) -> dict[str, dict[str, Any]]:

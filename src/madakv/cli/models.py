@@ -44,13 +44,15 @@ def get(name: NameArgument) -> None:
     Goes on where it was stopped. It is kept in ~/.cache/madakv, or in the folder that MADAKV_HOME names.
     """
     with one_line_errors():
-        from madakv import assembled
         from madakv.model_names import folder_of
         from madakv.published import known
 
         needed = name
-        if name not in known.KNOWN and (described := assembled.description(folder_of(name))) is not None:
-            needed = described.base
+        if name not in known.KNOWN:
+            from madakv import assembled
+
+            described = assembled.description(folder_of(name))
+            needed = name if described is None else described.base
         if needed in known.KNOWN:
             from madakv.cli.progress import bar
             from madakv.published.get import get

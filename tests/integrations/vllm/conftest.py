@@ -35,6 +35,16 @@ def random_prompts() -> list[Prompt]:
     return [torch.randint(3, 512, (length,), generator=generator).tolist() for length in LENGTHS]
 
 
+def text_prompts(folder: Path) -> list[Prompt]:
+    """For a published model."""
+    from transformers import AutoTokenizer
+
+    from madakv.evaluation.texts import corpus
+
+    ids = AutoTokenizer.from_pretrained(folder)(Path(corpus.__file__).read_text() * 3)["input_ids"]
+    return [ids[:200], ids[100:460], ids[300:890]]
+
+
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quietly()

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.integrations.vllm.conftest import text_prompts
 from tests.integrations.vllm.engines import (
     IN_VLLM,
     TOKENS,
@@ -178,12 +179,7 @@ def test_all_stays_as_it_was(folder: Path, prompts: list[Prompt], expected: Expe
 
 
 def test_a_published_model_on_text(smollm2: Path) -> None:
-    from transformers import AutoTokenizer
-
-    from madakv.evaluation.texts import corpus
-
-    text = AutoTokenizer.from_pretrained(smollm2)(Path(corpus.__file__).read_text() * 3)["input_ids"]
-    prompts = [text[:200], text[100:460], text[300:890]]
+    prompts = text_prompts(smollm2)
     want = expectations(smollm2, prompts, [("madakv", 0.2)])["madakv", 0.2]
     with engine(smollm2, {"budget": 0.2}, max_num_batched_tokens=256, num_gpu_blocks_override=64) as ours:
         check(ours.says(prompts), want)

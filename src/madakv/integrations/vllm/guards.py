@@ -11,7 +11,7 @@ from madakv.integrations.vllm.settings import Settings
 VERSIONS = ("0.32.0",)
 """Those it was run with. Every hook is a name inside vLLM that another version may have moved."""
 
-_BACKENDS = {"cpu": None, "cuda": "TRITON_ATTN"}
+BACKEND_OF = {"cpu": None, "cuda": "TRITON_ATTN"}
 """Devices, and the attention backend that stands in for; None: there is but one."""
 
 _WRITES = "vllm::unified_kv_cache_update"
@@ -106,12 +106,12 @@ def check_config(config: Any, settings: Settings, version: str, device: str) -> 
         MadaKVError: one line, with what to do.
     """
     check_version(version)
-    if device not in _BACKENDS:
+    if device not in BACKEND_OF:
         raise UnsupportedOptionError(
             f"madakv in vLLM: of devices there are CPUs and NVIDIA's GPUs (cuda); {device} is not supported: leave "
             "madakv out of --additional-config"
         )
-    wanted, given = _BACKENDS[device], getattr(config.attention_config.backend, "name", "vLLM's choice")
+    wanted, given = BACKEND_OF[device], getattr(config.attention_config.backend, "name", "vLLM's choice")
     if wanted not in (None, given):
         raise UnsupportedOptionError(
             f"madakv in vLLM: on GPUs it stands in for the attention backend {wanted}, not for {given}: leave out "

@@ -23,7 +23,7 @@ from vllm.v1.engine.input_processor import InputProcessor
 from vllm.v1.engine.output_processor import OutputProcessor
 
 from madakv.errors import InputError, MadaKVError
-from madakv.integrations.vllm.guards import check_config, check_request, check_version
+from madakv.integrations.vllm.guards import BACKEND_OF, check_config, check_request, check_version
 from madakv.integrations.vllm.metrics import Cache, Ledger
 from madakv.integrations.vllm.serving import promise
 from madakv.integrations.vllm.settings import Settings
@@ -68,11 +68,12 @@ def _around_create_engine_config(args: Any, original: Any, *more: Any, **kwargs:
         return original(*more, **kwargs)
     version = __version__.partition("+")[0]
     check_version(version)
-    if current_platform.is_cuda() and not _names_backend(args):
-        args.attention_backend = AttentionBackendEnum.TRITON_ATTN
-    config = original(*more, **kwargs)
     # ROCm's type of device is "cuda", too.
-    check_config(config, settings, version, current_platform._enum.name.lower())
+    device = current_platform._enum.name.lower()
+    if (wanted := BACKEND_OF.get(device)) is not None and not _names_backend(args):
+        args.attention_backend = AttentionBackendEnum[wanted]
+    config = original(*more, **kwargs)
+    check_config(config, settings, version, device)
     _wrap_front_end()
     return config
 
