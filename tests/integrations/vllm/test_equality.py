@@ -17,6 +17,7 @@ from tests.integrations.vllm.engines import (
     agreement,
     engine,
     ids_of,
+    quietly,
     transformers_says,
 )
 
@@ -179,6 +180,7 @@ def test_all_stays_as_it_was(folder: Path, prompts: list[Prompt], expected: Expe
 
 
 def test_a_published_model_on_text(smollm2: Path) -> None:
+    quietly()
     prompts = text_prompts(smollm2)
     want = expectations(smollm2, prompts, [("madakv", 0.2)])["madakv", 0.2]
     with engine(smollm2, {"budget": 0.2}, max_num_batched_tokens=256, num_gpu_blocks_override=64) as ours:
