@@ -26,8 +26,9 @@ FLOORS = [
     {"api"},
     {"assembled"},
     {"answering", "loading", "provenance"},
-    {"bench", "evaluation"},
-    {"integrations", "whole"},
+    {"fingerprint"},
+    {"bench", "evaluation", "whole"},
+    {"integrations"},
     {"cli"},
     {"__init__", "__main__"},
 ]

@@ -23,8 +23,7 @@ from transformers import (
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 import madakv
-from madakv import ConfigurationError
-from madakv.evaluation import fingerprint
+from madakv import ConfigurationError, fingerprint
 from madakv.evaluation.documents import make_document
 from madakv.evaluation.documents.presentation import PLAIN_ENGLISH, presentation_for
 from madakv.loading import load

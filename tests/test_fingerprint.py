@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from madakv import bundled
 from madakv.assembled import DESCRIPTION
 from madakv.cli.evaluate import RunOptions, run_eval
-from madakv.evaluation.fingerprint import of_folder, of_model, of_source
 from madakv.evaluation.records import Row
 from madakv.evaluation.report import read_results
 from madakv.evaluation.rowfiles import read_all
+from madakv.fingerprint import of_folder, of_model, of_source
 from madakv.loading import source_of
 from madakv.published.known import KNOWN
 from tests.test_published import SMOLLM2

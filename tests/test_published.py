@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from madakv import bundled
 from madakv.cli.app import app
 from madakv.errors import ConfigurationError
-from madakv.evaluation.fingerprint import of_folder
+from madakv.fingerprint import of_folder
 from madakv.loading import load, source_of
 from madakv.published import KNOWN
 from madakv.published.pip_settings import PipSettings

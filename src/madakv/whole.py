@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from madakv import assembled
-from madakv.evaluation.fingerprint import of_source
+from madakv.fingerprint import of_source
 from madakv.published.known import home
 
 

@@ -15,13 +15,13 @@ from madakv.cli.output import plain_console, visible
 from madakv.cli.progress import bar
 from madakv.evaluation.distances import distance_table, run_distances
 from madakv.evaluation.documents.presentation import presentation_for
-from madakv.evaluation.fingerprint import of_source
 from madakv.evaluation.report import read_results, write_report
 from madakv.evaluation.runner import run_samples
 from madakv.evaluation.samples import Sample
 from madakv.evaluation.suites import suite, suite_settings
 from madakv.evaluation.summary import require_numpy
 from madakv.evaluation.workers import Shard, Worker
+from madakv.fingerprint import of_source
 from madakv.linears import fast_linears
 from madakv.loading import load, source_of
 from madakv.methods import Method, from_text

@@ -12,9 +12,9 @@ from madakv.cli.output import plain_console, visible
 from madakv.cli.progress import bar
 from madakv.errors import ConfigurationError, InputError
 from madakv.evaluation.documents.presentation import presentation_for
-from madakv.evaluation.fingerprint import of_source
 from madakv.evaluation.looking import Asked, asked_by, look
 from madakv.evaluation.suites import suite
+from madakv.fingerprint import of_source
 from madakv.inspection.analysis import Analysis, Concentration, Layers, Preference, Tasks, as_numbers
 from madakv.inspection.figures import draw, require_matplotlib
 from madakv.loading import load, source_of

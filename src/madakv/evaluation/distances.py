@@ -11,10 +11,10 @@ from typing import Any
 
 from madakv.evaluation.distance import ORACLES, errors, oracle_plans, plans_of, read_with_answer, scores_of
 from madakv.evaluation.documents.presentation import presentation_for
-from madakv.evaluation.fingerprint import of_model
 from madakv.evaluation.records import of_other_models, open_results
 from madakv.evaluation.runner import Progress
 from madakv.evaluation.suites import suite
+from madakv.fingerprint import of_model
 from madakv.hf.replay import ReadPrompt
 from madakv.markdown import budget_text, markdown_table
 from madakv.methods import Method

@@ -43,7 +43,7 @@ class Row:
         new_tokens: tokens of the answer, the end token included.
         seconds: from the prefilled prompt to the answer; includes eviction, not the prefill, which methods share, nor
             scores that were told for another budget.
-        model_fingerprint: of the model that answered, see `evaluation.fingerprint`; empty in rows of older versions.
+        model_fingerprint: of the model that answered, see `madakv.fingerprint`; empty in rows of older versions.
         loss: mean next-token loss on what follows the prompt, of samples that ask for it; these have no scores.
     """
 

@@ -19,10 +19,10 @@ from madakv.errors import (
     UnsupportedModelError,
     UnsupportedOptionError,
 )
-from madakv.evaluation.fingerprint import of_model
 from madakv.evaluation.records import Key, Row, latest, of_other_models, open_results
 from madakv.evaluation.samples import Sample, Verdict, inputs_of
 from madakv.evaluation.workers import WHOLE, Shard
+from madakv.fingerprint import of_model
 from madakv.hf.record import finish
 from madakv.hf.replay import ReadPrompt, continue_greedily, end_ids, loss_on, prefill, read_more
 from madakv.methods import Method
@@ -86,7 +86,7 @@ def run_samples(
         out: folder of results; it may hold those of other models.
         max_new_tokens: most tokens of an answer.
         progress: called after every answer.
-        fingerprint: of the model, see `evaluation.fingerprint`; None takes that of what is in memory. Rows of another
+        fingerprint: of the model, see `madakv.fingerprint`; None takes that of what is in memory. Rows of another
             one are left as they are, and answered again.
         shard: which share of the samples is answered here.
         retry_failed: do failed samples of earlier runs again.
