@@ -12,7 +12,7 @@ import pytest
 
 from madakv.errors import ConfigurationError, InputError
 from madakv.integrations.vllm.metrics import Account, Cache, Kept, Prompt
-from madakv.integrations.vllm.protocol import ask, with_usage
+from madakv.integrations.vllm.protocol import ask, ask_nothing, with_usage
 from madakv.integrations.vllm.settings import ACCOUNT, Settings
 
 CACHE = Cache(heads=6, block_size=32, block_bytes=1000)
@@ -91,6 +91,14 @@ def test_beam_search_evicts_nothing_and_says_so_if_asked() -> None:
         ask(request(madakv={"budget": 0.5}, use_beam_search=True), Settings())
 
 
+def test_a_batch_of_chats_has_no_say() -> None:
+    ask_nothing(SimpleNamespace(model_extra=None))
+    ask_nothing(SimpleNamespace(model_extra={"vllm_xargs": {"other": 1}}))
+    for extra in ({"madakv": {"budget": 0.5}}, {"vllm_xargs": {"madakv_budget": 0.5}}):
+        with pytest.raises(InputError, match="each chat by itself"):
+            ask_nothing(SimpleNamespace(model_extra=extra))
+
+
 def account_of_one() -> Account:
     account = Account([Prompt(CACHE.kept(200, 1.0), CACHE.kept(200, 0.2))])
     account[0].settle()
@@ -114,16 +122,19 @@ def test_of_a_stream_only_usage_changes() -> None:
     text = 'data: {"choices":[{"text":"say \\"usage\\":{\\"a\\":1}"}]}\n\n'
     nested = 'data: {"choices":[{"delta":{"usage":{"a":1}}}]}\n\n'
     usage = 'data: {"id":"é","usage":{"prompt_tokens":200}}\n\n'
-    event = SimpleNamespace(type="response.completed")
+    event = SimpleNamespace(type="response.created", response=SimpleNamespace(usage=None))
+    last = SimpleNamespace(type="response.completed", response=SimpleNamespace(usage=SimpleNamespace()))
 
     async def lines() -> AsyncIterator[Any]:
-        for line in (text, nested, usage, "data: [DONE]\n\n", event):
+        for line in (text, nested, usage, "data: [DONE]\n\n", event, last):
             yield line
 
     async def read() -> list[Any]:
         return [line async for line in with_usage(lines(), account_of_one())]
 
     said = asyncio.run(read())
-    assert [*said[:2], *said[3:]] == [text, nested, "data: [DONE]\n\n", event]
+    assert [*said[:2], *said[3:]] == [text, nested, "data: [DONE]\n\n", event, last]
+    assert event.response.usage is None
+    assert last.response.usage.madakv == SAID
     assert said[2].endswith("}\n\n")
     assert json.loads(said[2].removeprefix("data: ")) == {"id": "é", "usage": {"prompt_tokens": 200, "madakv": SAID}}

@@ -176,6 +176,26 @@ def test_the_other_names_of_a_request(live: Server, texts: list[str]) -> None:
     )
     kept = said.usage.madakv["kept_entries"] / said.usage.madakv["prompt_entries"]
     assert 0.49 < kept <= 0.5
+    events = live.client.responses.create(
+        model=NAME, input=texts[3], max_output_tokens=TOKENS, temperature=0, stream=True,
+        extra_body={"madakv": {"budget": 0.5}},
+    )  # fmt: skip
+    last = list(events)[-1]
+    assert last.response.output_text == said.output_text
+    assert last.response.usage.madakv == said.usage.madakv
+
+
+def test_a_batch_of_chats_has_the_servers_budget(live: Server, texts: list[str]) -> None:
+    from openai import BadRequestError
+    from openai.types.chat import ChatCompletion
+
+    chats = [[{"role": "user", "content": text}] for text in texts[:2]]
+    asked: dict[str, Any] = {"model": NAME, "messages": chats, "max_tokens": TOKENS, "temperature": 0}
+    alone = [live.client.chat.completions.create(**asked | {"messages": chat}) for chat in chats]
+    said = live.client.post("/chat/completions/batch", body=asked, cast_to=ChatCompletion)
+    assert [choice.message.content for choice in said.choices] == [one.choices[0].message.content for one in alone]
+    with pytest.raises(BadRequestError, match="each chat by itself"):
+        live.client.post("/chat/completions/batch", body=asked | {"madakv": {"budget": 0.5}}, cast_to=ChatCompletion)
 
 
 BAD: list[tuple[dict[str, Any], str]] = [

@@ -91,6 +91,7 @@ def _around_unsupported(config: Any, original: Any) -> list[str]:
 
 def _wrap_front_end() -> None:
     """Where requests come in and answers go out. vLLM imports what it needs for that late, and so do we."""
+    from vllm.entrypoints.openai.chat_completion.batch_serving import OpenAIServingChatBatch
     from vllm.entrypoints.openai.chat_completion.serving import OpenAIServingChat
     from vllm.entrypoints.openai.completion.serving import OpenAIServingCompletion
     from vllm.entrypoints.openai.responses.serving import OpenAIServingResponses
@@ -103,6 +104,7 @@ def _wrap_front_end() -> None:
     for engine in (AsyncLLM, LLMEngine):
         wrap(engine, "__init__", _around_engine)
     wrap(OpenAIServingChat, "create_chat_completion", _around_create)
+    wrap(OpenAIServingChatBatch, "create_batch_chat_completion", _around_create_batch)
     wrap(OpenAIServingCompletion, "create_completion", _around_create)
     wrap(OpenAIServingResponses, "create_responses", _around_create)
 
@@ -150,6 +152,15 @@ async def _around_create(serving: Any, original: Any, request: Any, *args: Any, 
     with _refusing():
         account = ask(request, settings)
     return with_usage(await original(request, *args, **kwargs), account)
+
+
+async def _around_create_batch(serving: Any, original: Any, request: Any, *args: Any, **kwargs: Any) -> Any:
+    from madakv.integrations.vllm.protocol import ask_nothing
+
+    if Settings.of(serving.engine_client.vllm_config.additional_config) is not None:
+        with _refusing():
+            ask_nothing(request)
+    return await original(request, *args, **kwargs)
 
 
 def _around_add_request(

@@ -40,6 +40,17 @@ def ask(request: Any, settings: Settings) -> Account:
     return account
 
 
+def ask_nothing(request: Any) -> None:
+    """Where several conversations come as one request, it has no say: vLLM makes new requests of it.
+
+    Raises:
+        MadaKVError: it asks for something.
+    """
+    extra = request.model_extra or {}
+    if KEY in extra or any(key.startswith(KEY) for key in extra.get("vllm_xargs") or ()):
+        raise InputError("a batch of chats has the server's budget: leave out madakv, or send each chat by itself")
+
+
 def with_usage(response: Any, account: Account) -> Any:
     """A response whose usage says what stayed: an object of the protocol, or the lines of a stream."""
     if hasattr(response, "__aiter__"):
@@ -49,8 +60,8 @@ def with_usage(response: Any, account: Account) -> Any:
     return response
 
 
-async def _lines_with_usage(lines: AsyncIterator[str], account: Account) -> AsyncIterator[str]:
-    """Usage comes in a chunk of its own, or in each chunk, if it was asked for."""
+async def _lines_with_usage(lines: AsyncIterator[Any], account: Account) -> AsyncIterator[Any]:
+    """Usage comes in a chunk of its own, or in each chunk, if it was asked for; of the Responses API in an event."""
     async for line in lines:
         # In texts, quotes are escaped.
         if account and isinstance(line, str) and line.startswith("data: {") and _USAGE in line:
@@ -58,4 +69,6 @@ async def _lines_with_usage(lines: AsyncIterator[str], account: Account) -> Asyn
             if isinstance(chunk.get("usage"), dict):
                 chunk["usage"][KEY] = asdict(account.kept)
                 line = f"data: {json.dumps(chunk, ensure_ascii=False, separators=(',', ':'))}\n\n"
+        elif (response := getattr(line, "response", None)) is not None:
+            with_usage(response, account)
         yield line
