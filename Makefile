@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: help venv demo test test-slow test-vllm speed-vllm lint format results results-text speed clean
+.PHONY: help venv demo test test-slow test-vllm results-vllm speed-vllm lint format results results-text speed clean
 
 help:
 	@echo "Each of these sets up what it needs in $(VENV), from a bare clone:"
@@ -19,6 +19,7 @@ help:
 	@echo "                  results-small-llava and results-small-qwen2.5-vl, an hour or two each, and"
 	@echo "  make results-text   those of a published text model: half a day, and results-small-smolvlm: two hours"
 	@echo "  make speed      measure speed and memory again, on a machine with nothing else to do"
+	@echo "  make results-vllm  answers through vLLM beside those through transformers: half an hour"
 	@echo "  make speed-vllm requests and tokens per second inside vLLM, ours and its own: an hour"
 	@echo "  make venv       the environment alone"
 	@echo "  make clean      remove it, and all caches"
@@ -54,6 +55,14 @@ speed-vllm: $(VLLM)/bin/vllm
 	$(SPEED_VLLM) attention --tokens 410,2048 --requests 16 --out results/speed/vllm/attention.json
 	$(SPEED_VLLM) capacity --requests 72 --pool 6 --say 64 --out results/speed/vllm/capacity.json
 	$(SPEED_VLLM) serving --batched 1 --out results/speed/vllm/serving.json
+
+ANSWERS_VLLM := OMP_NUM_THREADS=1 PYTHONPATH=src:. $(VLLM)/bin/python scripts/vllm_accuracy.py --model
+results-vllm: $(VLLM)/bin/vllm
+	$(ANSWERS_VLLM) small-llava --suite long-1024 --documents 8 --budgets 1,0.2,0.1,0.05 --out results/small-llava/vllm/one.json
+	$(ANSWERS_VLLM) small-llava --suite long-1024 --documents 8 --budgets 0.2,0.1,0.05 --processes 2 \
+		--out results/small-llava/vllm/two.json
+	$(ANSWERS_VLLM) small-smolvlm --suite long-512 --documents 4 --budgets 1,0.2,0.1 --out results/small-smolvlm/vllm/one.json
+	$(ANSWERS_VLLM) smollm2 --suite text-1k --documents 2 --budgets 1,0.2,0.1 --out results/smollm2/vllm/one.json
 
 $(VLLM)/bin/vllm:
 	PYTHON=$(PYTHON) scripts/vllm_env.sh $(VLLM)

@@ -13,7 +13,8 @@ commas between them, for all of them. `tasks 0.1` has a column per dataset, at t
 `methods=a;b` the lines and their order, `budgets=0.2;0.05` the columns, `model=NAME` the model, `scorer=NAME` the
 scorer. `file` takes the folder's `table.md` as it is. `analysis concentration` (or another figure of `madakv plot`)
 shows the numbers of the folders' `data.json`. `bench decode` (or another command of `madakv bench`) shows the rows of
-the folder's `decode.json`; `contenders=a;b` chooses among them, with `_` for a blank.
+the folder's `decode.json`; `contenders=a;b` chooses among them, with `_` for a blank. `engine` shows answers
+through vLLM beside those through transformers, of all files that `scripts/vllm_accuracy.py` wrote into the folders.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ FILES = (
     "docs/performance.md",
     "docs/results.md",
     "docs/suite.md",
+    "docs/vllm.md",
     "training/small/README.md",
 )
 _TABLE = re.compile(r"(<!-- table (\S+) ([^>]+?) -->\n).*?(<!-- /table -->)", re.DOTALL)
@@ -56,6 +58,8 @@ def table(folder: str, words: list[str]) -> str:
     options = dict(word.split("=", 1) for word in words if "=" in word)
     if words[0] == "bench":
         return _bench(folder, words[1], options)
+    if words[0] == "engine":
+        return _engine([json.loads(one.read_text()) for one in sorted(ROOT.glob(f"{folder}/*.json"))])
     if words[0] == "analysis":
         found = [json.loads(one.read_text()) for one in sorted(ROOT.glob(f"{folder}/data.json"))]
         return ANALYSES[words[1]]([data for data in found if words[1] in data])
@@ -79,6 +83,16 @@ def _bench(folder: str, command: str, options: dict[str, str]) -> str:
     rows = [Row(**row) for row in json.loads((ROOT / folder / f"{command}.json").read_text())["rows"]]
     wanted = [name.replace("_", " ") for name in _chosen(options, "contenders", str)]
     return page_table(command, [row for row in rows if not wanted or row.contender in wanted])
+
+
+def _engine(found: list[Any]) -> str:
+    head = ["model", "suite", "processes", "budget", "questions", "equal answers", "right in transformers", "in vLLM"]
+    body = []
+    for row in (row for results in found for row in results["rows"]):
+        told = [f"`{row['model']}`", f"`{row['suite']}`", str(row["processes"]), budget_text(row["budget"])]
+        counted = [str(row["questions"]), str(row["equal_answers"])]
+        body.append([*told, *counted, f"{row['transformers']:.1%}", f"{row['vllm']:.1%}"])
+    return markdown_table(head, body, words=(0, 1))
 
 
 def _budgets(found: list[list[Line]], options: dict[str, str], *, bare: bool) -> str:

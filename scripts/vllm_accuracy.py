@@ -1,9 +1,10 @@
-"""Answers of a suite through vLLM beside those through transformers, in one process on a CPU.
+"""Answers of a suite through vLLM beside those through transformers, on a CPU.
 
-    PYTHONPATH=src:. python scripts/vllm_accuracy.py --model small-llava --suite long-1k --documents 8 --out FILE
+    PYTHONPATH=src:. python scripts/vllm_accuracy.py --model small-llava --suite long-1024 --documents 8 --out FILE
     PYTHONPATH=src:. python scripts/vllm_accuracy.py --model smollm2 --suite text-1k --documents 3 --out FILE
 
-Runs in the environment of `make test-vllm`. Second questions are left out: in vLLM they are prompts of their own.
+Runs in the environment of `make test-vllm`. With `--processes 2` each layer's heads are dealt out between two, which
+decide by themselves. Second questions are left out: in vLLM they are prompts of their own.
 """
 
 from __future__ import annotations
@@ -40,16 +41,20 @@ def through_transformers(model: Any, prompts: Sequence[Any], method: str, budget
     return answers
 
 
-def through_vllm(folder: Path, asked: Sequence[Any], method: str, budget: float, most: int, longest: int) -> Answers:
-    """Greedy, as many at once as fit."""
+def through_vllm(
+    folder: Path, asked: Sequence[Any], budget: float, tokens: int, wanted: argparse.Namespace
+) -> Answers:
+    """Greedy, as many at once as fit; a prompt and its answer are at most so many tokens."""
     from vllm import LLM, SamplingParams
 
     sees = {"limit_mm_per_prompt": {"image": 200}, "skip_mm_profiling": True} if isinstance(asked[0], dict) else {}
+    several = {"distributed_executor_backend": "mp"} if wanted.processes > 1 else {}
     llm = LLM(
-        str(folder), dtype="float32", enforce_eager=True, block_size=32, max_model_len=longest + most,
-        max_num_seqs=8, additional_config={"madakv": {"budget": budget, "method": method}}, **sees,
+        str(folder), dtype="float32", enforce_eager=True, block_size=32, max_model_len=tokens,
+        max_num_seqs=8, additional_config={"madakv": {"budget": budget, "method": wanted.method}},
+        tensor_parallel_size=wanted.processes, **several, **sees,
     )  # fmt: skip
-    params = SamplingParams(temperature=0, max_tokens=most, skip_special_tokens=False)
+    params = SamplingParams(temperature=0, max_tokens=wanted.max_new_tokens, skip_special_tokens=False)
     given = [one if isinstance(one, dict) else {"prompt_token_ids": one} for one in asked]
     answers = [list(out.outputs[0].token_ids) for out in llm.generate(given, params)]
     llm.llm_engine.engine_core.shutdown()
@@ -67,6 +72,7 @@ def main() -> None:
     parser.add_argument(
         "--budgets", type=lambda text: [float(own) for own in text.split(",")], default=[1.0, 0.2, 0.1]
     )
+    parser.add_argument("--processes", type=int, default=1, help="of vLLM's tensor parallelism")
     parser.add_argument("--max-new-tokens", type=int, default=32)
     parser.add_argument("--out", type=Path, required=True)
     wanted = parser.parse_args()
@@ -111,14 +117,14 @@ def compared(wanted: argparse.Namespace, temporary: Path) -> list[dict[str, Any]
     for budget in wanted.budgets:
         both = {
             "transformers": through_transformers(model, prompts, wanted.method, budget, wanted.max_new_tokens),
-            "vllm": through_vllm(folder, asked, wanted.method, budget, wanted.max_new_tokens, longest),
+            "vllm": through_vllm(folder, asked, budget, longest + wanted.max_new_tokens, wanted),
         }
         texts = {name: [processor.decode(ids, skip_special_tokens=True) for ids in own] for name, own in both.items()}
         right = {name: [_worth(*one) for one in zip(samples, own, strict=True)] for name, own in texts.items()}
         equal = sum(a == b for a, b in zip(*texts.values(), strict=True))
         rows.append(
-            {"model": wanted.model, "suite": wanted.suite, "method": wanted.method, "budget": budget}
-            | {"questions": len(samples), "longest_prompt": longest, "equal_answers": equal}
+            {name: getattr(wanted, name) for name in ("model", "suite", "method", "processes")}
+            | {"budget": budget, "questions": len(samples), "longest_prompt": longest, "equal_answers": equal}
             | {name: round(sum(own) / len(own), 4) for name, own in right.items()}
         )
         print(rows[-1], flush=True)
