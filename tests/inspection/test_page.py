@@ -317,8 +317,8 @@ class TestBrowser:
         base = synthetic.report(text=16, pictures=3, sides=1)
         texts = [n for n, kind in enumerate(base.modality) if kind == 0]
         tokens = list(base.tokens)
-        # Between the first two pictures a newline, between the others a paragraph.
-        tokens[texts[5]] = "\nStep one: "
+        # Between the first two pictures few lines, between the others a paragraph.
+        tokens[texts[4]], tokens[texts[5]] = "\n\n\n\n", "Step\none: "
         tokens[texts[9]] = "\nIt is a long story, and it has many lines.\n\nThis is one of them.\n"
         page = opened(browser, dataclasses.replace(base, tokens=tokens))
         short = page.js(
