@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
 
 import madakv
 from madakv.errors import ConfigurationError
@@ -22,8 +25,10 @@ from madakv.inspection.assemble import assemble
 from madakv.inspection.page import write
 from madakv.inspection.report import Report, View
 from madakv.loading import load
+from madakv.modality import Modality
 from madakv.prompts import model_inputs
 from tests.inspection.browser import Browser, Page
+from tests.inspection.local import flat, localised, tower
 
 pytestmark = pytest.mark.slow
 SEEING = ("small-llava", "small-qwen2.5-vl", "small-smolvlm")
@@ -36,14 +41,21 @@ class Made:
     Attributes:
         answer: the right one.
         title: of the picture that holds it; of a text, the sentence.
-        picture: as the document has it.
+        pictures: as the document has them.
+        features: of pictures, as the model's tower makes them of each token's own pixels, [tokens, D].
     """
 
     report: Report
     path: Path
     answer: str
     title: str
-    picture: Image.Image | None
+    pictures: list[Image.Image]
+    features: Callable[[list[Image.Image]], Tensor]
+
+    @property
+    def place(self) -> int:
+        """Of the picture among those of the document."""
+        return int(self.title.split()[-1]) - 1
 
     @property
     def number(self) -> int:
@@ -89,8 +101,17 @@ def made(request: pytest.FixtureRequest, browser: Browser) -> Made:
     report = assemble(runs, processor)
     path = browser.folder / f"{request.param}.html"
     write(report, path)
-    number = int(title.split()[-1]) - 1 if pictures else -1
-    return Made(report, path, answer, title, pictures[number] if pictures else None)
+    # From here on a token hears of nothing but its own pixels.
+    localised(model)
+
+    @torch.no_grad()
+    def features(shown: list[Image.Image]) -> Tensor:
+        own = model_inputs(processor, prompt, shown)
+        taken = inspect.signature(tower(model).get_image_features).parameters
+        made = tower(model).get_image_features(**{name: own[name] for name in own if name in taken})
+        return flat(made.pooler_output)
+
+    return Made(report, path, answer, title, pictures, features)
 
 
 @pytest.fixture
@@ -111,7 +132,7 @@ def test_the_answer_is_right_and_rested_on_what_holds_it(page: Page, made: Made)
     pieces = page.js("[...document.querySelectorAll('.card.a .piece')].map((each) => each.textContent)")
     assert made.answer in "".join(pieces)
     chips = page.js("[...document.querySelectorAll('.card.a .rests bdi')].map((chip) => chip.textContent)")
-    if made.picture:
+    if made.pictures:
         assert next(chip for chip in chips if chip.startswith("picture")) == made.title
     else:
         assert f"“{made.title}”" in chips
@@ -149,8 +170,9 @@ def test_sliders_hover_keys_and_comparison(page: Page, made: Made) -> None:
 
 
 def test_kept_patches_show_the_pixels_of_the_picture(page: Page, made: Made) -> None:
-    if not made.picture:
+    if not made.pictures:
         pytest.skip("text alone")
+    picture = made.pictures[made.place]
     kept = made.report.sides[0].kept[:, :, made.view.tokens]
     # A head that keeps some of the picture, of which about half can be told apart from the rest.
     counts = kept.sum(-1)
@@ -164,18 +186,31 @@ def test_kept_patches_show_the_pixels_of_the_picture(page: Page, made: Made) -> 
     assert (seen[:, 3] == np.where(kept[layer, head], 255, 0)).all()
     own = seen[kept[layer, head], :3]
     places = made.view.boxes[kept[layer, head]]
-    off = float(np.abs(own - means(made.picture, places)).mean())
+    off = float(np.abs(own - means(picture, places)).mean())
     # Its words are where its patches are: turned or mirrored, it is another picture.
-    turned = [made.picture.transpose(way) for way in TURNS]
+    turned = [picture.transpose(way) for way in TURNS]
     assert off < 12, off
     assert min(np.abs(own - means(other, places)).mean() for other in turned) > 2 * off
-    # Pointed at, the patch is the token.
-    patch = int(kept[layer, head].argmax())
-    left, top, width, height = page.box("document.querySelector('#large canvas')")
-    box = made.view.boxes[patch].tolist()
-    page.hover(left + width * (box[0] + box[2]) / 2, top + height * (box[1] + box[3]) / 2)
+
+
+def test_a_patch_that_is_pointed_at_is_the_token_that_its_pixels_change(page: Page, made: Made) -> None:
+    if not made.pictures:
+        pytest.skip("text alone")
+    page.js(f"report.openPicture({made.number})")
     page.settle()
-    assert tip(page).endswith(f"token {made.view.tokens[patch]} · kept")
+    left, top, width, height = page.box("document.querySelector('#large canvas')")
+    before = made.features(made.pictures)
+    visual = np.flatnonzero(made.report.modality == Modality.IMAGE)
+    assert len(visual) == len(before)
+    for patch in range(1, len(made.view.boxes), 3):
+        box = made.view.boxes[patch].tolist()
+        x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+        pictures = list(made.pictures)
+        pictures[made.place] = with_a_dot(pictures[made.place], x, y)
+        changed = (made.features(pictures) - before).norm(dim=-1)
+        page.hover(left + width * x, top + height * y)
+        page.settle()
+        assert f"\ntoken {visual[int(changed.argmax())]} · kept by " in tip(page)
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
@@ -206,6 +241,15 @@ MEANS = """(() => {
         return sum.map((each) => each / pixels);
     });
 })()"""
+
+
+def with_a_dot(picture: Image.Image, x: float, y: float) -> Image.Image:
+    """A picture with something small and bright in the middle of a place, in shares of width and height."""
+    changed = picture.copy()
+    centre, half = (x * picture.width, y * picture.height), picture.width / 24
+    corners = [round(centre[0] - half), round(centre[1] - half), round(centre[0] + half), round(centre[1] + half)]
+    ImageDraw.Draw(changed).rectangle(corners, fill=(255, 120, 255))
+    return changed
 
 
 def means(picture: Image.Image, boxes: Any) -> Any:
