@@ -294,6 +294,33 @@ class TestBrowser:
         assert page.complaints() == []
         page.close()
 
+    def test_attention_parked_at_the_first_token_hides_no_other(self, browser: Browser) -> None:
+        base = synthetic.report(text=60, pictures=0, sides=1)
+        mean = np.full(60, 1e-4, np.float32)
+        mean[0], mean[30] = 0.6, 0.05
+        side = base.sides[0]
+        looked = [dataclasses.replace(glance, mean=mean) for glance in side.looked or () if glance]
+        page = opened(browser, dataclasses.replace(base, sides=[dataclasses.replace(side, looked=looked)]))
+        page.click("document.querySelectorAll('.card.a .piece')[2]")
+        shade = f"({token(0)}).style.backgroundColor === ({token(30)}).style.backgroundColor"
+        assert page.js(shade)
+        assert "5.0 % and more" in page.js("document.getElementById('legend').textContent")
+        tall = page.js(
+            """(() => {
+                const { width: w, height: h } = document.querySelector('#ribbon canvas');
+                const d = document.querySelector('#ribbon canvas').getContext('2d').getImageData(0, 0, w, h).data;
+                return [0, 30, 40].map((cell) => {
+                    const x = Math.round((w * (cell + 0.5)) / 60);
+                    let sum = 0;
+                    for (let y = 0; y < h - 5; y++) sum += d[4 * (y * w + x) + 3] > 100;
+                    return sum;
+                });
+            })()"""
+        )
+        assert tall[0] == tall[1] > 40
+        assert tall[2] < 3
+        page.close()
+
     def test_of_text_alone_nothing_speaks_of_pictures(self, browser: Browser) -> None:
         report = synthetic.report(text=400, pictures=0, sides=1)
         page = opened(browser, report)

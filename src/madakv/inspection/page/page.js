@@ -231,7 +231,7 @@ class Page {
     by("rested").hidden = !state.chosen;
     if (state.chosen) {
       this.rested();
-      legend(host, "look", ["0", "", percent(now.most)], true);
+      legend(host, "look", ["0", "", `${percent(now.most)}${now.share[0] > now.most ? " and more" : ""}`], true);
       by("caption").textContent = `Stronger: more of this pass' attention went there; ${this.place()}.`;
     } else if (state.side === 2) {
       const [a, b] = this.names;
@@ -331,7 +331,7 @@ class Page {
       paint: (context, width, height) => {
         if (!this.now || !size) return;
         const values = Array.from({ length: cells }, (_, cell) => mean(cell));
-        const most = Math.max(1e-12, ...values.map(Math.abs));
+        const most = Math.max(1e-12, ...values.slice(this.now.ramp === "look" ? 1 : 0).map(Math.abs));
         const signed = this.now.ramp === "diff";
         const foot = 5;
         const room = (height - foot - 2) / (signed ? 2 : 1);
@@ -343,8 +343,9 @@ class Page {
           const up = signed ? value <= 0 : true;
           const x = (cell * width) / cells;
           const wide = Math.ceil(((cell + 1) * width) / cells) - x;
-          const tall = (Math.abs(value) / most) * room;
-          context.fillStyle = css(colour(this.now.ramp, Math.sign(value) * (0.45 + 0.4 * (Math.abs(value) / most))));
+          const part = Math.min(1, Math.abs(value) / most);
+          const tall = part * room;
+          context.fillStyle = css(colour(this.now.ramp, Math.sign(value) * (0.45 + 0.4 * part)));
           context.fillRect(x, up ? ground - tall : ground, wide, tall);
           context.fillStyle = line[kind(cell)] ?? picture;
           context.fillRect(x, height - foot, wide, foot);
