@@ -319,6 +319,7 @@ class TestBrowser:
         )
         assert tall[0] == tall[1] > 40
         assert tall[2] < 3
+        assert page.js("[strength('look', 12), strength('diff', -12)]") == [1, -1]
         page.close()
 
     def test_of_text_alone_nothing_speaks_of_pictures(self, browser: Browser) -> None:
