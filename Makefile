@@ -150,6 +150,8 @@ results-text: venv
 	$(RUN) eval --model smollm2 --dtype float32 --suite text-1k --methods full,snapkv,kvzip,kvzip:echo=auto,madakv \
 		--budgets 0.2,0.1 --samples 8 --out results/smollm2/text-1k
 	$(BIN)/python scripts/echo_reach.py --samples 6 --out results/smollm2/echo-reach
+	$(BIN)/madakv plot --figure concentration,layers --model smollm2 --suite text-1k --samples 2 --method snapkv \
+		--dtype float32 --out results/smollm2/analysis
 
 # Speed and memory on this machine, which should have nothing else to do.
 # Brings numba, which one of the comparisons is with. With KVPRESS=/path/to/its/environment/bin/python, kvpress' too.
