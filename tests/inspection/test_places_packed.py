@@ -62,7 +62,7 @@ def test_patches_in_another_order_are_not_guessed_at() -> None:
     assert not any(view.known for view in views(gemma4().config, None, inputs["input_ids"], kinds, inputs))
 
 
-NAMES = [f"<|img_row_{row}_col_{column}|>" for row in (1, 2, 3) for column in (1, 2, 3)]
+NAMES = [f"<|img_row_{row}_col_{column}|>" for row in range(1, 5) for column in range(1, 5)]
 LFM2 = tokenizer("<image>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>", *NAMES)
 
 
