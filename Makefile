@@ -178,6 +178,8 @@ speed: venv
 	$(BENCH) memory --shape llava-1.5-7b --layers 2 --context 3300 --batch 1 --budgets 0.2,0.05 --no-rivals \
 		--out results/speed/memory-3k
 	$(BIN)/python scripts/echo_price.py --out results/speed/echo
+	$(BIN)/python scripts/recording_cost.py --tokens 1300 --rounds 4 --out results/speed/recording
+	$(BIN)/python scripts/page_speed.py --rounds 3 --out results/speed/page
 	$(BIN)/python -m pip install --quiet numba
 	$(BIN)/python scripts/cpu_kernels.py --out results/speed/cpu-kernels
 	$(if $(KVPRESS),$(BIN)/python scripts/kvpress_speed.py --kvpress-python $(KVPRESS) --out results/speed)
