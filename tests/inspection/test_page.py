@@ -322,6 +322,16 @@ class TestBrowser:
         assert page.js("[strength('look', 12), strength('diff', -12)]") == [1, -1]
         page.close()
 
+    @pytest.mark.parametrize("size", [(96, 32), (32, 48)], ids=["wide", "tall"])
+    def test_small_pictures_are_shown_whole(self, browser: Browser, size: tuple[int, int]) -> None:
+        base = synthetic.report(sides=1)
+        views = [dataclasses.replace(view, picture=Image.new("RGB", size, "teal")) for view in base.views]
+        page = opened(browser, dataclasses.replace(base, views=views))
+        page.until("[...document.querySelectorAll('.rests img')].every((each) => each.complete)")
+        _, _, width, height = page.box("document.querySelector('.rests img')")
+        assert width / height == pytest.approx(size[0] / size[1], rel=0.02)
+        page.close()
+
     def test_of_text_alone_nothing_speaks_of_pictures(self, browser: Browser) -> None:
         report = synthetic.report(text=400, pictures=0, sides=1)
         page = opened(browser, report)

@@ -135,6 +135,6 @@ LAYOUTS: dict[str, dict[Modality, Layout]] = {
     "video_llava": {IMAGE: _video_llava, VIDEO: frames(patch, whole=1)},
     "vipllava": {IMAGE: pictures(patch)},
 }
-"""By `model_type`. Families that are missing have tokens that stand for no one place, such as those of resamplers (Aria,
-Idefics2), or for overlapping ones that lie beside a grid's cells, of pictures whose prompts do not say whether they are
-pages or parts of one (GOT-OCR2)."""
+"""By `model_type`. Families that are missing have tokens that stand for no one place, such as those of resamplers
+(Aria, Idefics2), or for overlapping ones that lie beside a grid's cells, of pictures whose prompts do not say whether
+they are pages or parts of one (GOT-OCR2)."""
