@@ -11,8 +11,6 @@ import transformers
 from torch import Tensor
 
 from madakv.inspection.places import views
-from tests.families import zoo
-from tests.families.listed import LISTED
 from tests.families.zoo import FAMILIES, IMAGE
 from tests.inspection.local import (
     PLACES,
@@ -133,6 +131,16 @@ def test_tiles_of_lfm2_are_put_together(square: Box) -> None:
             check(call, f"picture {changed + 1}{part}", square, off=0.08)
     sizes = [view.picture.size for view in lfm2_call(0, square).views(call.without) if view.picture]
     assert sizes == [(48, 32), (24, 16), (16, 24), (16, 32), (16, 24)]
+
+
+def test_sizes_that_are_not_those_of_the_prompt_are_not_believed() -> None:
+    call = lfm2_call(0, PLACES[0])
+    swapped = dict(call.without)
+    for name in ("pixel_values", "spatial_shapes"):
+        # A tile and a whole, which have other numbers of tokens.
+        swapped[name] = swapped[name][[6, *range(1, 6), 0, *range(7, len(swapped[name]))]]
+    assert all(view.known for view in call.views(call.without))
+    assert not any(view.known for view in call.views(swapped))
 
 
 def test_tiles_of_lfm2_without_names_are_shown_one_by_one() -> None:

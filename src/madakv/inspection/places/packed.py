@@ -44,7 +44,7 @@ def shaped(given: Given) -> list[Sheet]:
     ]
     try:
         cuts = _LFM2_NAMES(given, 0)
-        check([run.length for run in given.runs()] == [len(own) for own in boxes])
     except UnplacedError:
         return [Sheet("tile", n, "", picture(given, shown[n]), own) for n, own in enumerate(boxes)]
+    check([run.length for run in given.runs()] == [len(own) for own in boxes])
     return parts(given, cuts, boxes, shown)
