@@ -11,6 +11,7 @@ import transformers
 from torch import Tensor
 
 from madakv.inspection.places import views
+from tests.families.listed import LISTED
 from tests.families.zoo import FAMILIES, IMAGE
 from tests.inspection.local import (
     PLACES,
@@ -134,13 +135,13 @@ def test_tiles_of_lfm2_are_put_together(square: Box) -> None:
 
 
 def test_sizes_that_are_not_those_of_the_prompt_are_not_believed() -> None:
-    call = lfm2_call(0, PLACES[0])
-    swapped = dict(call.without)
-    for name in ("pixel_values", "spatial_shapes"):
-        # A tile and a whole, which have other numbers of tokens.
-        swapped[name] = swapped[name][[6, *range(1, 6), 0, *range(7, len(swapped[name]))]]
-    assert all(view.known for view in call.views(call.without))
-    assert not any(view.known for view in call.views(swapped))
+    inputs = LISTED["lfm2_vl"].prompt(0)
+    names = with_image_processor(None, LFM2)
+    for order, known in (([0, 1], True), ([1, 0], False)):
+        texts = [lfm2_text(1, 1, per=0, whole=(8, 6)[n]) for n in order]
+        ids = LFM2(" look ".join(texts), return_tensors="pt")["input_ids"]
+        found = views(model_of("lfm2_vl").config, names, ids, (ids == IMAGE).long(), inputs)
+        assert [view.known for view in found] == [known] * 2
 
 
 def test_tiles_of_lfm2_without_names_are_shown_one_by_one() -> None:
@@ -162,5 +163,3 @@ def test_lfm2_reads_tiles_through_its_own_processor() -> None:
     assert [view.title for view in found] == ["picture 1", "picture 1, whole", "picture 2"]
     assert found[0].picture is not None
     assert found[0].picture.width == 2 * found[0].picture.height
-    assert LFM2.convert_tokens_to_ids("<image>") == zoo.IMAGE
-    assert "lfm2_vl" in LISTED
