@@ -159,6 +159,8 @@ results-text: venv
 	$(RUN) eval --model smollm2 --dtype float32 --suite text-1k --methods full,snapkv,kvzip,kvzip:echo=auto,madakv \
 		--budgets 0.2,0.1 --samples 8 --out results/smollm2/text-1k
 	$(BIN)/python scripts/echo_reach.py --samples 6 --out results/smollm2/echo-reach
+	$(BIN)/madakv plot --figure concentration,layers --model smollm2 --suite text-1k --samples 2 --method snapkv \
+		--dtype float32 --out results/smollm2/analysis
 
 # Speed and memory on this machine, which should have nothing else to do.
 # Brings numba, which one of the comparisons is with. With KVPRESS=/path/to/its/environment/bin/python, kvpress' too.
@@ -185,6 +187,8 @@ speed: venv
 	$(BENCH) memory --shape llava-1.5-7b --layers 2 --context 3300 --batch 1 --budgets 0.2,0.05 --no-rivals \
 		--out results/speed/memory-3k
 	$(BIN)/python scripts/echo_price.py --out results/speed/echo
+	$(BIN)/python scripts/recording_cost.py --tokens 1300 --rounds 4 --out results/speed/recording
+	$(BIN)/python scripts/page_speed.py --rounds 3 --out results/speed/page
 	$(BIN)/python -m pip install --quiet numba
 	$(BIN)/python scripts/cpu_kernels.py --out results/speed/cpu-kernels
 	$(if $(KVPRESS),$(BIN)/python scripts/kvpress_speed.py --kvpress-python $(KVPRESS) --out results/speed)

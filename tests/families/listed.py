@@ -194,7 +194,10 @@ def _fuyu_prompt(seed: int) -> Inputs:
     # Patches, with no tower; older versions have another name for them.
     taken = inspect.signature(hf.FuyuForCausalLM.forward).parameters
     name = "pixel_values" if "pixel_values" in taken else "image_patches"
-    return zoo.two(seed, IMAGE, 16) | {name: zoo.noise(seed, 1, 32, 4 * 4 * 3)}
+    before, between, after = zoo.texts(seed)
+    # A token of text ends each line of patches.
+    lines = [(IMAGE, 4), (VISION_END, 1)] * 4
+    return zoo.tokens(seed, before, *lines, between, *lines, after) | {name: zoo.noise(seed, 1, 32, 4 * 4 * 3)}
 
 
 def _llama4() -> Any:

@@ -167,10 +167,17 @@ def tower(model: Any) -> Any:
 
 
 def call_of(
-    name: str, processor: Any, sizes: Sequence[tuple[int, int]], changed: int, square: Box, **extra: Tensor
+    name: str,
+    processor: Any,
+    sizes: Sequence[tuple[int, int]],
+    changed: int,
+    square: Box,
+    *,
+    model: Any = None,
+    **extra: Tensor,
 ) -> Call:
     """A call with pictures of these widths and heights, one of which has a square, through the real processor."""
-    model = model_of(name)
+    model = model_of(name) if model is None else model
 
     def inputs(with_square: bool) -> Inputs:
         made = [

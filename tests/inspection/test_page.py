@@ -20,7 +20,7 @@ from madakv.errors import ConfigurationError, InputError, MissingExtraError
 from madakv.inspection.page import html, write
 from madakv.inspection.report import Report, View
 from tests.inspection import synthetic
-from tests.inspection.browser import Browser, Page, chromium
+from tests.inspection.browser import Browser, Page
 
 DATA = re.compile(r'<script id="data" type="application/json">(.*?)</script>', re.DOTALL)
 
@@ -122,16 +122,6 @@ class TestHtml:
         monkeypatch.setattr("madakv.extras.distribution", missing)
         with pytest.raises(MissingExtraError, match=r"a report needs jinja2: pip install 'madakv\[inspect\]'"):
             html(synthetic.report())
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = chromium()
-    if program is None:
-        pytest.skip("no Chromium is on this machine: install one, or name it in MADAKV_CHROMIUM")
-    browser = Browser(program, tmp_path_factory.mktemp("browser"))
-    yield browser
-    browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -303,6 +293,87 @@ class TestBrowser:
         page.until(f"{flashed} === {json.dumps(next(chip for chip in chips if chip.startswith('picture')))}")
         assert page.complaints() == []
         page.close()
+
+    def test_attention_parked_at_the_first_token_hides_no_other(self, browser: Browser) -> None:
+        base = synthetic.report(text=60, pictures=0, sides=1)
+        mean = np.full(60, 1e-4, np.float32)
+        mean[0], mean[30] = 0.6, 0.05
+        side = base.sides[0]
+        looked = [dataclasses.replace(glance, mean=mean) for glance in side.looked or () if glance]
+        page = opened(browser, dataclasses.replace(base, sides=[dataclasses.replace(side, looked=looked)]))
+        page.click("document.querySelectorAll('.card.a .piece')[2]")
+        shade = f"({token(0)}).style.backgroundColor === ({token(30)}).style.backgroundColor"
+        assert page.js(shade)
+        assert "5.0 % and more" in page.js("document.getElementById('legend').textContent")
+        tall = page.js(
+            """(() => {
+                const { width: w, height: h } = document.querySelector('#ribbon canvas');
+                const d = document.querySelector('#ribbon canvas').getContext('2d').getImageData(0, 0, w, h).data;
+                return [0, 30, 40].map((cell) => {
+                    const x = Math.round((w * (cell + 0.5)) / 60);
+                    let sum = 0;
+                    for (let y = 0; y < h - 5; y++) sum += d[4 * (y * w + x) + 3] > 100;
+                    return sum;
+                });
+            })()"""
+        )
+        assert tall[0] == tall[1] > 40
+        assert tall[2] < 3
+        assert page.js("[strength('look', 12), strength('diff', -12)]") == [1, -1]
+        page.close()
+
+    @pytest.mark.parametrize("size", [(96, 32), (32, 48)], ids=["wide", "tall"])
+    def test_small_pictures_are_shown_whole(self, browser: Browser, size: tuple[int, int]) -> None:
+        base = synthetic.report(sides=1)
+        views = [dataclasses.replace(view, picture=Image.new("RGB", size, "teal")) for view in base.views]
+        page = opened(browser, dataclasses.replace(base, views=views))
+        page.until("[...document.querySelectorAll('.rests img')].every((each) => each.complete)")
+        _, _, width, height = page.box("document.querySelector('.rests img')")
+        assert width / height == pytest.approx(size[0] / size[1], rel=0.02)
+        page.close()
+
+    def test_of_text_alone_nothing_speaks_of_pictures(self, browser: Browser) -> None:
+        report = synthetic.report(text=400, pictures=0, sides=1)
+        page = opened(browser, report)
+        shown = page.js("document.querySelector('main').innerText")
+        assert "heads have nothing to prefer" in shown
+        assert "picture" not in shown.lower()
+        assert page.js("document.querySelectorAll('#figures .field').length") == 3
+        assert page.js("document.querySelectorAll('#ribbon .key').length") == 0
+        # The end of the prompt is where the question is.
+        assert "the prompt's end aside" in page.js("document.querySelector('.rests').textContent")
+        mean = np.mean([glance.mean for glance in report.sides[0].looked or () if glance], 0)
+        last = len(mean) - 48
+        ends = [n + 1 for n in range(last) if report.tokens[n].endswith("\n")]
+        sums = [mean[first:end].sum() for first, end in zip([1, *ends], [*ends, last], strict=True)]
+        told = page.js("[...document.querySelectorAll('.rests .number')].map((each) => parseFloat(each.textContent))")
+        assert told == pytest.approx([100 * share for share in sorted(sums, reverse=True)[:3]], rel=0.06)
+        assert page.complaints() == []
+        page.close()
+
+    def test_a_few_lines_stand_beside_pictures(self, browser: Browser) -> None:
+        base = synthetic.report(text=16, pictures=3, sides=1)
+        texts = [n for n, kind in enumerate(base.modality) if kind == 0]
+        tokens = list(base.tokens)
+        # Between the first two pictures few lines, between the others a paragraph.
+        tokens[texts[4]], tokens[texts[5]] = "\n\n\n\n", "Step\none: "
+        tokens[texts[9]] = "\nIt is a long story, and it has many lines.\n\nThis is one of them.\n"
+        page = opened(browser, dataclasses.replace(base, tokens=tokens))
+        short = page.js(
+            "[...document.querySelectorAll('#pane .text')].map((each) => each.classList.contains('short'))"
+        )
+        assert short == [True, True, False, True]
+        tops = [page.box(f"document.querySelectorAll('#pane figure')[{number}]")[1] for number in range(3)]
+        assert tops[0] == tops[1] < tops[2]
+        page.close()
+
+    def test_axes_name_layers_evenly(self, browser: Browser) -> None:
+        for layers, expected in ((1, [0]), (6, [0, 1, 2, 3, 4, 5]), (13, [0, 2, 4, 6, 8, 10, 12])):
+            page = opened(browser, synthetic.report(text=60, layers=layers, sides=1))
+            for number in range(4):
+                named = f"[...document.querySelectorAll('#figures .below')[{number}].children]"
+                assert page.js(f"{named}.map((each) => Number(each.textContent))") == expected
+            page.close()
 
     def test_of_one_token_it_says_that_nothing_was_looked_at(self, browser: Browser) -> None:
         for recorded, words in ((True, "comes from the prompt's own pass"), (False, "was not recorded")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import transformers
 
 from madakv.inspection.places import views
 from tests.families import zoo
+from tests.families.listed import LISTED
 from tests.families.zoo import VIDEO
 from tests.inspection.local import (
     PLACES,
@@ -51,6 +53,66 @@ def test_tokens_stand_where_the_tower_hears_them(name: str, square: Box) -> None
     call = call_of(name, processor(name), [(40, 40), (50, 50)], 1, square)
     assert [view.title for view in call.views(call.without)] == ["picture 1", "picture 2"]
     check(call, "picture 2", square)
+
+
+def hybrid_call(square: Box, name: str) -> Call:
+    """DeepSeek-VL's two towers, of which one, that of `name`, sees the square."""
+    part = hf.DeepseekVLHybridImageProcessorPil(
+        size={"height": 16, "width": 16}, high_res_size={"height": 32, "width": 32}, min_size=4
+    )
+    call = call_of("deepseek_vl_hybrid", with_image_processor(part), [(40, 40), (50, 50)], 1, square)
+    return replace(call, having={**call.without, name: call.having[name]})
+
+
+@pytest.mark.parametrize("square", PLACES[1:3])
+def test_a_hybrids_tokens_stand_where_both_of_its_towers_hear_them(square: Box) -> None:
+    check(hybrid_call(square, "pixel_values"), "picture 2", square)
+    # The other one is of convolutions, which hear around a cell.
+    call = hybrid_call(square, "high_res_pixel_values")
+    with torch.no_grad():
+        before, behind = call.features(call.without), call.features(call.having)
+    weight = (before - behind).norm(dim=-1).numpy() ** 2
+    first, second = call.views(call.without)
+    assert weight[: len(first.tokens)].max() == 0
+    own = weight[len(first.tokens) :]
+    x, y = ((second.boxes[:, [0, 1]] + second.boxes[:, [2, 3]]) / 2 * own[:, None]).sum(0) / own.sum()
+    wanted = (square[0] + square[2]) / 2, (square[1] + square[3]) / 2
+    assert max(abs(x - wanted[0]), abs(y - wanted[1])) < 1 / 4
+
+
+@pytest.mark.parametrize("square", PLACES[1:3])
+def test_lines_of_fuyu(square: Box) -> None:
+    """Patches, with no tower: each is a token."""
+    model = LISTED["fuyu"].model()
+    part = hf.FuyuImageProcessorPil(size={"height": 24, "width": 32}, patch_size={"height": 4, "width": 4})
+    # As many columns in both, so that only the text between them tells them apart.
+    sizes = [(32, 18), (32, 24)]
+
+    def made(with_square: bool) -> Any:
+        rows = []
+        for number, size in enumerate(sizes):
+            image = picture(*size, square if with_square and number else None)
+            one = part([image], return_tensors="pt")
+            height, width = (int(one[f"image_unpadded_{way}s"][0][0]) for way in ("height", "width"))
+            shown = one["images"][0][..., : -(-height // 4) * 4, : -(-width // 4) * 4]
+            rows.append(part.patchify_image(shown[0].numpy(), part.patch_size))
+        return {"pixel_values": torch.cat([torch.as_tensor(each) for each in rows])}
+
+    without, having = made(False), made(True)
+
+    def features(given: Any) -> Any:
+        return flat(tower(model).get_image_features(**given).last_hidden_state)
+
+    # As the processor's replace_image_token, with "|NEWLINE|" behind each line.
+    pieces = [torch.arange(5, 12)]
+    for rows in (5, 6):
+        pieces += [torch.tensor([*[zoo.IMAGE] * 8, zoo.VISION_END] * rows), torch.arange(20, 23)]
+    ids = torch.cat(pieces)[None]
+    call = Call(model.config, with_image_processor(part), ids, without, clear(without, having), features)
+    assert [view.picture.size for view in call.views(without) if view.picture] == [(32, 20), (32, 24)]
+    check(call, "picture 2", square)
+    old = Call(model.config, None, ids, {"image_patches": without["pixel_values"]}, {}, features)
+    assert [view.title for view in old.views(old.without)] == ["picture 1", "picture 2"]
 
 
 @pytest.mark.parametrize("square", PLACES[1:3])

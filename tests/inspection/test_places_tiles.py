@@ -7,9 +7,6 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from madakv.inspection.places import views
 from madakv.modality import prompt_modality
@@ -28,24 +25,11 @@ from tests.inspection.local import (
     tower,
     with_image_processor,
 )
+from tests.inspection.words import tokenizer
 
 hf: Any = transformers
 SIZES = [(60, 90), (30, 20), (90, 40)]
 TAGS = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
-
-
-def tokenizer(*special: str) -> Any:
-    """A real tokenizer, of few words; <image> is the zoo's placeholder."""
-    words = ["<unk>", "<pad>", "look", "\n", "at", "this"]
-    named = {IMAGE: special[0]} | dict(zip([*range(20, IMAGE), *range(IMAGE + 1, 200)], special[1:], strict=False))
-    vocabulary = {word: number for number, word in enumerate(words)} | {
-        word: number for number, word in named.items()
-    }
-    core = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
-    core.pre_tokenizer = WhitespaceSplit()
-    return hf.PreTrainedTokenizerFast(
-        tokenizer_object=core, unk_token="<unk>", pad_token="<pad>", additional_special_tokens=list(special)
-    )
 
 
 def idefics3(side: int = 32) -> Any:

@@ -53,7 +53,8 @@ def test_no_token_stands_twice_and_boxes_are_inside(name: str) -> None:
         visual = ((modality(configs(name), inputs) > 0) & (modality(configs(name), inputs) < 3))[0].nonzero()[:, 0]
         assert len(set(positions.tolist())) == len(positions)
         assert set(positions.tolist()) <= set(visual.tolist())
-        assert len(positions) >= 0.75 * len(visual)
+        # Small pictures have many tokens that end a row.
+        assert len(positions) >= (0.6 if name == "phi4_multimodal" else 0.75) * len(visual)
         for view in found:
             assert view.tokens.dtype == np.int64
             assert view.boxes.dtype == np.float32
@@ -65,11 +66,10 @@ def test_no_token_stands_twice_and_boxes_are_inside(name: str) -> None:
 
 
 def test_families_without_a_layout() -> None:
-    """Whose tokens come from all of a picture, or lie as nobody wrote down."""
+    """Whose tokens come from all of a picture, or from places that overlap."""
     audio = {"audioflamingo3", "granite_speech", "qwen2_audio", "voxtral"}
     assert set(known_families()) - set(LAYOUTS) - audio == {
-        "aria", "deepseek_vl_hybrid", "fuyu", "gemma4", "got_ocr2", "idefics2", "lfm2_vl", "minicpmv4_6", "molmo2",
-        "phi4_multimodal",
+        "aria", "got_ocr2", "idefics2",
     }  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def test_shapes_that_do_not_fit() -> None:
 )
 def test_without_pixels_boxes_stay(name: str) -> None:
     inputs = ALL[name].prompt(1)
-    bare = {key: value for key, value in inputs.items() if not key.startswith("pixel_values")}
+    bare = {key: value for key, value in inputs.items() if "pixel_values" not in key}
     whole, without = of(name, inputs), of(name, bare)
     assert [view.title for view in without] == [view.title for view in whole]
     for one, other in zip(without, whole, strict=True):

@@ -35,8 +35,7 @@ class Charts {
     plot.append(field.root);
     const below = plot.appendChild(make("div", "below"));
     const names = this.data.sides[0].layers;
-    const ticks = [...new Set([0, 0.25, 0.5, 0.75, 1].map((share) => Math.round(share * (this.layers - 1))))];
-    below.append(...ticks.map((tick) => {
+    below.append(...ticks(this.layers).map((tick) => {
       const mark = make("span", "", String(names[tick]));
       mark.style.left = `${(100 * (tick + 0.5)) / this.layers}%`;
       return mark;
@@ -86,19 +85,20 @@ class Charts {
   }
 
   preference() {
-    const { preference, modality } = this.data;
+    const { preference } = this.data;
     const title = "What heads prefer";
+    const names = kindsOf(this.data);
+    if (names.every((name) => name === "text")) return this.missing("The prompt is text alone: heads have nothing to prefer to it.");
     if (!preference) return this.missing("How the question's attention is split between modalities was not recorded.");
-    const names = KINDS.filter((_, kind) => modality.includes(kind));
     const at = (layer, head) => preference.subarray((layer * this.heads + head) * 4, (layer * this.heads + head + 1) * 4);
     const seen = (layer, head) => 1 - at(layer, head)[0];
     const figure = this.heatMap({
-      title, note: "How each head splits the question's attention to the prompt between text and pictures.",
+      title, note: `How each head splits the question's attention to the prompt between ${names.join(" and ")}.`,
       ramp: () => "preference", value: (layer, head) => 2 * seen(layer, head) - 1,
       tell: (layer, head) => Number.isFinite(seen(layer, head))
         ? names.map((name) => `${name} ${percent(at(layer, head)[KINDS.indexOf(name)])}`).join(" · ") : "not recorded",
     });
-    const seeing = names.filter((name) => name !== "text").join(", ") || "pictures";
+    const seeing = names.filter((name) => name !== "text").join(", ");
     figure.before = () => legend(figure.legend, "preference", ["all to text", "half", `all to ${seeing}`]);
     return figure;
   }
@@ -225,6 +225,12 @@ class Charts {
       figure.legend.replaceChildren(...names.map((name, side) => make("span", side ? "key b" : "key a", name)));
     }
   }
+}
+
+// Which layers an axis names: every one of a few, or every so many.
+function ticks(layers) {
+  const step = [1, 2, 5, 10, 20, 50].find((each) => layers <= 12 * each) ?? 100;
+  return Array.from({ length: Math.ceil(layers / step) }, (_, i) => i * step);
 }
 
 function line(context, points) {

@@ -45,12 +45,15 @@ class Page {
 
   about() {
     const { model, modality } = this.data;
-    const kinds = KINDS.map((kind, id) => [kind, modality.reduce((sum, each) => sum + (each === id), 0)]).filter(([, size]) => size);
+    const kinds = kindsOf(this.data).map((kind) => [kind, modality.reduce((sum, each) => sum + (KINDS[each] === kind), 0)]);
     const total = kinds.reduce((sum, [, size]) => sum + size, 0);
     by("about").append(make("bdi", "model", visible(model)),
       ` · ${count(total)} prompt tokens: ${kinds.map(([kind, size]) => `${count(size)} ${kind}`).join(", ")}`);
     this.total = total;
     this.question = this.data.modality.findLastIndex((kind) => kind > 0) + 1;
+    // Of text alone nobody knows where the question begins: the end that is shown here stands for it.
+    const long = this.data.tokens.length > 2 * TAIL;
+    this.end = this.question || this.data.tokens.length - (long ? TAIL : 0);
     const tail = visible(this.data.tokens.slice(this.question).slice(-TAIL).join("").replace(/\s+/g, " ").trim());
     const cut = this.data.tokens.length - this.question > TAIL;
     const line = by("about").parentNode.appendChild(make("p", "tail"));
@@ -103,19 +106,20 @@ class Page {
     return { words, line, hint: line.textContent };
   }
 
-  // The two pictures and the sentence, or without pictures the three sentences, that the whole answer looked at most, the question aside, which every answer looks at.
+  // The two pictures and the sentence, or without pictures the three sentences, that the whole answer looked at most, the
+  // question aside, which every answer looks at.
   rests({ looked }) {
-    const { data, question } = this;
+    const { data, question, end } = this;
     const share = looked.meanOfAll();
     const best = (found, most) => found.map((part) => ({ ...part, sum: part.tokens.reduce((sum, n) => sum + share[n], 0) }))
       .filter(({ sum }) => sum > 0).sort((one, other) => other.sum - one.sum).slice(0, most);
-    const said = sentences(data, question || data.tokens.length).filter((tokens) => tokens.length >= SENTENCE).map((tokens) => ({ tokens }));
+    const said = sentences(data, end).filter((tokens) => tokens.length >= SENTENCE).map((tokens) => ({ tokens }));
     const parts = [
       ...best(data.views.map((view) => ({ view, tokens: view.tokens })), 2), ...best(said, data.views.length ? 1 : 3),
     ].sort((one, other) => other.sum - one.sum);
     const list = make("div", "rests");
     list.hidden = !parts.length;
-    list.append(make("span", "muted", `Rested most on${question ? ", the question aside" : ""}:`));
+    list.append(make("span", "muted", `Rested most on${question ? ", the question aside" : end < data.tokens.length ? ", the prompt's end aside" : ""}:`));
     for (const { view, tokens, sum } of parts) {
       const name = visible(view ? view.title : `“${shortened(tokens.map((n) => data.tokens[n]).join("").trim())}”`);
       const chip = list.appendChild(this.chip(name, percent(sum), tokens.reduce((best, n) => (share[n] > share[best] ? n : best), tokens[0])));
@@ -227,7 +231,7 @@ class Page {
     by("rested").hidden = !state.chosen;
     if (state.chosen) {
       this.rested();
-      legend(host, "look", ["0", "", percent(now.most)], true);
+      legend(host, "look", ["0", "", `${percent(now.most)}${now.share[0] > now.most ? " and more" : ""}`], true);
       by("caption").textContent = `Stronger: more of this pass' attention went there; ${this.place()}.`;
     } else if (state.side === 2) {
       const [a, b] = this.names;
@@ -293,9 +297,8 @@ class Page {
     this.followed = chosen;
     if (!chosen) return;
     const { now, data } = this;
-    const until = this.question || data.modality.length;
     let best = 0;
-    for (let n = 1; n < until; n++) if (now.share[n] > now.share[best]) best = n;
+    for (let n = 1; n < this.end; n++) if (now.share[n] > now.share[best]) best = n;
     this.prompt.goTo(best);
   }
 
@@ -328,7 +331,7 @@ class Page {
       paint: (context, width, height) => {
         if (!this.now || !size) return;
         const values = Array.from({ length: cells }, (_, cell) => mean(cell));
-        const most = Math.max(1e-12, ...values.map(Math.abs));
+        const most = Math.max(1e-12, ...values.slice(this.now.ramp === "look" ? 1 : 0).map(Math.abs));
         const signed = this.now.ramp === "diff";
         const foot = 5;
         const room = (height - foot - 2) / (signed ? 2 : 1);
@@ -340,8 +343,9 @@ class Page {
           const up = signed ? value <= 0 : true;
           const x = (cell * width) / cells;
           const wide = Math.ceil(((cell + 1) * width) / cells) - x;
-          const tall = (Math.abs(value) / most) * room;
-          context.fillStyle = css(colour(this.now.ramp, Math.sign(value) * (0.45 + 0.4 * (Math.abs(value) / most))));
+          const part = Math.min(1, Math.abs(value) / most);
+          const tall = part * room;
+          context.fillStyle = css(colour(this.now.ramp, Math.sign(value) * (0.45 + 0.4 * part)));
           context.fillRect(x, up ? ground - tall : ground, wide, tall);
           context.fillStyle = line[kind(cell)] ?? picture;
           context.fillRect(x, height - foot, wide, foot);
@@ -355,7 +359,8 @@ class Page {
     const key = make("p", "muted ends");
     key.append(make("span", "", "first token"));
     const kinds = key.appendChild(make("span"));
-    kinds.append(make("span", "key tokens", "text"), make("span", "key picture", "pictures"));
+    const others = kindsOf(this.data).filter((name) => name !== "text").join(", ");
+    if (others) kinds.append(make("span", "key tokens", "text"), make("span", "key picture", others));
     key.append(make("span", "", "last token"));
     return key;
   }

@@ -2,6 +2,12 @@
 
 const PIECE = 400; // tokens of text that are shaded together
 const KINDS = ["text", "image", "video", "audio"];
+const BESIDE = { letters: 120, lines: 3 }; // of text that stands beside pictures
+
+// The modalities of a prompt.
+function kindsOf(data) {
+  return KINDS.filter((_, kind) => data.modality.includes(kind));
+}
 
 // Runs of text and runs of pictures, in reading order: {text, start, end} or {views, loose, start, end}.
 function runs(data) {
@@ -58,8 +64,9 @@ class Prompt {
     if (run.text) {
       const text = this.data.tokens.slice(run.start, run.end).join("");
       run.element.textContent = visible(text);
-      // A few words beside a picture stand in one line with it.
-      run.element.classList.toggle("short", text.length < 60 && !text.trim().includes("\n"));
+      // A few words beside a picture stand in one line with it; newlines around them may be many.
+      const own = text.trim();
+      run.element.classList.toggle("short", this.data.views.length > 0 && own.length < BESIDE.letters && own.split("\n").length <= BESIDE.lines);
       this.watch.observe(run.element);
       return run.element;
     }

@@ -47,7 +47,7 @@ function css([r, g, b]) {
 const BEND = { a: 0.6, b: 0.6, diff: 0.7, look: 0.5 };
 
 function strength(ramp, share) {
-  return Math.sign(share) * Math.pow(Math.abs(share), BEND[ramp] ?? 1);
+  return Math.sign(share) * Math.pow(Math.min(1, Math.abs(share)), BEND[ramp] ?? 1);
 }
 
 // Ink that is read on a colour.

@@ -133,8 +133,10 @@ function measure(data, { side, layer, head, chosen }) {
     const share = own.looked.shares(chosen.row, layer, head);
     const counts = own.kept.counts(layer, head);
     const partial = layer >= 0 || head >= 0;
+    // Models park attention at the first token: beside that, nothing else would be seen.
+    const most = largest(share.subarray(1)) || largest(share);
     return {
-      ramp: "look", share, most: largest(share), gone: (n) => !counts[n], under: (n) => (counts[n] ? 0.25 : 0),
+      ramp: "look", share, most, gone: (n) => !counts[n], under: (n) => (counts[n] ? 0.25 : 0),
       tell: (n) => counts[n] === 0 ? "dropped here: nothing to attend to"
         : share[n] > 0 ? `${percent(share[n])} of this pass' attention`
           : partial ? "not among what these heads attended to most" : "too little attention to tell",

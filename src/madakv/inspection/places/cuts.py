@@ -10,17 +10,18 @@ from madakv.inspection.places.sheet import Given, check
 from madakv.inspection.places.tiles import Cut, Cuts
 
 
-def by_names(cell: str, whole: str) -> Cuts:
+def by_names(cell: str, whole: str, *, one_size: bool = True) -> Cuts:
     """Tiles are named in the text before them, with row and column: Idefics3, SmolVLM.
 
     Args:
         cell: a pattern of the names of tiles, with the groups "row" and "column", which count from 1.
         whole: a pattern of the name of the whole, which comes behind its tiles.
+        one_size: whether all tiles and wholes have equally many tokens.
     """
     pattern = re.compile(f"{cell}|(?P<whole>{whole})")
 
     def cuts(given: Given, per_tile: int) -> list[Cut]:
-        names = list(_names(given, per_tile, pattern))
+        names = list(_names(given, per_tile if one_size else None, pattern))
         found = []
         for first, behind in _spans([name["whole"] is not None for name in names], whole_first=False):
             cells = [(int(name["row"]), int(name["column"])) for name in names[first : behind - 1]]
@@ -33,17 +34,18 @@ def by_names(cell: str, whole: str) -> Cuts:
     return cuts
 
 
-def by_separators(whole: str, row: str, column: str, *, whole_first: bool = False) -> Cuts:
+def by_separators(whole: str, row: str, column: str, *, whole_first: bool = False, one_size: bool = True) -> Cuts:
     """Marks stand between tiles: Llama 4, Ovis2.
 
     Args:
         whole, row, column: patterns of the mark before the whole, before the first tile of a row, and before others.
         whole_first: whether the whole comes before its tiles.
+        one_size: whether all tiles and wholes have equally many tokens.
     """
     pattern = re.compile(f"(?P<whole>{whole})|(?P<row>{row})|(?P<column>{column})")
 
     def cuts(given: Given, per_tile: int) -> list[Cut]:
-        marks = [str(name.lastgroup) for name in _names(given, per_tile, pattern)]
+        marks = [str(name.lastgroup) for name in _names(given, per_tile if one_size else None, pattern)]
         found = []
         for first, behind in _spans([mark == "whole" for mark in marks], whole_first=whole_first):
             inner = marks[first + 1 : behind] if whole_first else marks[first : behind - 1]
@@ -94,11 +96,11 @@ def with_breaks(given: Given, per_tile: int) -> list[Cut]:
     return [Cut(count - 1) for count in counts]
 
 
-def _names(given: Given, per_tile: int, pattern: re.Pattern[str]) -> Iterator[re.Match[str]]:
-    """What stands before each tile, the nearest that matches."""
+def _names(given: Given, per_tile: int | None, pattern: re.Pattern[str]) -> Iterator[re.Match[str]]:
+    """What stands before each tile, the nearest that matches; None: tiles have any number of tokens."""
     for run, text in zip(given.runs(), given.texts(), strict=True):
         names = list(pattern.finditer(text))
-        check(run.length == per_tile and bool(names))
+        check(per_tile in (None, run.length) and bool(names))
         yield names[-1]
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import isqrt
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
-from madakv.inspection.places.sheet import Given
+from madakv.inspection.places.sheet import Given, check
 
 
 def picture(given: Given, pixels: Tensor | None, *, video: bool = False) -> Callable[[], Image.Image] | None:
@@ -26,6 +28,21 @@ def assembled(tiles: Tensor, rows: int, columns: int) -> Tensor:
     _, channels, height, width = tiles.shape
     grid_of_tiles = tiles.reshape(rows, columns, channels, height, width)
     return grid_of_tiles.permute(2, 0, 3, 1, 4).reshape(channels, rows * height, columns * width)
+
+
+def of_patches(flat: Tensor, rows: int, columns: int) -> Tensor:
+    """Patches row by row, [rows * columns, side * side * 3], colours last, as [3, rows * side, columns * side]."""
+    side = isqrt(flat.shape[-1] // 3)
+    check(len(flat) == rows * columns and flat.shape[-1] == 3 * side * side)
+    patches = flat.reshape(rows, columns, side, side, 3)
+    return patches.permute(4, 0, 2, 1, 3).reshape(3, rows * side, columns * side)
+
+
+def stacked(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """Pictures of one size as one tensor; None if nobody kept their pixels, UnplacedError if sizes differ."""
+    there = [part for part in parts if part is not None]
+    check(len({part.shape for part in there}) <= 1)
+    return torch.stack(there) if there else None
 
 
 def _part(processor: Any, *, video: bool) -> Any:

@@ -7,9 +7,14 @@ from typing import Any
 from madakv.inspection.places import cuts
 from madakv.inspection.places.anyres import anyres
 from madakv.inspection.places.grid import Cell, frames, pictures
+from madakv.inspection.places.hd import crops_then_whole
+from madakv.inspection.places.lines import lines
+from madakv.inspection.places.packed import positioned, shaped
 from madakv.inspection.places.patches import patches
+from madakv.inspection.places.pooled import pooled
 from madakv.inspection.places.sheet import Given, Layout, Sheet, check, pair
 from madakv.inspection.places.sized import sized
+from madakv.inspection.places.slices import slices
 from madakv.inspection.places.tiles import tiled
 from madakv.modality import Modality
 
@@ -76,15 +81,19 @@ LAYOUTS: dict[str, dict[Modality, Layout]] = {
     "chameleon": {IMAGE: pictures(_quantized)},
     "cohere2_vision": {IMAGE: tiled(times(lambda config: config.downsample_factor), cuts.with_breaks)},
     "deepseek_vl": {IMAGE: pictures(patch)},
+    "deepseek_vl_hybrid": {IMAGE: pictures(patch)},
     "emu3": {IMAGE: sized(_quantized, row_ends=1)},
     "ernie4_5_vl_moe": {IMAGE: patches(IMAGE), VIDEO: patches(VIDEO, moments="temporal_merge_size")},
+    "fuyu": {IMAGE: lines},
     "gemma3": {IMAGE: pictures(times(_gemma3))},
+    "gemma4": {IMAGE: positioned},
     "glm46v": _BLOCKS,
     "glm4v": _BLOCKS,
     "glm4v_moe": _BLOCKS,
     "idefics3": {IMAGE: _NAMED_TILES},
     "internvl": {IMAGE: tiled(times(lambda config: 1 / config.downsample_ratio), cuts.in_runs)},
     "janus": {IMAGE: pictures(patch)},
+    "lfm2_vl": {IMAGE: shaped},
     "lighton_ocr": {IMAGE: sized(times(lambda config: config.spatial_merge_size))},
     "llama4": {
         IMAGE: tiled(
@@ -98,7 +107,9 @@ LAYOUTS: dict[str, dict[Modality, Layout]] = {
     "llava_next": {IMAGE: anyres(patch)},
     "llava_next_video": {IMAGE: anyres(patch), VIDEO: frames(times(lambda config: config.spatial_pool_stride))},
     "llava_onevision": {IMAGE: anyres(patch, most=True, single=True), VIDEO: frames(patch, halved=True, end=1)},
+    "minicpmv4_6": {IMAGE: slices},
     "mistral3": {IMAGE: sized(times(lambda config: config.spatial_merge_size))},
+    "molmo2": {IMAGE: pooled},
     "ovis2": {
         IMAGE: tiled(
             times(lambda config: config.vision_config.hidden_stride),
@@ -107,6 +118,7 @@ LAYOUTS: dict[str, dict[Modality, Layout]] = {
     },
     "paddleocr_vl": {IMAGE: patches(IMAGE, blocks=False)},
     "paligemma": {IMAGE: pictures(patch)},
+    "phi4_multimodal": {IMAGE: crops_then_whole},
     "qwen2_5_omni_thinker": _BLOCKS,
     "qwen2_5_vl": _BLOCKS,
     "qwen2_vl": _BLOCKS,
@@ -123,5 +135,6 @@ LAYOUTS: dict[str, dict[Modality, Layout]] = {
     "video_llava": {IMAGE: _video_llava, VIDEO: frames(patch, whole=1)},
     "vipllava": {IMAGE: pictures(patch)},
 }
-"""By `model_type`. Families that are missing have tokens that stand for no one place, such as those of resamplers, or
-for overlapping ones that lie beside a grid's cells, such as GOT-OCR2's; or a layout that nobody wrote down here."""
+"""By `model_type`. Families that are missing have tokens that stand for no one place, such as those of resamplers
+(Aria, Idefics2), or for overlapping ones that lie beside a grid's cells, of pictures whose prompts do not say whether
+they are pages or parts of one (GOT-OCR2)."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
 from madakv.inspection.places.grid import Cell, tiles_of
-from madakv.inspection.places.pixels import assembled, picture
+from madakv.inspection.places.pixels import assembled, picture, stacked
 from madakv.inspection.places.sheet import Boxes, Given, Layout, Sheet, UnplacedError, check, grid, within
 
 _LOOK = 32
@@ -87,6 +87,30 @@ def _of_picture(given: Given, number: int, cut: Cut, boxes: Boxes, tiles: Tensor
         yield from _of_tiles(given, number, columns, boxes, cut.tiles, None if tiles is None else tiles[rest])
     if not cut.whole_first:
         yield whole
+
+
+def parts(given: Given, cuts: Sequence[Cut], boxes: Sequence[Boxes], shown: Sequence[Tensor | None]) -> list[Sheet]:
+    """Pictures whose wholes are of sizes of their own, with the boxes and the pixels of each tile and whole.
+
+    Raises:
+        UnplacedError: tiles of one picture are of several sizes, or there are more or fewer than were cut.
+    """
+    check(sum(cut.tiles + 1 for cut in cuts) == len(boxes))
+    sheets: list[Sheet] = []
+    start = 0
+    for number, cut in enumerate(cuts):
+        stop = start + cut.tiles + 1
+        whole, first = (start, start + 1) if cut.whole_first else (stop - 1, start)
+        tiles = slice(first, first + cut.tiles)
+        check(len({own.tobytes() for own in boxes[tiles]}) <= 1)
+        name = "whole" if cut.tiles else ""
+        found = [Sheet("picture", number, name, picture(given, shown[whole]), boxes[whole])]
+        if cut.tiles:
+            own = _of_tiles(given, number, cut.columns, boxes[first], cut.tiles, stacked(shown[tiles]))
+            found = [*found, *own] if cut.whole_first else [*own, *found]
+        sheets += found
+        start = stop
+    return sheets
 
 
 def _of_tiles(
