@@ -58,11 +58,11 @@ speed-vllm: $(VLLM)/bin/vllm
 
 ANSWERS_VLLM := OMP_NUM_THREADS=1 PYTHONPATH=src:. $(VLLM)/bin/python scripts/vllm_accuracy.py --model
 results-vllm: $(VLLM)/bin/vllm
-	$(ANSWERS_VLLM) small-llava --suite long-1024 --documents 8 --budgets 1,0.2,0.1,0.05 --out results/small-llava/vllm/one.json
+	$(ANSWERS_VLLM) small-llava --suite long-1024 --documents 8 --budgets 1,0.2,0.1,0.05 --out results/vllm/small-llava.json
 	$(ANSWERS_VLLM) small-llava --suite long-1024 --documents 8 --budgets 0.2,0.1,0.05 --processes 2 \
-		--out results/small-llava/vllm/two.json
-	$(ANSWERS_VLLM) small-smolvlm --suite long-512 --documents 4 --budgets 1,0.2,0.1 --out results/small-smolvlm/vllm/one.json
-	$(ANSWERS_VLLM) smollm2 --suite text-1k --documents 2 --budgets 1,0.2,0.1 --out results/smollm2/vllm/one.json
+		--out results/vllm/small-llava-2-processes.json
+	$(ANSWERS_VLLM) small-smolvlm --suite long-512 --documents 4 --budgets 1,0.2,0.1 --out results/vllm/small-smolvlm.json
+	$(ANSWERS_VLLM) smollm2 --suite text-1k --documents 2 --budgets 1,0.2,0.1 --out results/vllm/smollm2.json
 
 $(VLLM)/bin/vllm:
 	PYTHON=$(PYTHON) scripts/vllm_env.sh $(VLLM)

@@ -14,7 +14,7 @@ commas between them, for all of them. `tasks 0.1` has a column per dataset, at t
 scorer. `file` takes the folder's `table.md` as it is. `analysis concentration` (or another figure of `madakv plot`)
 shows the numbers of the folders' `data.json`. `bench decode` (or another command of `madakv bench`) shows the rows of
 the folder's `decode.json`; `contenders=a;b` chooses among them, with `_` for a blank. `engine` shows answers
-through vLLM beside those through transformers, of all files that `scripts/vllm_accuracy.py` wrote into the folders.
+through vLLM beside those through transformers, of all files that `scripts/vllm_accuracy.py` wrote into the folder.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cache
+from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -309,8 +310,17 @@ def test_runs_of_other_rows_pictures_or_padding_are_no_comparison() -> None:
     with pytest.raises(InputError, match="row 1 of a batch of 1"):
         assemble([batch, run], processor, 1)
     pictures = dict(prompt()) | {"pixel_values": prompt()["pixel_values"].flip(-1)}
+    other = inspected(inputs=pictures)
     with pytest.raises(InputError, match="different prompts.*pixel_values"):
-        assemble([run, inspected(inputs=pictures)], processor)
+        assemble([run, other], processor)
+    # Some families have another name for them.
+    for one, inputs in ((run, prompt()), (other, pictures)):
+        assert one.exchange is not None
+        held = one.exchange._inputs | {"image_patches": partial(torch.clone, inputs["pixel_values"])}  # type: ignore[operator]
+        one.exchange = replace(one.exchange, _inputs={k: v for k, v in held.items() if k != "pixel_values"})
+    with pytest.raises(InputError, match="different prompts.*image_patches"):
+        assemble([run, other], processor)
+    run = inspected()
     hidden = dict(prompt()) | {"attention_mask": prompt()["attention_mask"].clone()}
     hidden["attention_mask"][0, :4] = 0
     with pytest.raises(InputError, match="different prompts"):

@@ -132,7 +132,9 @@ def _check_same(one: _Told, other: _Told) -> None:
         return
     theirs = other.exchange.inputs
     for name, value in one.exchange.inputs.items():
-        if name.startswith("pixel_values") and name in theirs and not torch.equal(value.cpu(), theirs[name].cpu()):
+        # `pixel_values`, `pixel_values_videos`, `image_pixel_values`, `image_patches`, and their sizes.
+        pictured = any(word in name for word in ("pixel", "image", "video"))
+        if pictured and name in theirs and not torch.equal(value.cpu(), theirs[name].cpu()):
             raise InputError(f"the two runs read different prompts: their {name} differ; give both the same pictures")
 
 
