@@ -143,22 +143,34 @@ results-echo: venv
 
 # Thirty layers of a published language model behind eyes trained here, which nothing was chosen by.
 SMOLVLM := $(RUN) eval --model small-smolvlm --dtype float32 --suite
+UNEVEN := full,madakv,madakv:shape=layers-even,madakv:shape=heads-even
 results-small-smolvlm: venv
 	$(BIN)/madakv models get smollm2
 	$(SMOLVLM) long-512 --methods full,random,snapkv,madakv-paper,kvzip,kvzip:echo=auto,madakv --budgets 0.2,0.1,0.05 \
 		--samples 6 --out results/small-smolvlm/published
 	$(SMOLVLM) long-1024 --methods full --samples 6 --out results/small-smolvlm/full-1024
 	$(SMOLVLM) long-4096 --methods full --samples 2 --out results/small-smolvlm/full-4096
+	$(SMOLVLM) long-512 --seed 100000 --samples 4 --budgets 0.2,0.1,0.05 --methods $(UNEVEN) --out results/small-smolvlm/uneven
 	$(BIN)/madakv plot --model small-smolvlm --dtype float32 --suite long-512 --samples 4 --out results/small-smolvlm/analysis
 	$(BIN)/madakv plot --model small-smolvlm --dtype float32 --suite long-512 --samples 4 --figure tasks \
 		--method madakv-paper --out results/small-smolvlm/analysis/madakv-paper
 
 # A published model on real text; choices were made with seeds from 100000.
+TRIAL := $(BIN)/python scripts/echo_trials.py
+TRIED := eval --model smollm2 --dtype float32 --suite text-1k --seed 100000 --samples 2 --budgets 0.2,0.1 \
+	--out results/smollm2/echo-trials
 results-text: venv
 	$(BIN)/madakv models get smollm2
 	$(RUN) eval --model smollm2 --dtype float32 --suite text-1k --methods full,snapkv,kvzip,kvzip:echo=auto,madakv \
 		--budgets 0.2,0.1 --samples 8 --out results/smollm2/text-1k
 	$(BIN)/python scripts/echo_reach.py --samples 6 --out results/smollm2/echo-reach
+	$(RUN) eval --model smollm2 --dtype float32 --suite text-1k --seed 100000 --samples 3 --budgets 0.2,0.1 --methods $(UNEVEN) \
+		--out results/smollm2/uneven
+	$(BIN)/madakv distance --model smollm2 --dtype float32 --suite text-1k --methods snapkv,kvzip,madakv,madakv:echo=all \
+		--budgets 0.2 --samples 1 --out results/smollm2/distance
+	$(TRIAL) spread $(TRIED)/spread --methods full,madakv
+	$(TRIAL) turned $(TRIED)/turned --methods full,madakv:echo=0
+	$(TRIAL) lower $(TRIED)/lower --methods full,madakv:echo=all
 	$(BIN)/madakv plot --figure concentration,layers --model smollm2 --suite text-1k --samples 2 --method snapkv \
 		--dtype float32 --out results/smollm2/analysis
 
