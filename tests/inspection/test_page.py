@@ -124,6 +124,16 @@ class TestHtml:
             html(synthetic.report())
 
 
+def test_bytes_of_a_batch_are_not_told_as_those_of_a_row(browser: Browser) -> None:
+    base = synthetic.report(text=40, pictures=1)
+    sides = [dataclasses.replace(base.sides[0], rows=3), base.sides[1]]
+    page = opened(browser, dataclasses.replace(base, sides=sides))
+    told = page.js("[...document.querySelectorAll('.card .figures')].map((each) => each.textContent)")
+    assert [", 3 rows together" in line for line in told] == [True, False]
+    assert page.js("plainData(report.data).sides.map((side) => side.rows)") == [3, 1]
+    page.close()
+
+
 @pytest.fixture(scope="module")
 def two_sides(browser: Browser) -> tuple[Report, Path]:
     report = synthetic.report()
