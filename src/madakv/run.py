@@ -73,7 +73,7 @@ class Run:
             The path.
 
         Raises:
-            InputError: nothing was generated yet; another prompt beside it; no such row.
+            InputError: nothing was generated yet; another prompt or model beside it; no such row.
             ConfigurationError: no processor was found.
             MissingExtraError: the extra is not installed.
         """

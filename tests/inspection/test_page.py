@@ -124,6 +124,25 @@ class TestHtml:
             html(synthetic.report())
 
 
+def test_bytes_of_a_batch_are_not_told_as_those_of_a_row(browser: Browser) -> None:
+    base = synthetic.report(text=40, pictures=1)
+    sides = [dataclasses.replace(base.sides[0], rows=3), base.sides[1]]
+    page = opened(browser, dataclasses.replace(base, sides=sides))
+    told = page.js("[...document.querySelectorAll('.card .figures')].map((each) => each.textContent)")
+    assert [", 3 rows together" in line for line in told] == [True, False]
+    assert page.js("plainData(report.data).sides.map((side) => side.rows)") == [3, 1]
+    page.close()
+
+
+def test_sides_that_are_called_alike_are_told_apart(browser: Browser) -> None:
+    """Budgets that are rounded to the same, or runs that differ in what no label says."""
+    base = synthetic.report(text=40, pictures=1)
+    sides = [dataclasses.replace(base.sides[0], budget=0.2), dataclasses.replace(base.sides[0], budget=0.20004)]
+    page = opened(browser, dataclasses.replace(base, sides=sides))
+    assert page.js("report.names") == ["madakv 20 % (first)", "madakv 20 % (second)"]
+    page.close()
+
+
 @pytest.fixture(scope="module")
 def two_sides(browser: Browser) -> tuple[Report, Path]:
     report = synthetic.report()

@@ -117,6 +117,7 @@ def test_padding_is_not_shown_and_rows_are_told_apart() -> None:
     for together, own in ((first, short), (second, long)):
         alone = assemble([inspected(inputs=own, budget=0.5)], processor)
         side, expected = together.sides[0], alone.sides[0]
+        assert (side.rows, expected.rows) == (2, 1), "bytes are those of the cache, which holds both"
         assert (side.kept == expected.kept).all()
         assert side.answer == expected.answer
         assert side.looked is not None
@@ -301,6 +302,15 @@ def test_answers_of_beams_are_those_of_their_prompts(method: str) -> None:
         assert [piece.strip() for piece in found.sides[0].answer] == spoken
     with pytest.raises(InputError, match="row 4 of a batch of 4"):
         assemble([run], processor, 4)
+
+
+def test_runs_of_two_models_are_no_comparison() -> None:
+    """What the question attends to is taken of one run, and would be told of both."""
+    one, other = inspected(), inspected()
+    assert other.exchange is not None
+    other.exchange = replace(other.exchange, name="another/model")
+    with pytest.raises(InputError, match="two models.*another/model"):
+        assemble([one, other], loaded()[1])
 
 
 def test_runs_of_other_rows_pictures_or_padding_are_no_comparison() -> None:

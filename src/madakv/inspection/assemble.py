@@ -46,7 +46,7 @@ def assemble(runs: Sequence[Inspected], processor: Any, row: int = 0) -> Report:
 
     Raises:
         InputError: nothing was generated; something else was read since; a prompt of embeddings; runs of different
-            prompts; no such row.
+            prompts or models; no such row.
         ConfigurationError: the processor has no tokenizer.
     """
     told = [_Told.of(run, row) for run in runs]
@@ -123,7 +123,9 @@ class _Told:
 
 
 def _check_same(one: _Told, other: _Told) -> None:
-    """Raise InputError unless both are of one prompt."""
+    """Raise InputError unless both are of one model and one prompt."""
+    if (name := one.exchange.name) != (second := other.exchange.name):
+        raise InputError(f"the two runs are of two models, {name!r} and {second!r}; a report compares methods")
     same = torch.equal(one.ids, other.ids) and torch.equal(one.kept.modality[one.row], other.kept.modality[other.row])
     if not same:
         raise InputError("the two runs read different prompts; generate with the same inputs in both")
@@ -221,6 +223,7 @@ def _side(
         looked=glances,
         kv_bytes=kept.kv_bytes,
         kv_bytes_full=kept.kv_bytes_full,
+        rows=len(kept.modality),
     )
 
 

@@ -46,7 +46,8 @@ class Side:
         answer: the tokens of the answer as text pieces, special ones dropped.
         looked: what each token of the answer looked at; None if not recorded. One shorter than `answer` may be: the
             first token comes from the prompt's own pass.
-        kv_bytes, kv_bytes_full: of the evicted layers.
+        kv_bytes, kv_bytes_full: of the evicted layers, all rows of a batch together.
+        rows: how many these are.
     """
 
     label: str
@@ -60,6 +61,7 @@ class Side:
     looked: list[Glance | None] | None
     kv_bytes: int
     kv_bytes_full: int
+    rows: int = 1
 
 
 @dataclass(frozen=True, eq=False)

@@ -74,6 +74,7 @@ def _side(side: Side) -> Mapping[str, Any]:
         "looked": _looked(side),
         "bytes": side.kv_bytes,
         "bytes_full": side.kv_bytes_full,
+        "rows": side.rows,
     }
 
 

@@ -54,7 +54,7 @@ function plainData(data) {
         Array.from({ length: heads }, (_, head) => side.kept.positions(layer, head))),
       asked: perHead(side.asked, heads), stays: perHead(side.stays, heads),
       answer: side.answer, looked: side.looked && side.looked.plain(),
-      kv_bytes: side.bytes, kv_bytes_full: side.bytes_full,
+      kv_bytes: side.bytes, kv_bytes_full: side.bytes_full, rows: side.rows,
     })),
   };
 }

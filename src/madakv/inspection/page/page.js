@@ -72,7 +72,7 @@ class Page {
     title.append(make("bdi", "", visible(side.label)), make("span", "muted", ` budget ${budgetText(side)}`));
     const figures = head.appendChild(make("p", "figures"));
     figures.append(make("strong", "", percent(entries / Math.max(1, this.total * layers * heads))),
-      ` of entries kept · ${bytes(side.bytes)} of ${bytes(side.bytes_full)}`);
+      ` of entries kept · ${bytes(side.bytes)} of ${bytes(side.bytes_full)}${side.rows > 1 ? `, ${count(side.rows)} rows together` : ""}`);
     const method = head.appendChild(make("details", "method muted"));
     method.append(make("summary", "", "method in full"), make("p", "", visible(side.method)));
     const answer = card.appendChild(make("div", "answer"));

@@ -184,10 +184,12 @@ function percent(share) {
   return `${value >= 10 || value === 0 ? value.toFixed(0) : value >= 1 ? value.toFixed(1) : value.toPrecision(1)} %`;
 }
 
-// Labels of two sides; where these are the same, budgets tell them apart.
+// Labels of two sides; where these are the same, budgets tell them apart, or else their order.
 function sideNames(data) {
   const names = data.sides.map((side) => visible(side.label));
-  return names[0] === names[1] ? data.sides.map((side) => `${visible(side.label)} ${budgetText(side)}`) : names;
+  if (names[0] !== names[1]) return names;
+  const longer = data.sides.map((side) => `${visible(side.label)} ${budgetText(side)}`);
+  return longer[0] === longer[1] ? longer.map((name, at) => `${name} (${["first", "second"][at]})`) : longer;
 }
 
 function budgetText({ budget, of_all: ofAll }) {
