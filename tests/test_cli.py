@@ -104,6 +104,13 @@ def test_images_and_marks(pictures: list[str]) -> None:
     assert first["prompt_tokens"]["image"] == 48
 
 
+def test_words_that_the_model_lacks_are_told() -> None:
+    asked = ("generate", "--max-new-tokens", "2", "--prompt")
+    told = run(*asked, "image xylophone zither ?").stderr
+    assert "no words for 2 of 4 tokens of this prompt, and reads <unk> there" in told
+    assert "no words" not in run(*asked, "image ?").stderr
+
+
 def test_marks_decide_the_order() -> None:
     a, b, c = (Image.new("RGB", (1, 1)) for _ in range(3))
     assert interleave("x <image> y <image>z", [a, b, c]) == [a, "x ", b, " y ", c, "z"]

@@ -119,7 +119,9 @@ def test_a_folder_that_cannot_be_is_told_before_the_work(tmp_path: Path) -> None
     (tmp_path / "file").write_text("")
     result = run("--model", "/no/such/folder", "--out", str(tmp_path / "file"))
     assert result.exit_code == 2
-    assert result.stderr.strip().splitlines() == [f"error: File exists: {tmp_path / 'file'}"]
+    assert result.stderr.strip().splitlines() == [
+        f"error: --out is the name of a folder, not of a file: {tmp_path / 'file'}"
+    ]
 
 
 def test_what_is_looked_at_is_the_questions_attention() -> None:

@@ -12,7 +12,7 @@ from rich.text import Text
 from transformers.utils import logging as transformers_logging
 
 from madakv.answering import Answer, answer
-from madakv.cli.asked import prompt_or_sample
+from madakv.cli.asked import prompt_or_sample, warn_of_unknown_words
 from madakv.cli.output import json_line, plain_console, visible
 from madakv.errors import ConfigurationError
 from madakv.kept import Kept
@@ -47,6 +47,7 @@ def run_generate(
     prompt, pictures, question = prompt_or_sample(prompt, images)
     loaded, processor = load(model, device=device, dtype=dtype)
     inputs = model_inputs(processor, prompt, pictures).to(loaded.device)
+    warn_of_unknown_words(processor, inputs)
     full = None
     with fast_linears(loaded) if fast else nullcontext():
         if compare:

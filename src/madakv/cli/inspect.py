@@ -9,7 +9,7 @@ from typing import Any
 
 from madakv.answering import generate
 from madakv.api import evict
-from madakv.cli.asked import prompt_or_sample
+from madakv.cli.asked import prompt_or_sample, warn_of_unknown_words
 from madakv.cli.evaluate import expand
 from madakv.cli.generate import quiet_transformers
 from madakv.cli.output import plain_console
@@ -50,6 +50,7 @@ def run_inspect(
     prompt, pictures, _ = prompt_or_sample(prompt, images)
     loaded, processor = load(model, device=device, dtype=dtype)
     inputs = model_inputs(processor, prompt, pictures).to(loaded.device)
+    warn_of_unknown_words(processor, inputs)
     runs: list[Run] = []
     with bar("methods") as report:
         report(0, len(chosen))

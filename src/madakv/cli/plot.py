@@ -61,6 +61,8 @@ def run_plot(
         )
     chosen = from_text(method, budget=parse_budget(budget))
     pictures = open_images(images)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out is the name of a folder, not of a file: {out}")
     out.mkdir(parents=True, exist_ok=True)
     quiet_transformers()
     loaded, processor = load(model, device=device, dtype=dtype)
