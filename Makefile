@@ -54,7 +54,8 @@ SPEED_VLLM := OMP_NUM_THREADS=1 $(VLLM)/bin/python scripts/vllm_speed.py
 speed-vllm: $(VLLM)/bin/vllm
 	$(SPEED_VLLM) attention --tokens 410,2048 --requests 16 --out results/speed/vllm/attention.json
 	$(SPEED_VLLM) capacity --requests 72 --pool 6 --say 64 --out results/speed/vllm/capacity.json
-	$(SPEED_VLLM) serving --batched 1 --out results/speed/vllm/serving.json
+	$(SPEED_VLLM) serving --batched 1 --pool 1 --requests 8 --say 512 --out results/speed/vllm/serving.json
+	$(SPEED_VLLM) serving --batched 1 --pool 1 --requests 6 --say 1024 --out results/speed/vllm/serving-long.json
 
 ANSWERS_VLLM := OMP_NUM_THREADS=1 PYTHONPATH=src:. $(VLLM)/bin/python scripts/vllm_accuracy.py --model
 results-vllm: $(VLLM)/bin/vllm
