@@ -47,7 +47,6 @@ def run_generate(
     prompt, pictures, question = prompt_or_sample(prompt, images)
     loaded, processor = load(model, device=device, dtype=dtype)
     inputs = model_inputs(processor, prompt, pictures).to(loaded.device)
-    warn_of_unknown_words(processor, inputs)
     full = None
     with fast_linears(loaded) if fast else nullcontext():
         if compare:
@@ -58,6 +57,8 @@ def run_generate(
         evicted = answer(loaded, processor, inputs, chosen, max_new_tokens=max_new_tokens)
     if evicted.kept is None:
         raise RuntimeError("generation ended without a prefill")
+    # What could not be answered is an error's one line.
+    warn_of_unknown_words(processor, inputs)
     if as_json:
         print(json_line(as_object(evicted, evicted.kept, full)))
     else:

@@ -50,7 +50,6 @@ def run_inspect(
     prompt, pictures, _ = prompt_or_sample(prompt, images)
     loaded, processor = load(model, device=device, dtype=dtype)
     inputs = model_inputs(processor, prompt, pictures).to(loaded.device)
-    warn_of_unknown_words(processor, inputs)
     runs: list[Run] = []
     with bar("methods") as report:
         report(0, len(chosen))
@@ -59,6 +58,7 @@ def run_inspect(
                 generate(loaded, processor, inputs, max_new_tokens=max_new_tokens)
             runs.append(run)
             report(len(runs), len(chosen))
+    warn_of_unknown_words(processor, inputs)
     path = runs[0].report(out, processor, beside=runs[1] if len(runs) > 1 else None)
     plain_console().print(f"{path}: {size_text(path.stat().st_size)}", soft_wrap=True)
     if opened:
