@@ -1,13 +1,15 @@
 """Cheaper echoes that were tried and given up: the command line of madakv with one of them in place.
 
-python scripts/echo_trials.py turned eval --model smollm2 --methods full,madakv:echo=0 ...
-python scripts/echo_trials.py lower eval --model smollm2 --methods full,madakv:echo=all ...
-python scripts/echo_trials.py spread eval --model smollm2 --methods full,madakv ...
+    python scripts/echo_trials.py turned eval --model smollm2 --methods full,madakv:echo=0 ...
+    python scripts/echo_trials.py lower eval --model smollm2 --methods full,madakv:echo=all ...
+    python scripts/echo_trials.py spread eval --model smollm2 --methods full,madakv ...
 
-turned   no second pass: the queries that text had in the prompt, turned to positions behind it, meet all keys; a
-         `madakv:echo=0` hears the most that any of them pays, as it would hear an echo of all text
-lower    of an echo, the first twenty layers alone are heard: the others would not have to be computed
-spread   an echo shorter than the text is of runs at even distances, not of those that the question is after
+What they are:
+
+    turned   no second pass: the queries that text had in the prompt, turned to positions behind it, meet all keys; a
+             `madakv:echo=0` hears the most that any of them pays, as it would hear an echo of all text
+    lower    of an echo, the first twenty layers alone are heard: the others would not have to be computed
+    spread   an echo shorter than the text is of runs at even distances, not of those that the question is after
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 
 from madakv.cli import main
+from madakv.hf.echo import _behind
 from madakv.methods.madakv import MadaKV
 from madakv.modality import Modality
 from madakv.reading import Reading, Scores, echo
@@ -35,9 +38,8 @@ def turned(view: LayerView) -> Tensor:
     assert rotary is not None
     text = (view.modality[0] == Modality.TEXT).nonzero()[:, 0]
     E, N = len(text), view.key.shape[2]
-    last = rotary.positions.amax(-1)
-    positions = (last[-AXES:].amax(0) if last.dim() == 2 else last)[:, None] + 1 + torch.arange(E)
-    cos, sin = rotary.waves(positions.expand(AXES, -1, -1) if last.dim() == 2 else positions)
+    positions = _behind(rotary.positions, E)
+    cos, sin = rotary.waves(positions[-AXES:] if positions.dim() == 3 else positions)
     query = rotary.turn(rotary.turned_back(view.query)[:, :, text], cos, sin).to(view.key.dtype)
     # What stood behind a token in the prompt is seen, too.
     everything = torch.ones(1, 1, E, N, dtype=torch.bool)

@@ -81,7 +81,12 @@ def main() -> None:
     program = chromium()
     if program is None:
         raise SystemExit("no Chromium is on this machine: install one, or name it in MADAKV_CHROMIUM")
-    folder = Path(tempfile.mkdtemp())
+    with tempfile.TemporaryDirectory() as temporary:
+        measure(program, Path(temporary), given)
+
+
+def measure(program: str, folder: Path, given: argparse.Namespace) -> None:
+    """Pages of all sizes, in a folder of their own."""
     rows = []
     for text, pictures, grid in SIZES:
         report = synthetic.report(text=text, pictures=pictures, grid=grid, layers=LAYERS, heads=HEADS, answer=ANSWER)
