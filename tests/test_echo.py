@@ -349,6 +349,20 @@ def test_it_is_heard_the_same_with_the_prompt_and_after_it(draft: int, monkeypat
     assert found[0] == found[1]
 
 
+def test_it_is_heard_the_same_with_and_without_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, inputs = tiny.llava(), tiny.document(text=20)
+    padded = {name: torch.cat([rows, rows]) for name, rows in inputs.items()}
+    padded["attention_mask"][0, :7] = 0
+    found = []
+    for backend in ("native", "torch"):
+        monkeypatch.setattr("madakv.scoring.most.native.chosen", lambda _device, backend=backend: backend)
+        with madakv.evict(model, budget=0.3) as run:
+            answer = model.generate(**padded, max_new_tokens=4, do_sample=False)
+        assert run.last is not None
+        found.append(([plan.positions.tolist() for plan in run.last.plans], answer.tolist()))
+    assert found[0] == found[1]
+
+
 def kept_of(model: Any, inputs: dict[str, Any], echo: Any) -> list[list[int]]:
     with madakv.evict(model, budget=0.3, echo=echo) as run:
         model(**inputs)

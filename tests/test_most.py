@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from madakv.attention import prompt_attention
 from madakv.native.build import kernels
-from madakv.scoring import LayerView, most_attention, most_attention_reference
+from madakv.scoring import LayerView, most_and_attended, most_attention, most_attention_reference
 from madakv.scoring.most import most_of_pieces
 from madakv.scoring.most.native import native_most
 
@@ -118,12 +119,66 @@ def test_threads_change_nothing(threads: int) -> None:
     assert torch.equal(found, expected)
 
 
+def attended_reference(view: LayerView, queries: torch.Tensor) -> torch.Tensor:
+    """What attention gives those that are asked for, [B, Hq, Q, Dv]; zeros for the others."""
+    out = prompt_attention(
+        view.query,
+        view.key,
+        view.value,
+        scaling=view.scaling,
+        mask=view.mask,
+        softcap=view.softcap,
+        sinks=view.sinks,
+        hidden=view.modality < 0,
+    )
+    return out.masked_fill(~queries[:, None, -view.query.shape[2] :, None], 0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("case", CASES)
+def test_the_cpu_kernel_attends_besides(case: str, dtype: torch.dtype) -> None:
+    needs_compiler()
+    view, queries = make_view(case, dtype=dtype), some_queries()
+    # Values of another width, and with strides of their own.
+    view = replace(view, value=torch.randn(2, 2, 19, N).mT.to(dtype))
+    found = most_and_attended(view, queries)
+    assert found is not None
+    assert torch.equal(found[0], native_most(view, queries))  # type: ignore[arg-type]
+    assert found[1].dtype is dtype
+    close = {} if dtype is not torch.float32 else {"rtol": 0.0, "atol": 3e-6}
+    torch.testing.assert_close(found[1], attended_reference(view, queries), **close)
+
+
+@pytest.mark.parametrize("keys", [40, 700])
+def test_the_newest_attend_to_few_keys_and_to_more_than_a_block(keys: int) -> None:
+    needs_compiler()
+    Q, D = 37, 64
+    view = LayerView(
+        torch.randn(1, 6, Q, D), torch.randn(1, 2, keys, D), torch.randn(1, 2, keys, D),
+        torch.zeros(1, keys, dtype=torch.int64), 0.125,
+    )  # fmt: skip
+    queries = (torch.arange(keys) >= keys - Q)[None]
+    found = most_and_attended(view, queries)
+    assert found is not None
+    torch.testing.assert_close(found[0].double(), most_attention_reference(view, queries), rtol=0, atol=2e-6)
+    torch.testing.assert_close(found[1], attended_reference(view, queries), rtol=0, atol=3e-6)
+
+
+def test_who_sees_nothing_is_given_nothing() -> None:
+    needs_compiler()
+    blind = torch.zeros(1, 1, N, N, dtype=torch.bool).expand(2, 1, N, N)
+    found = most_and_attended(replace(make_view("plain"), mask=blind), some_queries())
+    assert found is not None
+    assert (found[1] == 0).all()
+
+
 def test_the_backend_that_is_asked_for_listens(monkeypatch: pytest.MonkeyPatch) -> None:
     needs_compiler()
     view, queries = make_view("plain"), some_queries()
     assert torch.equal(most_attention(view, queries), native_most(view, queries))  # type: ignore[arg-type]
     monkeypatch.setattr("madakv.scoring.most.native.chosen", lambda _device: "torch")
     assert native_most(view, queries) is None
+    assert most_and_attended(view, queries) is None
     assert torch.equal(most_attention(view, queries), most_of_pieces(view, queries))
 
 

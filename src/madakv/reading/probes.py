@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from madakv.attention import attention_of_newest
 from madakv.methods import Method
 from madakv.modality import Modality
 from madakv.reading.chunks import Chunks
-from madakv.scoring import LayerView, attention_paid, most_attention
+from madakv.scoring import LayerView, attention_paid, most_and_attended, most_attention
 
 Reduction = Literal["each", "most"]
 """`"each"`: every token counts; `"most"`: the most that any of them pays."""
@@ -75,6 +76,28 @@ class Probe:
         apart = torch.eye(self.span, dtype=torch.bool, device=heard.device)[:, None] & heard
         for paid in attention_paid(view, pad(apart, (start, behind))):
             yield self.weight(paid[..., :prompt])
+
+    def attend(self, view: LayerView, prompt: int) -> tuple[Tensor, Tensor]:
+        """What an echo that is read in a pass of its own adds to psi, [B, H, N]; and its attention, [B, Hq, n, Dv].
+
+        Args:
+            view: of that pass: the prompt's entries and its own, and its own queries.
+            prompt: N.
+        """
+        assert self.heard is not None
+        heard = pad(self.heard.to(view.key.device), (prompt, 0))
+        both = most_and_attended(view, heard) if self.chunks is None else None
+        if both is not None:
+            return self.weight(both[0][..., :prompt]), both[1]
+        return next(self.listen(view, prompt, prompt)), attention_of_newest(
+            view.query,
+            view.key,
+            view.value,
+            scaling=view.scaling,
+            hidden=view.modality < 0,
+            softcap=view.softcap,
+            sinks=view.sinks,
+        )
 
     def told(self, paid: Tensor) -> Tensor:
         """What tokens of a later pass add to psi, [B, H, N].

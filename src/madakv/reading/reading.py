@@ -9,7 +9,7 @@ from enum import Enum
 import torch
 from torch import Tensor
 
-from madakv.attention import attention_of_newest, ragged_partial, weights_on_prompt
+from madakv.attention import ragged_partial, weights_on_prompt
 from madakv.cache import LayerMemory
 from madakv.merge import merge_evicted
 from madakv.methods import Method
@@ -269,10 +269,9 @@ class Reading:
             softcap=softcap,
             sinks=sinks,
         )
-        self.scores.add(number, next(self._listener.listen(view, prompt.length, prompt.length)))
-        return attention_of_newest(
-            query, keys, values, scaling=scaling, hidden=view.modality < 0, softcap=softcap, sinks=sinks
-        )
+        psi, out = self._listener.attend(view, prompt.length)
+        self.scores.add(number, psi)
+        return out
 
     # -- the decision
 

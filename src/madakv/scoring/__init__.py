@@ -8,7 +8,7 @@ from madakv.scoring.attention import (
     proxy_attention_reference,
 )
 from madakv.scoring.context import context_attention_reference, proxy_and_context_attention
-from madakv.scoring.most import most_attention, most_attention_reference
+from madakv.scoring.most import most_and_attended, most_attention, most_attention_reference
 from madakv.scoring.projection import OutputProjection
 from madakv.scoring.proxies import ProxyRule, proxy_mask, spread_mask
 from madakv.scoring.rotary import Rotary
@@ -22,6 +22,7 @@ __all__ = [
     "Rotary",
     "attention_paid",
     "context_attention_reference",
+    "most_and_attended",
     "most_attention",
     "most_attention_reference",
     "over_groups",

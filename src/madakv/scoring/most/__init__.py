@@ -11,7 +11,7 @@ from torch import Tensor
 
 from madakv.backend import chosen
 from madakv.scoring.attention import pieces
-from madakv.scoring.most.native import native_most
+from madakv.scoring.most.native import native_most, native_most_and_attended
 from madakv.scoring.view import LayerView
 
 
@@ -32,6 +32,19 @@ def most_attention(view: LayerView, queries: Tensor) -> Tensor:
         return triton_most(view, queries)
     found = native_most(view, queries)
     return most_of_pieces(view, queries) if found is None else found
+
+
+def most_and_attended(view: LayerView, queries: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The same, and what the queries' attention gives; None where there is no kernel for both in one.
+
+    Args:
+        view, queries: as above.
+
+    Returns:
+        `most_attention`'s, and [B, Hq, Q, Dv] in the dtype of the values: zeros for queries that are not among those
+        asked for, and for those that see nothing.
+    """
+    return native_most_and_attended(view, queries)
 
 
 def most_of_pieces(view: LayerView, queries: Tensor) -> Tensor:

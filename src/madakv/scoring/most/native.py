@@ -28,6 +28,9 @@ class _Asked(ctypes.Structure):
         ("additive", ctypes.c_int),
         ("sinks", ctypes.c_void_p),
         *((name, ctypes.c_float) for name in ("scaling", "softcap")),
+        ("value", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("value_head_stride", "value_stride", "Dv")),
+        ("attended", ctypes.c_void_p),
     )
 
 
@@ -37,7 +40,20 @@ def native_most(view: LayerView, queries: Tensor) -> Tensor | None:
     These are other devices, dtypes than bfloat16, float16 and float32, traced or transformed calls, no compiler, and
     another backend.
     """
-    key = view.key
+    found = _asked_of_the_kernel(view, queries, attend=False)
+    return None if found is None else found[0]
+
+
+def native_most_and_attended(view: LayerView, queries: Tensor) -> tuple[Tensor, Tensor] | None:
+    """`most_and_attended` by the same kernel; None where it cannot, as above."""
+    if view.value.dtype is not view.key.dtype:
+        return None
+    return _asked_of_the_kernel(view, queries, attend=True)
+
+
+def _asked_of_the_kernel(view: LayerView, queries: Tensor, *, attend: bool) -> tuple[Tensor, Tensor] | None:
+    """The most [B, H, G, N] fp32, and what attention gives, [B, Hq, Q, Dv] in the view's dtype if `attend`."""
+    key, value = view.key, view.value
     if (
         not key.is_cpu
         or key.dtype not in _KINDS
@@ -48,8 +64,10 @@ def native_most(view: LayerView, queries: Tensor) -> Tensor | None:
     ):
         return None
     B, H, N, D = key.shape
-    Hq, earlier = view.query.shape[1], N - view.query.shape[2]
+    Hq, Q, Dv = view.query.shape[1], view.query.shape[2], value.shape[-1]
+    earlier = N - Q
     most = torch.zeros(B, H, Hq // H, N, dtype=torch.float32)
+    out = value.new_zeros(B, Hq, Q if attend else 0, Dv)
     sinks = None if view.sinks is None else view.sinks.float().contiguous()
     mask = view.mask
     if mask is not None:
@@ -60,9 +78,10 @@ def native_most(view: LayerView, queries: Tensor) -> Tensor | None:
         if not len(places):
             continue
         query = view.query[b, :, places - earlier].contiguous()
-        row_key = key[b] if key.stride(-1) == 1 else key[b].contiguous()
+        row_key, row_value = (x[b] if x.stride(-1) == 1 else x[b].contiguous() for x in (key, value))
         hidden = view.modality[b] < 0
         row = None if mask is None else mask[b if len(mask) > 1 else 0]
+        attended = torch.empty(Hq, len(places), Dv, dtype=torch.float32) if attend else None
         asked = _Asked(
             kind=_KINDS[key.dtype],
             Hq=Hq,
@@ -84,6 +103,13 @@ def native_most(view: LayerView, queries: Tensor) -> Tensor | None:
             sinks=None if sinks is None else sinks.data_ptr(),
             scaling=view.scaling,
             softcap=view.softcap or 0.0,
+            value=row_value.data_ptr(),
+            value_head_stride=row_value.stride(0),
+            value_stride=row_value.stride(1),
+            Dv=Dv,
+            attended=None if attended is None else attended.data_ptr(),
         )
         built.most(ctypes.byref(asked), torch.get_num_threads(), most[b].data_ptr())
-    return most
+        if attended is not None:
+            out[b, :, places - earlier] = attended.to(out.dtype)
+    return most, out
