@@ -50,12 +50,12 @@ VLLM ?= .venv-vllm
 test-vllm: $(VLLM)/bin/vllm
 	$(VLLM)/bin/python -m pytest -m slow tests/integrations/vllm
 
-SPEED_VLLM := OMP_NUM_THREADS=1 $(VLLM)/bin/python scripts/vllm_speed.py
+SPEED_VLLM := $(VLLM)/bin/python scripts/vllm_speed.py
 speed-vllm: $(VLLM)/bin/vllm
-	$(SPEED_VLLM) attention --tokens 410,2048 --requests 16 --out results/speed/vllm/attention.json
-	$(SPEED_VLLM) capacity --requests 72 --pool 6 --say 64 --out results/speed/vllm/capacity.json
-	$(SPEED_VLLM) serving --batched 1 --pool 1 --requests 8 --say 512 --out results/speed/vllm/serving.json
-	$(SPEED_VLLM) serving --batched 1 --pool 1 --requests 6 --say 1024 --out results/speed/vllm/serving-long.json
+	OMP_NUM_THREADS=1 $(SPEED_VLLM) attention --tokens 410,2048 --requests 16 --out results/speed/vllm/attention.json
+	OMP_NUM_THREADS=1 $(SPEED_VLLM) capacity --requests 72 --pool 6 --say 64 --out results/speed/vllm/capacity.json
+	OMP_NUM_THREADS=2 $(SPEED_VLLM) serving --batched 1 --pool 1,1.33,2 --requests 8 --say 1024 \
+		--out results/speed/vllm/serving.json
 
 ANSWERS_VLLM := OMP_NUM_THREADS=1 PYTHONPATH=src:. $(VLLM)/bin/python scripts/vllm_accuracy.py --model
 results-vllm: $(VLLM)/bin/vllm
@@ -157,13 +157,16 @@ results-small-smolvlm: venv
 		--method madakv-paper --out results/small-smolvlm/analysis/madakv-paper
 
 # A published model on real text; choices were made with seeds from 100000.
+TOLD := full,snapkv,kvzip,kvzip:echo=auto,madakv,madakv:echo=all
 TRIAL := $(BIN)/python scripts/echo_trials.py
 TRIED := eval --model smollm2 --dtype float32 --suite text-1k --seed 100000 --samples 2 --budgets 0.2,0.1 \
 	--out results/smollm2/echo-trials
 results-text: venv
 	$(BIN)/madakv models get smollm2
-	$(RUN) eval --model smollm2 --dtype float32 --suite text-1k --methods full,snapkv,kvzip,kvzip:echo=auto,madakv \
-		--budgets 0.2,0.1 --samples 8 --out results/smollm2/text-1k
+	$(RUN) eval --model smollm2 --dtype float32 --suite text-1k --methods $(TOLD) --budgets 0.2,0.1 --samples 8 \
+		--out results/smollm2/text-1k
+	$(RUN) eval --model smollm2 --dtype float32 --suite text-1k --methods $(TOLD) --budgets 0.2,0.1 --samples 3 --seed 200000 \
+		--out results/smollm2/unseen
 	$(BIN)/python scripts/echo_reach.py --samples 6 --out results/smollm2/echo-reach
 	$(RUN) eval --model smollm2 --dtype float32 --suite text-1k --seed 100000 --samples 3 --budgets 0.2,0.1 --methods $(UNEVEN) \
 		--out results/smollm2/uneven

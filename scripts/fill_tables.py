@@ -14,7 +14,8 @@ commas between them, for all of them. `tasks 0.1` has a column per dataset, at t
 scorer. `file` takes the folder's `table.md` as it is. `analysis concentration` (or another figure of `madakv plot`)
 shows the numbers of the folders' `data.json`. `bench decode` (or another command of `madakv bench`) shows the rows of
 the folder's `decode.json`; `contenders=a;b` chooses among them, with `_` for a blank. `engine` shows answers
-through vLLM beside those through transformers, of all files that `scripts/vllm_accuracy.py` wrote into the folder.
+through vLLM beside those through transformers, of all files that `scripts/vllm_accuracy.py` wrote into the folder;
+`worth` what eviction in vLLM gains, from what `scripts/vllm_speed.py` wrote, and `pools` the seconds behind it.
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ def table(folder: str, words: list[str]) -> str:
         return _bench(folder, words[1], options)
     if words[0] == "engine":
         return _engine([json.loads(one.read_text()) for one in sorted(ROOT.glob(f"{folder}/*.json"))])
+    if words[0] in SPEEDS:
+        return SPEEDS[words[0]](ROOT / folder)
     if words[0] == "analysis":
         found = [json.loads(one.read_text()) for one in sorted(ROOT.glob(f"{folder}/data.json"))]
         return ANALYSES[words[1]]([data for data in found if words[1] in data])
@@ -93,6 +96,40 @@ def _engine(found: list[Any]) -> str:
         counted = [str(row["questions"]), str(row["equal_answers"])]
         body.append([*told, *counted, f"{row['transformers']:.1%}", f"{row['vllm']:.1%}"])
     return markdown_table(head, body, words=(0, 1))
+
+
+def _by_pool(file: Path) -> dict[float, dict[float, Any]]:
+    """What `scripts/vllm_speed.py` measured: of each pool, the row of each budget."""
+    pools: dict[float, dict[float, Any]] = {}
+    for row in json.loads(file.read_text())["rows"]:
+        pools.setdefault(row["pool"], {})[row["budget"]] = row
+    return dict(sorted(pools.items()))
+
+
+def _worth(folder: Path) -> str:
+    """Requests that answer at once, and requests per second beside vLLM's own."""
+    room = {row["budget"]: row["most_at_once"] for row in json.loads((folder / "capacity.json").read_text())["rows"]}
+    head = ["prompts of 2,048 tokens", *("vLLM" if own == 1 else budget_text(own) for own in room)]
+    body = [[f"answering at once, of a pool for {room[1.0]} whole", *map(str, room.values())]]
+    for pool, rows in _by_pool(folder / "serving.json").items():
+        told = f"requests per second, of a pool for {pool:g}"
+        whole = rows[1.0]["requests_per_second"]
+        ratios = [rows[own]["requests_per_second"] / whole for own in room]
+        body.append([told, *("1" if ratio == 1 else f"{ratio:.1f}x" for ratio in ratios)])
+    return markdown_table(head, body)
+
+
+def _pools(folder: Path) -> str:
+    """What the requests per second are made of."""
+    head = ["pool, in requests", "budget", "answering at once", "seconds", "of them reading", "requests per second"]
+    body = []
+    for pool, rows in _by_pool(folder / "serving.json").items():
+        whole = rows[1.0]["requests_per_second"]
+        for budget, row in rows.items():
+            seconds = (f"{row['seconds'][name]:.0f}" for name in ("total", "prefill"))
+            told = [f"{pool:g}", budget_text(budget), f"{row['at_once']:.1f}", *seconds]
+            body.append([*told, f"{row['requests_per_second'] / whole:.2f}x"])
+    return markdown_table(head, body)
 
 
 def _budgets(found: list[list[Line]], options: dict[str, str], *, bare: bool) -> str:
@@ -164,6 +201,7 @@ def _questions(found: list[Any]) -> str:
     return markdown_table(head, body)
 
 
+SPEEDS = {"worth": _worth, "pools": _pools}
 ANALYSES = {"concentration": _concentration, "preference": _preference, "layers": _layers, "tasks": _questions}
 _SAID = {"text": "text", "image": "pictures", "together": "all tokens as one", "sum": "sum"}
 

@@ -2,12 +2,11 @@
 
     python scripts/vllm_speed.py attention --tokens 410,2048 --requests 16 --out results/speed/vllm/attention.json
     python scripts/vllm_speed.py capacity --requests 72 --pool 6 --say 64 --out results/speed/vllm/capacity.json
-    python scripts/vllm_speed.py serving --model smollm2 --batched 1 --out results/speed/vllm/serving.json
+    python scripts/vllm_speed.py serving --batched 1 --pool 1,1.33,2 --say 1024 --out results/speed/vllm/serving.json
 
 Runs in the environment of `make test-vllm`, with vLLM in this process. The pool holds so many requests whole.
-Seconds are of this process' CPU time, since a machine that does something else besides does not change them; with one
-thread (`OMP_NUM_THREADS=1`) they are what a machine with nothing else to do takes. With `--device cuda` they are a
-wall clock's, numbers are bfloat16, and models are compiled, with CUDA graphs between attention.
+Seconds are a wall clock's: the machine should have nothing else to do. With `--device cuda` numbers are bfloat16, and
+models are compiled, with CUDA graphs between attention.
 
     attention   decode attention of one layer alone, on a CPU: pages in place, the same copied first, vLLM's own
                 kernel over as many entries
@@ -47,7 +46,6 @@ BUDGETS = (1.0, 0.2, 0.05)
 # What is ours of a step, by where it is called; `attend` besides holds what scores prompts.
 PARTS = ("finish", "begin", "store", "attend", "attend_aside")
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
-CLOCKS = {"cpu": time.process_time, "cuda": time.perf_counter}
 
 
 def tiny(folder: Path) -> str:
@@ -64,18 +62,18 @@ def tiny(folder: Path) -> str:
 
 
 @contextmanager
-def timed(spent: dict[str, float], clock: Callable[[], float]) -> Iterator[None]:
+def timed(spent: dict[str, float]) -> Iterator[None]:
     """Add up time in the evictor's methods, without what a GPU does meanwhile; those that others call count twice."""
     from madakv.integrations.vllm.evictor import Evictor
 
     originals = {name: getattr(Evictor, name) for name in PARTS}
 
     def noted(name: str, *args: Any, **kwargs: Any) -> Any:
-        begun = clock()
+        begun = time.perf_counter()
         try:
             return originals[name](*args, **kwargs)
         finally:
-            spent[name] = spent.get(name, 0.0) + clock() - begun
+            spent[name] = spent.get(name, 0.0) + time.perf_counter() - begun
 
     for name in PARTS:
         # A function, so that it is bound.
@@ -88,7 +86,12 @@ def timed(spent: dict[str, float], clock: Callable[[], float]) -> Iterator[None]
 
 
 def served(
-    model: str, prompts: Sequence[list[int]], tokens: Sequence[int], budget: float, asked: argparse.Namespace
+    model: str,
+    prompts: Sequence[list[int]],
+    tokens: Sequence[int],
+    pool: float,
+    budget: float,
+    asked: argparse.Namespace,
 ) -> dict[str, Any]:
     """All prompts sent at once to an engine of its own; a budget of 1.0 leaves the plug-in out.
 
@@ -97,9 +100,9 @@ def served(
     from vllm import LLM, SamplingParams
 
     length, size = max(map(len, prompts)), asked.block_size
-    blocks = asked.pool * -(-(length + max(tokens)) // size) + 1
+    blocks = int(pool * -(-(length + max(tokens)) // size)) + 1
     evicting = {} if budget == 1.0 else {"additional_config": {"madakv": {"budget": budget, "method": asked.method}}}
-    on_gpu, clock = asked.device == "cuda", CLOCKS[asked.device]
+    on_gpu = asked.device == "cuda"
     room = {"gpu_memory_utilization": 0.5} if on_gpu else {}
     llm = LLM(
         model, dtype=DTYPES[asked.device], enforce_eager=not on_gpu, skip_tokenizer_init=True, block_size=size,
@@ -115,14 +118,13 @@ def served(
     seconds = {"prefill": 0.0, "decode": 0.0}
     decoded, answering = [], []
     preempted: set[tuple[str, int]] = set()
-    begun = time.perf_counter()
-    with timed(spent, clock):
+    with timed(spent):
         while engine.has_unfinished_requests():
-            before, start = dict(spent), clock()
+            before, start = dict(spent), time.perf_counter()
             reads = any(one.num_computed_tokens < one.num_prompt_tokens for one in scheduler.running)
             waiting = len(scheduler.waiting)
             engine.step()
-            took = clock() - start
+            took = time.perf_counter() - start
             reads = reads or len(scheduler.waiting) < waiting
             seconds["prefill" if reads else "decode"] += took
             at_once = sum(one.num_output_tokens > 0 for one in scheduler.running)
@@ -131,7 +133,6 @@ def served(
             if not reads:
                 ours = sum(spent.get(name, 0.0) - before.get(name, 0.0) for name in PARTS)
                 decoded.append((at_once, took, ours))
-    wall = time.perf_counter() - begun
     total = sum(seconds.values())
     busiest = max((n for n, _, _ in decoded), default=0)
     full = [(took, ours) for n, took, ours in decoded if n >= 0.8 * busiest and n]
@@ -139,6 +140,7 @@ def served(
     del llm, engine, scheduler
     gc.collect()
     row = {
+        "pool": pool,
         "budget": budget,
         "block_size": size,
         "prompt": length,
@@ -147,7 +149,7 @@ def served(
         "most_at_once": max(answering),
         "at_once": round(statistics.mean(answering), 1),
         "preempted": len(preempted),
-        "seconds": {"total": round(total, 2), "wall": round(wall, 2), **{k: round(v, 2) for k, v in seconds.items()}},
+        "seconds": {"total": round(total, 2), **{k: round(v, 2) for k, v in seconds.items()}},
         "requests_per_second": round(len(prompts) / total, 4),
         "tokens_per_second": round(sum(tokens) / total, 2),
         "ours_seconds": {name: round(own, 2) for name, own in spent.items()},
@@ -162,13 +164,11 @@ def served(
                 statistics.median(n / took for n, took, _ in decoded if n >= 0.8 * busiest), 1
             ),
         }
-    print(row, flush=True)
     return row
 
 
-def capacity(asked: argparse.Namespace) -> list[dict[str, Any]]:
+def capacity(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Requests that answer at once."""
-    rows = []
     with tempfile.TemporaryDirectory() as folder:
         model = tiny(Path(folder))
         for length in asked.tokens:
@@ -176,13 +176,12 @@ def capacity(asked: argparse.Namespace) -> list[dict[str, Any]]:
             prompts = [torch.randint(3, 512, (length,), generator=generator).tolist() for _ in range(asked.requests)]
             for size in asked.block_sizes:
                 asked.block_size = size
-                rows += [
-                    served(model, prompts, [asked.say] * len(prompts), budget, asked) for budget in asked.budgets
-                ]
-    return rows
+                for pool in asked.pools:
+                    for budget in asked.budgets:
+                        yield served(model, prompts, [asked.say] * len(prompts), pool, budget, asked)
 
 
-def serving(asked: argparse.Namespace) -> list[dict[str, Any]]:
+def serving(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Requests and tokens per second."""
     from transformers import AutoTokenizer
 
@@ -192,7 +191,6 @@ def serving(asked: argparse.Namespace) -> list[dict[str, Any]]:
     folder = folder_of(asked.model)
     words = "\n".join(source.text for source in corpus.sources() if source.split == "tune")
     ids = AutoTokenizer.from_pretrained(folder)(words[: 40 * max(asked.tokens) * asked.requests])["input_ids"]
-    rows = []
     for length in asked.tokens:
         # Where the text ends before the prompts do, it begins again.
         starts = [number * length % (len(ids) - length + 1) for number in range(asked.requests)]
@@ -203,8 +201,9 @@ def serving(asked: argparse.Namespace) -> list[dict[str, Any]]:
         ]
         for size in asked.block_sizes:
             asked.block_size = size
-            rows += [served(str(folder), prompts, said, budget, asked) for budget in asked.budgets]
-    return rows
+            for pool in asked.pools:
+                for budget in asked.budgets:
+                    yield served(str(folder), prompts, said, pool, budget, asked)
 
 
 def copying(memory: Memory, tables: Sequence[PageTable], tails: Sequence[Tensor], query: Tensor) -> Tensor:
@@ -249,9 +248,9 @@ def vllm_attention(memory: Tensor, lengths: Tensor, blocks: Tensor, query: Tenso
     return run
 
 
-def attention(asked: argparse.Namespace) -> list[dict[str, Any]]:
+def attention(asked: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Decode attention of one layer: `requests` sequences of so many kept entries a head on average, uneven heads."""
-    H, Hq, D, rows = 3, 9, 64, []
+    H, Hq, D = 3, 9, 64
     for entries in asked.tokens:
         for size in asked.block_sizes:
             S, kept, tail = asked.requests, -(-(entries + page_size(size) - 1) // size), 40
@@ -290,34 +289,37 @@ def attention(asked: argparse.Namespace) -> list[dict[str, Any]]:
             times: dict[str, list[float]] = {name: [] for name in works}
             for _ in range(asked.repeats):
                 for name, work in works.items():
-                    begun = time.process_time()
+                    begun = time.perf_counter()
                     work()
-                    times[name].append(time.process_time() - begun)
+                    times[name].append(time.perf_counter() - begun)
             read = 2 * 4 * D * H * S * (entries + tail)
-            rows.append(
+            yield (
                 {"sequences": S, "entries_per_head": entries, "tail": tail, "block_size": size}
                 | {
                     name: {"ms": round(1e3 * min(own), 3), "GB_per_second": round(read / min(own) / 1e9, 2)}
                     for name, own in times.items()
                 }
             )
-            print(rows[-1], flush=True)
-    return rows
+
+
+def floats(text: str) -> list[float]:
+    """Numbers of the command line, split at commas."""
+    return [float(own) for own in text.split(",")]
 
 
 def main() -> None:
     """See above."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("attention", "capacity", "serving"))
-    parser.add_argument("--device", choices=tuple(CLOCKS), default="cpu", help="that this vLLM is for")
+    parser.add_argument("--device", choices=tuple(DTYPES), default="cpu", help="that this vLLM is for")
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--method", default="madakv")
     parser.add_argument("--tokens", type=lambda text: [int(own) for own in text.split(",")], default=[2048])
-    parser.add_argument("--budgets", type=lambda text: [float(own) for own in text.split(",")], default=BUDGETS)
+    parser.add_argument("--budgets", type=floats, default=BUDGETS)
     parser.add_argument("--block-sizes", type=lambda text: [int(own) for own in text.split(",")], default=[32])
     parser.add_argument("--requests", type=int, default=12)
     parser.add_argument("--say", type=int, default=128, help="new tokens; serving: half of it to all of it")
-    parser.add_argument("--pool", type=int, default=3, help="whole requests that the pool holds")
+    parser.add_argument("--pool", type=floats, dest="pools", default=[3.0], help="whole requests that the pool holds")
     parser.add_argument("--batched", type=int, default=2, help="prompts that are read in one step, at most")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--out", type=Path, required=True)
@@ -334,8 +336,11 @@ def main() -> None:
         command=" ".join(sys.argv), vllm=__version__, threads=torch.get_num_threads(), device=asked.device,
         dtype=DTYPES[asked.device],
     )  # fmt: skip
-    rows = {"attention": attention, "capacity": capacity, "serving": serving}[asked.what](asked)
-    write_whole(asked.out, {"about": about, "rows": rows})
+    rows: list[dict[str, Any]] = []
+    for row in {"attention": attention, "capacity": capacity, "serving": serving}[asked.what](asked):
+        print(row, flush=True)
+        rows.append(row)
+        write_whole(asked.out, {"about": about, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -11,11 +11,11 @@
 
 namespace {
 
-constexpr int TILE = 6;             // rows whose products with one panel of keys fill the registers
-constexpr int PANEL = 2 * LANES;    // keys beside each other
-constexpr int64_t CACHED = 1 << 16; // logits that are held at a time
-constexpr int MOST_QUERIES = 8 * TILE;
-constexpr int64_t BLOCK = 256;      // values that are added up at a time, from the second cache
+constexpr int TILE = 6;                // rows whose products with one panel of keys fill the registers
+constexpr int PANEL = 2 * LANES;       // keys, or numbers of a value, beside each other
+constexpr int64_t CACHED = 1 << 16;    // logits that are held at a time
+constexpr int MOST_QUERIES = 8 * TILE; // rows that are taken at a time, at most
+constexpr int64_t BLOCK = 256;         // values that are added up at a time, from the second cache
 
 // Of one batch row.
 struct Asked {
