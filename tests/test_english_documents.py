@@ -72,9 +72,9 @@ def test_answers_follow_from_the_sentences_around_the_pictures() -> None:
                 full, emptied = shown[f"Pair {key[0]}"]
                 assert isinstance(full, Grid)
                 assert isinstance(emptied, Grid)
-                cell = ENGLISH.cells.index(answer[0])
+                cell = ENGLISH.cells.index(answer[1])
                 assert emptied.colours[cell] is None
-                assert full.colours[cell] == answer[1]
+                assert full.colours[cell] == answer[0]
             case "plan":
                 assert answer == [whats[f"Step {step}"][0] for step in ("one", "two", "three", "four", "five")]
     assert all(counted.values())

@@ -117,7 +117,7 @@ class Reader:
 
 def small_shape(rng: np.random.Generator, share: float) -> Shape:
     """Some of everything, and more of what is hard to learn: each part is there with a probability of `share`."""
-    full = {"codes": 1, "owners": 1, "painted": 1, "twins": 4, "albums": 2, "changes": 1, "steps": 3, "pairs": 6}
+    full = {"codes": 1, "owners": 1, "painted": 1, "twins": 4, "albums": 2, "changes": 1, "steps": 6, "pairs": 8}
     kept = {name: int(rng.binomial(count, share)) for name, count in full.items()}
     if kept["steps"] == 1:
         kept["steps"] = 2

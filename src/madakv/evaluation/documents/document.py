@@ -303,7 +303,7 @@ class _Writer:
         self._block("pair", (full, emptied), name=name)
         colour = full.colours[cell]
         assert colour is not None
-        self._ask("differ", self._wording.listed([self._wording.cells[cell], colour]), name)
+        self._ask("differ", self._wording.emptied.format(cell=self._wording.cells[cell], colour=colour), name)
 
     def _plan(self) -> None:
         shown = [self._thing() for _ in range(self._shape.steps)]

@@ -39,6 +39,7 @@ class Wording:
         parts: templates of a document's parts; `{mark}` is where a picture stands.
         asked: templates of the questions, by kind; the key comes last, or the plan has none.
         owned: template of the answer to `owner`.
+        emptied: template of the answer to `differ`.
         sentence: (chance, tokens that are left) to a sentence that nobody asks for and its length in tokens.
         lengths: see `Lengths`.
     """
@@ -53,6 +54,7 @@ class Wording:
     parts: Mapping[str, str]
     asked: Mapping[str, str]
     owned: str
+    emptied: str
     sentence: Callable[[np.random.Generator, int], tuple[str, int]]
     lengths: Lengths
 
@@ -105,6 +107,7 @@ TERSE = Wording(
         "show": "? show {name}",
     },
     owned="{thing}",
+    emptied="{cell} {colour}",
     sentence=_invented,
     lengths=Lengths(),
 )
