@@ -113,12 +113,13 @@ def test_it_is_one_model_that_reads_documents(folder: Path, base: Path) -> None:
     assert run.last is not None
 
 
-def test_training_reads_what_the_processor_gives(folder: Path, base: Path) -> None:
+@pytest.mark.parametrize("apart", [False, True])
+def test_training_reads_what_the_processor_gives(folder: Path, base: Path, apart: bool) -> None:
     """Ids, pixels and logits of training are those of the model, with the question as a branch of its document."""
     from captions import Words  # type: ignore[import-not-found]
     from eyes import normal  # type: ignore[import-not-found]
     from language import Language
-    from packed import Reader, collate  # type: ignore[import-not-found]
+    from packed import Reader, collate, stretched  # type: ignore[import-not-found]
     from pictures import Painter  # type: ignore[import-not-found]
     from smolvlm import FRAMING, Eyes, model_config
     from transformers import AutoConfig
@@ -134,6 +135,12 @@ def test_training_reads_what_the_processor_gives(folder: Path, base: Path) -> No
     images = [Image.fromarray(pixels) for pixels in drafted.pixels]
     assert {image.size for image in images} > {(64, 64)}
     batch = collate([item, item], reader.image_id)
+    if apart:
+        batch = stretched(batch, np.random.default_rng(5), 1.0, 4096)
+        own = batch.places[0, : len(item.document)]
+        assert own[0] == 0
+        assert bool((own.diff() >= 1).all())
+        assert len(item.document) < int(own[-1]) < 4096
     language = Language(base, len(FRAMING), 7)
     language.load_state_dict({name: t.float() for name, t in load_file(folder / "adapter-2.safetensors").items()})
     eyes = Eyes(model_config(AutoConfig.from_pretrained(base)))
@@ -142,13 +149,16 @@ def test_training_reads_what_the_processor_gives(folder: Path, base: Path) -> No
         visual = eyes(normal(batch.pixels, torch.device("cpu")))
         embedded = language.embed(batch.ids)
         flat = embedded.flatten(0, 1).index_copy(0, batch.visual, visual.flatten(0, 1))
-        logits = language(flat.view_as(embedded), batch.lengths, batch.seen, batch.length, batch.scored)
+        at = batch.lengths, batch.places, batch.seen, batch.length, batch.scored
+        logits = language(flat.view_as(embedded), *at)
         for number, question in enumerate(drafted.questions):
             inputs = model_inputs(processor, f"{drafted.text}\n{question.prompt}", images)
             branch, (answer,) = item.branches[number]
             assert inputs["input_ids"][0].tolist() == [*item.document, *branch[: answer.start]]
             assert torch.equal(inputs["pixel_values"][0], normal(item.pixels, torch.device("cpu")))
-            plain = model(**inputs).logits[0, -1, :49152]
+            places = batch.places[0, : len(item.document)]
+            after = places[-1] + 1 + torch.arange(answer.start)
+            plain = model(**inputs, position_ids=torch.cat([places, after])[None]).logits[0, -1, :49152]
             mine = logits[batch.question == number][0]
             torch.testing.assert_close(mine, plain, rtol=1e-3, atol=1e-3)
 

@@ -19,8 +19,8 @@ from transformers import AutoConfig
 
 RANK = 16
 STRENGTH = 2.0
-MOST_WEIGHTS = 15_000_000
-"""Attention weights of branches per head, beyond which layers run again in the backward pass; they take 15 bytes."""
+MOST_WEIGHTS = 3_000_000
+"""Attention weights per head, beyond which they are made again in the backward pass: all layers' take 3 KB each."""
 ADAPTED = (
     "self_attn.q_proj",
     "self_attn.k_proj",
@@ -69,13 +69,15 @@ class Layout:
     length: int
 
 
-def layout(lengths: Tensor, seen: Tensor, length: int, theta: float, head_dim: int) -> Layout:
-    """A `Layout` for documents of `lengths` [B], `seen` [B, M, D], and branches of `length`."""
+def layout(lengths: Tensor, places: Tensor, seen: Tensor, length: int, theta: float, head_dim: int) -> Layout:
+    """A `Layout` for documents of `lengths` [B] at positions `places` [B, D], and branches of `length` that
+    see of them what `seen` [B, M, D] says."""
     B, M, D = seen.shape
     device = seen.device
     inside = torch.arange(D, device=device).expand(B, D)
-    after = lengths[:, None, None] + torch.arange(length, device=device).expand(1, M, length)
-    positions = torch.cat([inside, after.reshape(B, -1)], 1)
+    first = places.gather(1, lengths[:, None] - 1) + 1
+    after = first[:, :, None] + torch.arange(length, device=device).expand(1, M, length)
+    positions = torch.cat([places, after.reshape(B, -1)], 1)
     frequencies = theta ** -(torch.arange(0, head_dim, 2, device=device).float() / head_dim)
     angles = (positions[:, None, :, None].float() * frequencies).repeat(1, 1, 1, 2)
     return Layout(seen & (inside < lengths[:, None])[:, None], angles.cos(), angles.sin(), D, M, length)
@@ -149,7 +151,11 @@ class Layer(nn.Module):
         query = turned(self.q_proj(h).view(B, N, self.heads, self.width).transpose(1, 2), at)
         key = turned(self.k_proj(h).view(B, N, self.kv_heads, self.width).transpose(1, 2), at)
         value = self.v_proj(h).view(B, N, self.kv_heads, self.width).transpose(1, 2)
-        x = x + self.o_proj(attend(query, key, value, at).transpose(1, 2).reshape(B, N, -1))
+        if torch.is_grad_enabled() and B * N * at.document > MOST_WEIGHTS:
+            attended = checkpoint(attend, query, key, value, at, use_reentrant=False)
+        else:
+            attended = attend(query, key, value, at)
+        x = x + self.o_proj(attended.transpose(1, 2).reshape(B, N, -1))
         h = F.rms_norm(x, x.shape[-1:], self.between, self.eps)
         out: Tensor = x + self.down_proj(F.silu(self.gate_proj(h)) * self.up_proj(h))
         return out
@@ -182,20 +188,20 @@ class Language(nn.Module):
         """Of token ids of any shape, new ones included."""
         return F.embedding(ids, torch.cat([self.table, self.framing.to(self.table.dtype)]))
 
-    def forward(self, embedded: Tensor, lengths: Tensor, seen: Tensor, length: int, scored: Tensor) -> Tensor:
+    def forward(
+        self, embedded: Tensor, lengths: Tensor, places: Tensor, seen: Tensor, length: int, scored: Tensor
+    ) -> Tensor:
         """Logits [A, vocabulary] where answers are predicted.
 
         Args:
             embedded: [B, D + M * L, hidden].
-            lengths, seen, length: see `layout`.
+            lengths, places, seen, length: see `layout`.
             scored: [A] int64, places in the flattened [B * (D + M * L)].
         """
         theta = float(self.config.rope_parameters["rope_theta"])
-        at = layout(lengths, seen, length, theta, self.config.head_dim)
+        at = layout(lengths, places, seen, length, theta, self.config.head_dim)
         x = embedded
-        # The weights of long documents' branches would not fit into a GPU's memory for all layers at once.
-        again = torch.is_grad_enabled() and at.seen.numel() * at.length > MOST_WEIGHTS
         for layer in self.layers:
-            x = checkpoint(layer, x, at, use_reentrant=False) if again else layer(x, at)
+            x = layer(x, at)
         x = F.rms_norm(x.flatten(0, 1)[scored], x.shape[-1:], self.norm, self.config.rms_norm_eps)
         return F.linear(x, self.table)

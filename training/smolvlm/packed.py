@@ -115,6 +115,12 @@ class Reader:
         return self.item(drafted, turns=2 if split == "train" and rng.random() < TWICE else 1)
 
 
+def hard_shape(rng: np.random.Generator) -> Shape:
+    """A little of what is hard to learn, and of nothing else."""
+    kept = {name: int(rng.binomial(count, 0.4)) for name, count in {"twins": 3, "albums": 2, "pairs": 5}.items()}
+    return Shape(**kept, steps=int(rng.choice([0, 2, 3, 4, 5])), named=int(rng.integers(1, 4)))
+
+
 def small_shape(rng: np.random.Generator, share: float) -> Shape:
     """Some of everything, and more of what is hard to learn: each part is there with a probability of `share`."""
     full = {"codes": 1, "owners": 1, "painted": 1, "twins": 4, "albums": 2, "changes": 1, "steps": 6, "pairs": 8}
@@ -136,6 +142,7 @@ class Batch:
         pixels: uint8 [n, 64, 64, 3].
         said: int64 [n, 16].
         lengths: int64 [B].
+        places: int64 [B, D], positions of the documents' tokens; questions stand behind the last.
         seen: bool [B, M, D].
         length: L.
         scored, targets: int64 [A]: where answers are predicted, and their ids.
@@ -148,6 +155,7 @@ class Batch:
     pixels: Tensor
     said: Tensor
     lengths: Tensor
+    places: Tensor
     seen: Tensor
     length: int
     scored: Tensor
@@ -202,6 +210,7 @@ def collate(items: Sequence[Item], image_id: int, *, multiple: int = 32) -> Batc
         pixels=torch.from_numpy(np.concatenate([item.pixels for item in items])),
         said=said,
         lengths=torch.tensor([len(item.document) for item in items]),
+        places=torch.arange(D).repeat(len(items), 1),
         seen=torch.ones(len(items), M, D, dtype=torch.bool),
         length=L,
         scored=torch.tensor(scored),
@@ -223,3 +232,19 @@ def hidden(batch: Batch, rng: np.random.Generator, share: float, least: float) -
             gone = own[torch.from_numpy(rng.random(len(own)) > rng.uniform(least, 1))]
             seen[row, :, gone[gone < D]] = False
     return replace(batch, seen=seen)
+
+
+def stretched(batch: Batch, rng: np.random.Generator, share: float, farthest: int) -> Batch:
+    """`share` of the documents in pieces that stand apart, as if much lay between them (PoSE, arXiv 2309.10400).
+
+    They end at a position that is uniform up to `farthest`. Pieces begin between words as well as within them.
+    """
+    places = batch.places.clone()
+    for row, length in enumerate(batch.lengths.tolist()):
+        if rng.random() < share and length < farthest:
+            pieces = int(rng.integers(1, 9))
+            starts = np.sort(rng.integers(1, length, size=pieces))
+            shifts = np.sort(rng.integers(0, rng.integers(length, farthest + 1) - length + 1, size=pieces))
+            for start, shift in zip(starts, np.diff(shifts, prepend=0), strict=True):
+                places[row, start:] += int(shift)
+    return replace(batch, places=places)

@@ -20,7 +20,7 @@ import torch
 from captions import FILLER, Words
 from eyes import embeddings_of, normal, target_of
 from language import Language
-from packed import Batch, Item, Reader, collate, hidden, small_shape
+from packed import Batch, Item, Reader, collate, hard_shape, hidden, small_shape, stretched
 from pictures import Painter
 from safetensors.torch import load_file
 from smolvlm import FRAMING, Eyes, model_config
@@ -40,6 +40,8 @@ NOISE = 0.35
 WRONG = 0.04
 """Share of them that say something else."""
 HIDDEN, LEAST = 0.3, 0.3
+STRETCHED, FARTHEST = 0.4, 4096
+"""Of the documents of J, and the position they may end at."""
 SHARES = {"small": 0.45, "middle": 0.8}
 
 
@@ -74,12 +76,15 @@ class Model(nn.Module):
         """[A, vocabulary]."""
         embedded = self.language.embed(batch.ids)
         flat = embedded.flatten(0, 1).index_copy(0, batch.visual, visual.flatten(0, 1).to(embedded.dtype))
-        out: Tensor = self.language(flat.view_as(embedded), batch.lengths, batch.seen, batch.length, batch.scored)
+        at = batch.lengths, batch.places, batch.seen, batch.length, batch.scored
+        out: Tensor = self.language(flat.view_as(embedded), *at)
         return out
 
 
 def shape_of(rng: np.random.Generator, length: str) -> Shape:
-    """A document of a named length: `small`, `middle`, or a number of tokens."""
+    """A document of a named length: `hard`, `small`, `middle`, or a number of tokens."""
+    if length == "hard":
+        return hard_shape(rng)
     if length in SHARES:
         return small_shape(rng, SHARES[length])
     return Shape.of(int(length), float(rng.uniform(0.5, 0.95)), ENGLISH.lengths)
@@ -91,7 +96,7 @@ def whole_answers(model: Model, length: str, documents: int, device: torch.devic
     right: dict[str, list[bool]] = {}
     for number in range(documents):
         rng = np.random.default_rng([SEED, 10**6 + number, len(length)])
-        item = model.reader.drawn(rng, shape_of(rng, length), "held_out", 1 if length not in SHARES else None)
+        item = model.reader.drawn(rng, shape_of(rng, length), "held_out", 1 if length.isdigit() else None)
         batch = collate([item], model.reader.image_id).to(device)
         visual = model.target.table[model.target.classes(batch.said)] if told else model.seen(batch)
         hit = model.logits(batch, visual).argmax(-1) == batch.targets
@@ -130,9 +135,9 @@ def exported(folder: Path, number: int) -> dict[str, Tensor]:
 def train(arguments: argparse.Namespace) -> None:
     """One stage, up to the given number of documents."""
     device, stage = torch.device(arguments.device), str(arguments.stage)
-    cuda = device.type == "cuda"
+    dtype = getattr(torch, arguments.dtype)
     torch.manual_seed(SEED)
-    model = Model(arguments.base, arguments.emoji, torch.bfloat16 if cuda else torch.float32).to(device)
+    model = Model(arguments.base, arguments.emoji, dtype).to(device)
     log, path = Log(arguments.state / "read.jsonl"), arguments.state / "read.pt"
     saved = load(path)
     if stage == "T" and saved is not None and saved["stage"] == "J":
@@ -164,7 +169,7 @@ def train(arguments: argparse.Namespace) -> None:
     if arguments.compiled:
         for layer in model.language.layers:
             layer.compile(dynamic=True)
-    precision = torch.autocast("cuda", torch.bfloat16) if cuda else nullcontext()
+    precision = torch.autocast(device.type, dtype) if dtype == torch.bfloat16 else nullcontext()
     last, tokens, pace = time.time(), 0, Pace()
     losses: list[float] = []
     lengths, reader = arguments.lengths.split(","), model.reader
@@ -172,7 +177,7 @@ def train(arguments: argparse.Namespace) -> None:
     def draw(step: int) -> Batch:
         rng = np.random.default_rng([SEED, "TJ".index(stage), step])
         batch = drawn(reader, rng, lengths, arguments.batch, arguments.tokens)
-        return hidden(batch, rng, HIDDEN, LEAST) if stage == "J" else batch
+        return stretched(hidden(batch, rng, HIDDEN, LEAST), rng, STRETCHED, FARTHEST) if stage == "J" else batch
 
     batches = ahead(draw, step, arguments.workers)
     while progress.share < 1:
@@ -221,7 +226,9 @@ def main() -> None:
         "--from", type=Path, dest="start", help="an exported model to start from, if DIR has no state"
     )
     parser.add_argument("--documents", type=int, default=2000)
-    parser.add_argument("--lengths", default="small", help="of documents, drawn from: small, middle, 512, 1024, ...")
+    parser.add_argument(
+        "--lengths", default="small", help="of documents, drawn from: hard, small, middle, 512, 1024, ..."
+    )
     parser.add_argument("--batch", type=int, default=2, help="documents per step")
     parser.add_argument("--tokens", type=int, default=8000, help="most of a step, for fewer of long documents")
     parser.add_argument("--seconds", type=float, help="ends the stage even if there were fewer documents")
@@ -232,6 +239,12 @@ def main() -> None:
     parser.add_argument("--judged-lengths", default="small")
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="bfloat16" if torch.cuda.is_available() else "float32",
+        help="of frozen weights and products; a CPU with avx512_bf16 is three times as fast in bfloat16",
+    )
     train(parser.parse_args())
 
 
