@@ -124,7 +124,7 @@ def test_a_repaired_folder_is_evaluated_again(
     capsys.readouterr()
 
 
-SMALL_SMOLVLM = "d1a916fb502efc6e"
+SMALL_SMOLVLM = "6e4ecad07e9a0a81"
 """With the language model that it is put together with, which is not in the checkout."""
 
 
