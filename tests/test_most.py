@@ -164,6 +164,31 @@ def test_the_newest_attend_to_few_keys_and_to_more_than_a_block(keys: int) -> No
     torch.testing.assert_close(found[1], attended_reference(view, queries), rtol=0, atol=3e-6)
 
 
+@pytest.mark.parametrize("padding", [0, 5])
+def test_what_is_not_a_number_is_given_behind_padding(padding: int) -> None:
+    needs_compiler()
+    view, queries = make_view("plain"), some_queries()
+    view.modality[:, :padding] = -1
+    view.query[0, :, 60:] = float("nan")
+    found = most_and_attended(view, queries)
+    assert found is not None
+    most, attended = found
+    assert most[0].isnan().any(-1).all()
+    wrong = queries[0] & (torch.arange(N) >= 60)
+    assert attended[0, :, wrong].isnan().all()
+    assert attended[0, :, ~wrong].isfinite().all()
+    assert attended[1].isfinite().all()
+
+
+def test_the_kernel_is_not_asked_for_gradients() -> None:
+    needs_compiler()
+    view, queries = make_view("plain"), some_queries()
+    view.value.requires_grad_()
+    assert most_and_attended(view, queries) is None
+    with torch.no_grad():
+        assert most_and_attended(view, queries) is not None
+
+
 def test_who_sees_nothing_is_given_nothing() -> None:
     needs_compiler()
     blind = torch.zeros(1, 1, N, N, dtype=torch.bool).expand(2, 1, N, N)

@@ -263,10 +263,18 @@ def fresh_kernel() -> Iterator[None]:
     build.kernels.cache_clear()
 
 
-@pytest.mark.usefixtures("fresh_kernel")
+@pytest.fixture
+def chosen_anew() -> Iterator[None]:
+    backend.chosen.cache_clear()
+    yield
+    backend.chosen.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_kernel", "chosen_anew")
 def test_without_a_compiler_it_says_so_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    monkeypatch.delenv(backend.VARIABLE, raising=False)
     monkeypatch.setattr(build.shutil, "which", lambda _: None)
     entries, tail = make(LENGTHS["uneven"], 64, 2)
     query = torch.randn(2, 2, 1, 64).to(BF16)
@@ -274,13 +282,7 @@ def test_without_a_compiler_it_says_so_once(
         got = ragged_attention(query, entries, tail, scaling=0.1)
     assert_same(got, ragged_attention_reference(query, entries, tail, scaling=0.1), TOLERANCE[BF16])
     assert sum("no C++ compiler" in record.message for record in caplog.records) == 1
-
-
-@pytest.fixture
-def chosen_anew() -> Iterator[None]:
-    backend.chosen.cache_clear()
-    yield
-    backend.chosen.cache_clear()
+    assert backend.in_use("cpu") == "torch"
 
 
 @built

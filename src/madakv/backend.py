@@ -46,8 +46,7 @@ def chosen(device: str) -> str:
         wanted = {"cuda": "triton", "cpu": "native"}.get(device, "torch")
         # A compiler is looked for once there is something to attend to: without one, the kernel says so by itself.
         wanted = wanted if wanted == "native" or missing(wanted, device) is None else "torch"
-    reason = missing(wanted, device)
-    if reason is not None:
+    elif (reason := missing(wanted, device)) is not None:
         raise ConfigurationError(f"{VARIABLE}={wanted}: {reason}")
     logger.info("decode attention on %s: %s", device, wanted)
     return wanted

@@ -6,6 +6,7 @@
 
 #include "arithmetic.h"
 
+#include <algorithm>
 #include <cmath>
 #include <vector>
 
@@ -103,6 +104,8 @@ inline float soften(float *logits, int64_t width, float sink) {
     for (int64_t i = LANES; i < width; i += LANES) tops = larger(tops, load(logits + i));
     const float found = across<1>(tops, larger)[0], top = sink > found ? sink : found;
     if (top == -INFINITY) {
+        // A comparison passes over what is not a number.
+        if (!std::all_of(logits, logits + width, [](float x) { return x == -INFINITY; })) return NAN;
         std::fill(logits, logits + width, 0.0f);
         return 0.0f;
     }

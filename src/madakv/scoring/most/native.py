@@ -45,8 +45,9 @@ def native_most(view: LayerView, queries: Tensor) -> Tensor | None:
 
 
 def native_most_and_attended(view: LayerView, queries: Tensor) -> tuple[Tensor, Tensor] | None:
-    """`most_and_attended` by the same kernel; None where it cannot, as above."""
-    if view.value.dtype is not view.key.dtype:
+    """`most_and_attended` by the same kernel; None where it cannot, as above, or where gradients are asked for."""
+    graded = torch.is_grad_enabled() and any(x.requires_grad for x in (view.query, view.key, view.value))
+    if graded or view.value.dtype is not view.key.dtype:
         return None
     return _asked_of_the_kernel(view, queries, attend=True)
 
