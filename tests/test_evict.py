@@ -20,7 +20,7 @@ from madakv.hf.cache import RaggedCache
 from madakv.hf.layer import RaggedLayer
 from madakv.scoring import LayerView
 from tests import tiny
-from tests.tolerance import assert_same
+from tests.tolerance import assert_same, relative_rms
 
 EVEN = {"safeguard": 1.0}
 COMPETING = {"safeguard": 0.2}
@@ -373,13 +373,16 @@ def test_streamers_and_sampling() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype: torch.dtype) -> None:
+    """As near to fp32 as the full cache is: how near that is differs between CPUs."""
     model, inputs = tiny.llava(), tiny.document()
+    step = torch.tensor([[7]])
+    with torch.no_grad():
+        exact = model(input_ids=step, past_key_values=model(**inputs).past_key_values).logits
     try:
         model.to(dtype)
         inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
         with torch.no_grad():
             prompt = model(**inputs)
-            step = prompt.logits[:, -1:].argmax(-1)
             want = model(input_ids=step, past_key_values=prompt.past_key_values).logits
             with madakv.evict(model, budget=1.0) as run:
                 cache = model(**inputs).past_key_values
@@ -390,7 +393,7 @@ def test_half_precision(dtype: torch.dtype) -> None:
     assert cache.layers[0].memory.entries.keys.dtype == dtype
     assert run.last is not None
     assert run.last.kv_bytes == 3 * 2 * 52 * 8 * 2 * 2
-    assert_same(got, want, 2e-2)
+    assert_same(got.float(), exact, 1.5 * relative_rms(want.float(), exact))
 
 
 @pytest.mark.parametrize("images", [0, 1])
