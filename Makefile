@@ -157,13 +157,13 @@ results-small-smolvlm: venv
 		--method madakv-paper --out results/small-smolvlm/analysis/madakv-paper
 
 # A published model on real text; choices were made with seeds from 100000.
-TOLD := full,snapkv,kvzip,kvzip:echo=auto,madakv,madakv:echo=all
+TOLD := full,snapkv,kvzip,kvzip:echo=auto,madakv
 TRIAL := $(BIN)/python scripts/echo_trials.py
 TRIED := eval --model smollm2 --dtype float32 --suite text-1k --seed 100000 --samples 2 --budgets 0.2,0.1 \
 	--out results/smollm2/echo-trials
 results-text: venv
 	$(BIN)/madakv models get smollm2
-	$(RUN) eval --model smollm2 --dtype float32 --suite text-1k --methods $(TOLD) --budgets 0.2,0.1 --samples 8 \
+	$(RUN) eval --model smollm2 --dtype float32 --suite text-1k --methods $(TOLD) --budgets 0.2,0.1 --samples 5 \
 		--out results/smollm2/text-1k
 	$(RUN) eval --model smollm2 --dtype float32 --suite text-1k --methods $(TOLD) --budgets 0.2,0.1 --samples 3 --seed 200000 \
 		--out results/smollm2/unseen
