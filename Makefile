@@ -175,6 +175,9 @@ results-text: venv
 	$(TRIAL) spread $(TRIED)/spread --methods full,madakv
 	$(TRIAL) turned $(TRIED)/turned --methods full,madakv:echo=0
 	$(TRIAL) lower $(TRIED)/lower --methods full,madakv:echo=all
+	$(TRIAL) own $(TRIED)/own --methods full,madakv
+	$(TRIAL) chunks $(TRIED)/chunks --methods full,madakv,madakv:echo=all
+	$(BIN)/madakv $(TRIED)/draft --methods full,madakv:draft=8:echo=0,madakv:draft=8
 	$(BIN)/madakv plot --figure concentration,layers --model smollm2 --suite text-1k --samples 2 --method snapkv \
 		--dtype float32 --out results/smollm2/analysis
 

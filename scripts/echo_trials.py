@@ -3,6 +3,8 @@
     python scripts/echo_trials.py turned eval --model smollm2 --methods full,madakv:echo=0 ...
     python scripts/echo_trials.py lower eval --model smollm2 --methods full,madakv:echo=all ...
     python scripts/echo_trials.py spread eval --model smollm2 --methods full,madakv ...
+    python scripts/echo_trials.py own eval --model smollm2 --methods full,madakv ...
+    python scripts/echo_trials.py chunks eval --model smollm2 --methods full,madakv,madakv:echo=all ...
 
 What they are:
 
@@ -10,6 +12,9 @@ What they are:
              `madakv:echo=0` hears the most that any of them pays, as it would hear an echo of all text
     lower    of an echo, the first twenty layers alone are heard: the others would not have to be computed
     spread   an echo shorter than the text is of runs at even distances, not of those that the question is after
+    own      an echo shorter than the text is of its newest 32 tokens, the question's own words among them
+    chunks   a token that is read again is heard by its own 256 tokens of the prompt and the first four, as KVzip has
+             it with 2,000
 """
 
 from __future__ import annotations
@@ -29,7 +34,7 @@ from madakv.reading import Reading, Scores, echo
 from madakv.scoring import LayerView, most_attention
 from madakv.scoring.rotary import AXES
 
-LOWER = 20
+LOWER, NEWEST, CHUNK = 20, 32, (256, 4)
 
 
 def turned(view: LayerView) -> Tensor:
@@ -83,7 +88,28 @@ def hear_spread() -> None:
     echo._chosen = chosen
 
 
-TRIALS: dict[str, Callable[[], None]] = {"turned": hear_turned, "lower": hear_lower, "spread": hear_spread}
+def hear_own() -> None:
+    """Of every text the end."""
+
+    def chosen(text: Tensor, _most: Tensor, _relevance: Tensor) -> Tensor:
+        left = text.flip(-1).cumsum(-1).flip(-1)
+        return text & (left <= NEWEST)
+
+    echo._chosen = chosen
+
+
+def hear_chunks() -> None:
+    """As `kvzip:chunk_size=256` would."""
+    setattr(MadaKV, "echo_chunk", property(lambda _self: CHUNK))  # noqa: B010 - read-only for a type checker
+
+
+TRIALS: dict[str, Callable[[], None]] = {
+    "turned": hear_turned,
+    "lower": hear_lower,
+    "spread": hear_spread,
+    "own": hear_own,
+    "chunks": hear_chunks,
+}
 
 
 if __name__ == "__main__":

@@ -67,3 +67,29 @@ def test_runs_are_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     places, heard = echo.echo_places(modality, torch.tensor([50]), torch.zeros(1, 160))
     assert bool(heard.all())
     assert places[0].tolist() == [*range(16), *range(48, 64), *range(96, 112)]
+
+
+def test_the_end_of_the_text_alone_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(echo, "_chosen", echo._chosen)
+    monkeypatch.setattr(trials, "NEWEST", 2)
+    trials.hear_own()
+    text = torch.tensor([[1, 1, 0, 1, 1, 0], [0, 0, 0, 0, 1, 0]], dtype=torch.bool)
+    taken = echo._chosen(text, torch.tensor([3, 3]), torch.rand(2, 6))
+    assert taken.tolist() == [[False, False, False, True, True, False], [False] * 4 + [True, False]]
+
+
+def test_chunks_are_those_of_kvzip(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is heard in chunks of eight tokens changes what is kept."""
+    model = llama()
+    ids = torch.randint(3, 60, (1, 64), generator=torch.Generator().manual_seed(0))
+
+    def kept() -> Tensor:
+        with madakv.evict(model, MadaKV(budget=0.3, echo="all")) as run:
+            model.generate(ids, max_new_tokens=1, do_sample=False)
+        return torch.cat([plan.positions.flatten() for plan in run.last.plans])
+
+    monkeypatch.setattr(MadaKV, "echo_chunk", MadaKV.echo_chunk)
+    whole = kept()
+    monkeypatch.setattr(trials, "CHUNK", (8, 1))
+    trials.hear_chunks()
+    assert not torch.equal(whole, kept())
