@@ -144,7 +144,7 @@ results-echo: venv
 
 # Thirty layers of a published language model behind eyes trained here, which nothing was chosen by.
 SMOLVLM := $(RUN) eval --model small-smolvlm --dtype float32 --suite
-UNEVEN := full,madakv,madakv:shape=layers-even,madakv:shape=heads-even
+UNEVEN := full,madakv,$(SHAPES)
 results-small-smolvlm: venv
 	$(BIN)/madakv models get smollm2
 	$(SMOLVLM) long-512 --methods full,random,snapkv,madakv-paper,kvzip,kvzip:echo=auto,madakv --budgets 0.2,0.1,0.05 \
