@@ -72,9 +72,8 @@ def test_answers_follow_from_the_sentences_around_the_pictures() -> None:
                 full, emptied = shown[f"Pair {key[0]}"]
                 assert isinstance(full, Grid)
                 assert isinstance(emptied, Grid)
-                cell = ENGLISH.cells.index(answer[1])
-                assert emptied.colours[cell] is None
-                assert full.colours[cell] == answer[0]
+                (cell,) = (number for number, colour in enumerate(emptied.colours) if colour is None)
+                assert answer == [key[0], full.colours[cell]]
             case "plan":
                 assert answer == [whats[f"Step {step}"][0] for step in ("one", "two", "three", "four", "five")]
     assert all(counted.values())

@@ -303,7 +303,8 @@ class _Writer:
         self._block("pair", (full, emptied), name=name)
         colour = full.colours[cell]
         assert colour is not None
-        self._ask("differ", self._wording.emptied.format(cell=self._wording.cells[cell], colour=colour), name)
+        said = self._wording.emptied.format(cell=self._wording.cells[cell], colour=colour, name=name)
+        self._ask("differ", said, name)
 
     def _plan(self) -> None:
         shown = [self._thing() for _ in range(self._shape.steps)]

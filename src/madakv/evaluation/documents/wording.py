@@ -39,7 +39,7 @@ class Wording:
         parts: templates of a document's parts; `{mark}` is where a picture stands.
         asked: templates of the questions, by kind; the key comes last, or the plan has none.
         owned: template of the answer to `owner`.
-        emptied: template of the answer to `differ`.
+        emptied: template of the answer to `differ`, of `{cell}`, `{colour}` and `{name}`.
         sentence: (chance, tokens that are left) to a sentence that nobody asks for and its length in tokens.
         lengths: see `Lengths`.
     """
