@@ -115,10 +115,10 @@ results: venv $(MODELS:%=results-%) results-text results-small-smolvlm results-e
 results-%:
 	$(RUN) eval --model $* --suite long-512 --methods $(PUBLISHED) --budgets $(BUDGETS) --samples 30 \
 		--out results/$*/published
-	$(RUN) eval --model $* --suite long-512 --methods $(HELPED) --budgets $(BUDGETS) --samples 30 --out results/$*/helped
+	$(RUN) eval --model $* --suite long-512 --methods $(HELPED) --budgets $(BUDGETS) --samples 12 --out results/$*/helped
 	$(RUN) eval --model $* --suite long-512 --methods full,madakv,$(SHAPES) --budgets 0.2,0.1,0.05 --samples 30 \
 		--out results/$*/shapes
-	$(RUN) eval --model $* --suite long-512 --methods $(DRAFT) --budgets $(BUDGETS) --samples 30 --out results/$*/draft
+	$(RUN) eval --model $* --suite long-512 --methods $(DRAFT) --budgets $(BUDGETS) --samples 12 --out results/$*/draft
 	$(RUN) eval --model $* --suite long-512 --methods $(CHOICES) --budgets 0.2,0.1,0.05 --samples 12 --seed 100000 \
 		--out results/$*/choices
 	$(RUN) eval --model $* --suite long-512 --methods full,snapkv,kvzip,madakv --budgets 0.2,0.1,0.05 --samples 30 \
@@ -149,9 +149,11 @@ results-small-smolvlm: venv
 	$(BIN)/madakv models get smollm2
 	$(SMOLVLM) long-512 --methods full,random,snapkv,madakv-paper,kvzip,kvzip:echo=auto,madakv --budgets 0.2,0.1,0.05 \
 		--samples 6 --out results/small-smolvlm/published
-	$(SMOLVLM) long-1024 --methods full --samples 6 --out results/small-smolvlm/full-1024
-	$(SMOLVLM) long-4096 --methods full --samples 2 --out results/small-smolvlm/full-4096
+	$(SMOLVLM) long-1024 --methods full --samples 12 --out results/small-smolvlm/full-1024
+	$(SMOLVLM) long-4096 --methods full --samples 3 --out results/small-smolvlm/full-4096
 	$(SMOLVLM) long-512 --seed 100000 --samples 4 --budgets 0.2,0.1,0.05 --methods $(UNEVEN) --out results/small-smolvlm/uneven
+	$(SMOLVLM) long-512 --seed 200000 --samples 6 --budgets 0.2,0.1,0.05 --methods full,snapkv,kvzip,madakv \
+		--out results/small-smolvlm/unseen
 	$(BIN)/madakv plot --model small-smolvlm --dtype float32 --suite long-512 --samples 4 --out results/small-smolvlm/analysis
 	$(BIN)/madakv plot --model small-smolvlm --dtype float32 --suite long-512 --samples 4 --figure tasks \
 		--method madakv-paper --out results/small-smolvlm/analysis/madakv-paper
