@@ -124,7 +124,7 @@ def test_a_repaired_folder_is_evaluated_again(
     capsys.readouterr()
 
 
-SMALL_SMOLVLM = "6e4ecad07e9a0a81"
+SMALL_SMOLVLM = "64895ea229061011"
 """With the language model that it is put together with, which is not in the checkout."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,12 @@ from madakv.hf.replay import ReadPrompt, continue_greedily, read_more
 from madakv.methods import Method, from_text
 from madakv.prompts import model_inputs
 from tests import tiny
+
+
+def live_tensors() -> int:
+    gc.collect()
+    return sum(type(thing) is torch.Tensor for thing in gc.get_objects())
+
 
 METHODS = [
     *("full", "madakv", "madakv:safeguard=0.2", "snapkv", "lookm", "meda", "prefixkv"),
@@ -97,8 +104,12 @@ def test_models_with_other_layers_are_refused() -> None:
         sliding_window=8,
     )
     model = Gemma3ForCausalLM(config).eval()
-    with pytest.raises(UnsupportedModelError, match="full attention"):
-        ReadPrompt.of(model, {"input_ids": torch.randint(5, 60, (1, 12))})
+    counts = []
+    for _ in range(3):
+        with pytest.raises(UnsupportedModelError, match="full attention"):
+            ReadPrompt.of(model, {"input_ids": torch.randint(5, 60, (1, 12))})
+        counts.append(live_tensors())
+    assert counts[2] <= counts[0], "what was read of it is gone"
 
 
 def run(out: Path, methods: list[Method]) -> list[Row]:
@@ -142,3 +153,22 @@ def test_the_runner_answers_as_generate_does(tmp_path: Path) -> None:
         assert plain.text == row.answer
         assert plain.kept is not None
         assert plain.kept.kv_bytes == row.kv_bytes
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_of_a_prompt_outlives_it(method: str) -> None:
+    """Not even in a circle: an evaluation of a thousand prompts would hold them all."""
+    model, inputs = tiny.llava(), tiny.document()
+
+    def answered() -> None:
+        prompt = ReadPrompt.of(model, inputs)
+        with madakv.evict(model, from_text(method)) as run:
+            cache = prompt.evicted(model, run)
+            continue_greedily(model, cache, prompt.logits, seen=prompt.ids, end=set(), max_new_tokens=4)
+            finish(cache, run)
+
+    answered()
+    before = live_tensors()
+    for _ in range(2):
+        answered()
+    assert live_tensors() <= before
