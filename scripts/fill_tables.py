@@ -143,7 +143,9 @@ def _budgets(found: list[list[Line]], options: dict[str, str], *, bare: bool) ->
             named = lines[0]["model"].partition(" ")[0]
             head.append(budget_text(budget) if len(found) == 1 else f"{named}, {budget_text(budget)}")
             columns.append((n, budget))
-    best = {(n, b): max(at[n, label, b]["of_full"] for label in labels if (n, label, b) in at) for n, b in columns}
+    # Means over the same right answers differ in their last bits.
+    shares = {key: round(line["of_full"], 6) for key, line in at.items()}
+    best = {(n, b): max(shares[n, label, b] for label in labels if (n, label, b) in at) for n, b in columns}
     body = []
     for label in labels:
         cells = []
@@ -152,7 +154,7 @@ def _budgets(found: list[list[Line]], options: dict[str, str], *, bare: bool) ->
                 cells.append("")
                 continue
             share = f"{line['of_full']:.1%}"
-            share = f"**{share}**" if line["of_full"] == best[n, budget] else share
+            share = f"**{share}**" if shares[n, label, budget] == best[n, budget] else share
             cells.append(share if bare else share_within(share, *line["interval"]))
         body.append([f"`{label}`", *cells])
     return markdown_table(head, body)

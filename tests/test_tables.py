@@ -5,6 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from tests.scripts import load_script
 
 ROOT = Path(__file__).parents[1]
 
@@ -30,3 +33,16 @@ def test_a_changed_figure_is_noticed(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(copy), "--check"], capture_output=True, text=True)
     assert done.returncode == 1
     assert "README.md differ" in done.stderr
+
+
+def test_all_that_are_best_are_bold() -> None:
+    """Means of equal answers in another order differ in their last bits."""
+
+    def line(label: str, share: float, budget: float = 0.2) -> dict[str, Any]:
+        return {"model": "m", "label": label, "budget": budget, "of_full": share, "interval": (share, share)}
+
+    one, other = 0.1 + 0.2 + 0.3, 0.3 + 0.2 + 0.1
+    assert one != other
+    lines = [line("full", 1.0, 1.0), line("a", one), line("b", other), line("c", 0.59)]
+    table = load_script("fill_tables")._budgets([lines], {"methods": "a;b;c"}, bare=True)
+    assert [row.split("|")[2].strip() for row in table.splitlines()[2:]] == ["**60.0%**", "**60.0%**", "59.0%"]
