@@ -142,7 +142,7 @@ results-echo: venv
 		--methods full,madakv:echo=0,madakv:echo=64,madakv,madakv:echo=400,madakv:echo=all --out results/smollm2/echo-lengths
 	$(BIN)/python scripts/echo_curve.py results/*/echo-lengths --out results/echo
 
-# Thirty layers of a published language model behind eyes trained here, which nothing was chosen by.
+# Thirty layers of a published language model behind eyes trained here, which no option was chosen by.
 SMOLVLM := $(RUN) eval --model small-smolvlm --dtype float32 --suite
 UNEVEN := full,madakv,$(SHAPES)
 results-small-smolvlm: venv

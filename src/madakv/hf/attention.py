@@ -14,7 +14,7 @@ from transformers.masking_utils import sdpa_mask
 from madakv.attention import attend, prompt_attention
 from madakv.errors import InputError, UnsupportedModelError, UnsupportedOptionError
 from madakv.hf.cache import reading_behind, recording_behind
-from madakv.hf.layer import IMPLEMENTATION, RaggedLayer, layer_behind
+from madakv.hf.layer import IMPLEMENTATION, RaggedLayer, layer_behind, take_tags_off
 from madakv.reading import Reading
 from madakv.scoring import LayerView, OutputProjection
 from madakv.scoring.proxies import newest
@@ -87,6 +87,7 @@ def attention(
     if layer is not None:
         reading = _reading(key)
         _check_order(module, layer, reading)
+        take_tags_off(key, value)
         if attention_mask is None and not causal:
             N = key.shape[2]
             attention_mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=key.device).expand(1, 1, N, N)

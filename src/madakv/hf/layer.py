@@ -24,6 +24,13 @@ def layer_behind(states: Tensor) -> RaggedLayer | None:
     return getattr(states, _LAYER_TAG, None)
 
 
+def take_tags_off(*states: Tensor) -> None:
+    """Of keys and values that a view keeps, which would hold their reading in a circle that Python does not collect."""
+    for tagged in states:
+        for name in [name for name in vars(tagged) if name.startswith("_madakv_")]:
+            delattr(tagged, name)
+
+
 class RaggedLayer(CacheLayerMixin):
     """One layer and its memory.
 

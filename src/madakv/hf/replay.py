@@ -71,18 +71,13 @@ class ReadPrompt:
             UnsupportedModelError: a layer of the model has a state of another kind, which is not replayed.
         """
         recorder = _Recorder()
-        try:
-            with patched(model, Run(recorder)):
-                out = model(**inputs, use_cache=True, logits_to_keep=1)
-            views = tuple(recorder.views)
-        finally:
-            # A view leads to its reading and so to the recorder: a circle with tensors in it is not collected.
-            recorder.views.clear()
+        with patched(model, Run(recorder)):
+            out = model(**inputs, use_cache=True, logits_to_keep=1)
         cache: RaggedCache = out.past_key_values
         if len(cache.evicted_layers) != len(cache.layers) or cache.prompt is None:
             raise UnsupportedModelError("a prompt can be replayed only if all layers have full attention")
         ids: list[int] = inputs["input_ids"][0].tolist()
-        return cls(views, cache.prompt.modality, out.logits[:, -1], ids)
+        return cls(tuple(recorder.views), cache.prompt.modality, out.logits[:, -1], ids)
 
     @torch.no_grad()
     def evicted(self, model: Any, run: Run, *, max_new_tokens: int | None = None) -> Cache:
