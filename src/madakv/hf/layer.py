@@ -25,7 +25,7 @@ def layer_behind(states: Tensor) -> RaggedLayer | None:
 
 
 def take_tags_off(*states: Tensor) -> None:
-    """Of keys and values that a view keeps, which would hold their reading in a circle that Python does not collect."""
+    """Of what a view keeps, which would hold its reading in a circle through tensors that Python does not collect."""
     for tagged in states:
         for name in [name for name in vars(tagged) if name.startswith("_madakv_")]:
             delattr(tagged, name)
